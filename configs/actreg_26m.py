@@ -1,0 +1,26 @@
+"""Activation regularization (arXiv:2404.03605) at 26 million non-embedding parameters.
+
+  python -m launch.train --config=configs/actreg_26m.py --workdir=DIR \
+    --config.data.train="('books_train.txt.xz','expo_train.txt.xz')" \
+    --config.data.validation.expo_valid=expo_valid.txt.xz --config.data.validation.books_valid=books_valid.txt.xz
+"""
+
+from launch import settings
+
+
+def get_config():
+  """The configuration."""
+  config = settings.train()
+  config.name = 'actreg_26m'
+  config.variants = ('baseline', 'qat', 'kurtosis', 'both')
+  config.model.update(vocabulary=16384, width=512, layers=8, heads=8, feed_forward=1408, max_length=512)
+  config.data.validation.expo_valid = ''
+  config.data.validation.books_valid = ''
+  config.training.update(
+      steps=2500, batch_size=96, length=512, log_every=100, save_every=2500, measurements=14, keep_newest=1)
+  config.optimizer.update(learning_rate=3e-3, warmup_steps=150, schedule='cosine', weight_decay=0.1)
+  config.qat.ranges = (
+      (r'layers/\d+/(attention|mlp)/input', 3.0), (r'layers/\d+/(attention/o|mlp/down)/input', 1.0))
+  config.kurtosis.update(weight=1e-4, stride=4)
+  config.evaluation.batch_size = 64
+  return config

@@ -1,0 +1,112 @@
+"""Outlier analysis: which channels of which activations stand out, how heavy-tailed weights are, and histograms."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant.layers import linear
+from jaxquant.layers import tap
+from jaxquant.models import config as model_config
+from jaxquant.models import decoder
+from jaxquant.numerics import trees
+from jaxquant.training import regularizers
+
+OUTLIER_FACTOR = 6.0
+_BINS = 120
+
+
+def site_statistics(x) -> dict[str, Any]:
+  """Statistics of an activation x [..., channels], float32 scalars.
+
+  Returns:
+    peak_ratio: largest mean |x| of a channel over that of the median channel.
+    outlier_channels: channels whose mean |x| exceeds six times the mean over channels (the factor is ours).
+    absolute_maximum: largest |x|.
+    kurtosis: per token over channels, mean over tokens.
+  """
+  magnitude = jnp.abs(x.astype(jnp.float32))
+  channels = jnp.mean(magnitude, axis=tuple(range(x.ndim - 1)))
+  tiny = jnp.finfo(jnp.float32).tiny
+  return {
+      'peak_ratio': jnp.max(channels) / jnp.maximum(jnp.median(channels), tiny),
+      'outlier_channels': jnp.sum(channels > OUTLIER_FACTOR * jnp.mean(channels)).astype(jnp.float32),
+      'absolute_maximum': jnp.max(magnitude),
+      'kurtosis': jnp.mean(regularizers.kurtosis(x)),
+  }
+
+
+def analyze(params: Any, config: model_config.DecoderConfig, tokens) -> tuple[list[dict], list[dict]]:
+  """Measures every site and every kernel of the blocks.
+
+  Args:
+    params: a tree of the model; sites are measured before their input specification.
+    config: the model.
+    tokens: int32 [sequences, tokens].
+
+  Returns:
+    (sites, weights): records with Python numbers; of a site `site`, `reads_residual` and `site_statistics`; of a
+    kernel `path`, `kurtosis` over all its elements and `absolute_maximum`.
+  """
+  recorded = jax.device_get(_sites(params, tokens, config=config))
+  residual = {site.name: site.reads_residual for site in decoder.model_sites(config)}
+  sites = [
+      {'site': name, 'reads_residual': residual[name], **{key: float(value) for key, value in statistics.items()}}
+      for name, statistics in recorded.items()]
+  kernels = {path: trees.get(params, path)['kernel'] for path in trees.matching(r'layers/.*', trees.linears(params))}
+  weights = [{'path': path, **{key: float(value) for key, value in statistics.items()}}
+             for path, statistics in jax.device_get(_weights(kernels)).items()]
+  return sites, weights
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _sites(params, tokens, *, config):
+  model = decoder.Decoder(config, taps=(tap.Tap(r'.*/input', site_statistics),))
+  _, recorded = model.apply({'params': params}, tokens, mutable=[tap.COLLECTION])
+  return tap.by_point(recorded[tap.COLLECTION])
+
+
+@jax.jit
+def _weights(kernels):
+  return {path: {'kurtosis': regularizers.kurtosis(kernel.reshape(-1)), 'absolute_maximum': jnp.max(jnp.abs(kernel))}
+          for path, kernel in kernels.items()}
+
+
+def histograms(params: Any, quantized: Any, config: model_config.DecoderConfig, tokens) -> list[dict]:
+  """Histograms of site activations and kernels, before and after quantization, on shared edges.
+
+  Args:
+    params: the float tree.
+    quantized: the same model quantized, kernels as QTensors, sites with quantizers.
+    config: the model.
+    tokens: int32 [sequences, tokens].
+
+  Returns:
+    Records with `path`, `quantity` (`activation`, `weight`), `stage` (`before`, `after`), `edges` and `counts`.
+  """
+  pairs = []
+  points = jax.device_get(_activations(quantized, tokens, config=config))
+  for name in [name for name in points if name.endswith('/input')]:
+    pairs.append((name, 'activation', points[name], points[name.removesuffix('input') + 'quantized_input']))
+  for path in trees.matching(r'layers/.*', trees.linears(params)):
+    before, after = (jax.device_get(linear.dense_kernel(trees.get(tree, path))) for tree in (params, quantized))
+    pairs.append((path, 'weight', before, after))
+  records = []
+  for path, quantity, before, after in pairs:
+    before, after = np.asarray(before, np.float32).ravel(), np.asarray(after, np.float32).ravel()
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+      continue
+    edges = np.linspace(min(before.min(), after.min()), max(before.max(), after.max()) + 1e-6, _BINS + 1)
+    for stage, values in (('before', before), ('after', after)):
+      records.append({'path': path, 'quantity': quantity, 'stage': stage, 'edges': [float(f'{e:.5g}') for e in edges],
+                      'counts': np.histogram(values, edges)[0].tolist()})
+  return records
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _activations(params, tokens, *, config):
+  model = decoder.Decoder(config, taps=(tap.Tap(r'layers/.*input', lambda x: x.astype(jnp.float32)),))
+  _, recorded = model.apply({'params': params}, tokens, mutable=[tap.COLLECTION])
+  return tap.by_point(recorded[tap.COLLECTION])

@@ -1,0 +1,102 @@
+"""Perplexity and bits per byte of a text.
+
+Protocol: the text's tokens are cut into windows of the context length, without overlap; in each, every token but the
+first is predicted; the last, partial window counts; the mean runs over the predicted tokens. Bits per byte are the mean
+bits per predicted token times the tokens per byte of the whole text, hence comparable across tokenizers.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.layers import sharding
+from jaxquant.models import config as model_config
+from jaxquant.models import decoder
+from jaxquant.training import losses
+
+
+class Score(NamedTuple):
+  """Log likelihood of a text.
+
+  Attributes:
+    nats: negative log likelihood summed over the predicted tokens.
+    predicted: predicted tokens.
+    tokens: tokens of the text, the first of every window included.
+    text_bytes: UTF-8 bytes of the text.
+  """
+
+  nats: float
+  predicted: int
+  tokens: int
+  text_bytes: int
+
+  @property
+  def perplexity(self) -> float:
+    """exp of the mean negative log likelihood; infinity where that overflows."""
+    mean = self.nats / self.predicted
+    return math.exp(mean) if mean < 700 else math.inf
+
+  @property
+  def bits_per_byte(self) -> float:
+    """Bits that code one byte of the text."""
+    return self.nats / self.predicted / math.log(2) * self.tokens / self.text_bytes
+
+
+def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """Cuts `tokens` [n] into rows of `length`: (int32 [rows, length], bool [rows, length] true where a token stands).
+
+  Raises:
+    UserError: fewer than two tokens, so that there is nothing to predict.
+  """
+  if len(tokens) < 2:
+    raise errors.UserError(f'a text of {len(tokens)} tokens has none to predict')
+  rows = -(-len(tokens) // length)
+  padded = np.zeros(rows * length, np.int32)
+  padded[: len(tokens)] = tokens
+  return padded.reshape(rows, length), (np.arange(rows * length) < len(tokens)).reshape(rows, length)
+
+
+def score(
+    params: Any, config: model_config.DecoderConfig, tokens: np.ndarray, text_bytes: int, *, length: int | None = None,
+    batch_size: int = 32, implementation: str = 'simulated', mesh: jax.sharding.Mesh | None = None) -> Score:
+  """Scores a tokenized text.
+
+  Args:
+    params: a tree of the model, float or quantized.
+    config: the model.
+    tokens: integer [n].
+    text_bytes: UTF-8 bytes of the text.
+    length: of a window; the model's `max_length` by default.
+    batch_size: windows evaluated at once.
+    implementation: how codes meet codes (layers.linear).
+    mesh: devices to spread the windows over; one device without it.
+
+  Returns:
+    The Score.
+  """
+  rows, present = windows(np.asarray(tokens), length or config.max_length)
+  batch_size = min(batch_size, len(rows))
+  total, predicted = 0.0, 0
+  for start in range(0, len(rows), batch_size):
+    batch, mask = rows[start : start + batch_size], present[start : start + batch_size]
+    fill = ((0, batch_size - len(batch)), (0, 0))
+    batch, mask = np.pad(batch, fill), np.pad(mask, fill)
+    predicted += int(mask[:, 1:].sum())
+    if mesh is not None:
+      batch, mask = sharding.place_whole(mesh, batch), sharding.place_whole(mesh, mask)
+    nats = _nats(params, batch, mask, config=config, implementation=implementation)
+    total += float(np.asarray(nats).sum(dtype=np.float64))
+  return Score(total, predicted, len(tokens), text_bytes)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'implementation'))
+def _nats(params, tokens, mask, *, config, implementation):
+  """Negative log likelihood of every window, float32 [rows], replicated over the devices."""
+  logits = decoder.Decoder(config, implementation).apply({'params': params}, tokens[:, :-1])
+  nats = losses.cross_entropy(logits, tokens[:, 1:])
+  return sharding.constrain_replicated(jnp.sum(jnp.where(mask[:, 1:], nats, 0.0), axis=-1))

@@ -1,0 +1,77 @@
+"""The precisions of the comparison, each a rewrite of one calibrated tree."""
+
+from typing import Any, NamedTuple
+
+from jaxquant import errors
+from jaxquant.numerics import formats
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+from jaxquant.transforms import round_to_nearest
+
+MODES = ('none', 'static', 'dynamic')
+
+
+class Precision(NamedTuple):
+  """Bits of weights and activations; 16 means not quantized, whatever the compute type.
+
+  Attributes:
+    weights: bits of the kernels' codes.
+    activations: bits of the activations' codes.
+    mode: `none` without activation codes, `static` ranges, or `dynamic` ones, per token.
+  """
+
+  weights: int = 16
+  activations: int = 16
+  mode: str = 'none'
+
+  @property
+  def name(self) -> str:
+    """`W4A4 static`."""
+    suffix = '' if self.mode == 'none' else f' {self.mode}'
+    return f'W{self.weights}A{self.activations}{suffix}'
+
+
+def standard(weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:
+  """Full precision, either part quantized alone, and both with static and with dynamic ranges."""
+  return (
+      Precision(), Precision(16, activations, 'static'), Precision(weights, 16),
+      Precision(weights, activations, 'static'), Precision(weights, activations, 'dynamic'))
+
+
+def rewrite(
+    params: Any, precision: Precision, *, weight_pattern: str = r'layers/.*', group_size: int | None = None) -> Any:
+  """The tree of `params` at `precision`.
+
+  Args:
+    params: a float tree whose quantized sites hold static quantizers, learned or calibrated; which sites are
+      quantized, at any precision, is read from it.
+    precision: the target. The static ranges must be of its activation bits.
+    weight_pattern: linears to round, to symmetric codes, a regular expression on the whole path.
+    group_size: inputs that share a weight scale; None: one per output channel.
+
+  Returns:
+    A tree for `models.decoder`.
+
+  Raises:
+    UserError: static ranges are missing or of other bits.
+  """
+  sites = trees.inputs(params)
+  for site in sites if precision.mode != 'none' else ():
+    if precision.mode == 'static' and trees.get(params, site)['quantizer'].bits != precision.activations:
+      raise errors.UserError(f'{site}: static ranges are not of {precision.activations} bits')
+  if precision.mode == 'static' and not sites:
+    raise errors.UserError('static activations need calibrated or learned ranges, and the tree has none')
+  for site in sites if precision.mode != 'static' else ():
+    specification = {key: value for key, value in trees.get(params, site).items() if key != 'quantizer'}
+    if precision.mode == 'dynamic':
+      specification['quantizer'] = quantizers.DynamicQuantizer(
+          formats.IntFormat(precision.activations, symmetric=False))
+    params = trees.put(params, site, specification or None)
+  for path in trees.linears(params):
+    params = trees.put(params, f'{path}/kernel_quantizer', None)
+  if precision.weights < 16:
+    linears = trees.matching(weight_pattern, trees.linears(params))
+    rounding = round_to_nearest.round_to_nearest(
+        linears, formats.IntFormat(precision.weights), group_size=group_size)
+    params, _, _ = rounding.search(params, rounding.init(params))
+  return params

@@ -1,0 +1,88 @@
+"""Causal self-attention with grouped keys and values, every projection through the one evaluator."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxquant.layers import inputs
+from jaxquant.layers import linear
+from jaxquant.layers import positions as position_layers
+from jaxquant.layers import tap
+
+OPERANDS = ('query', 'key', 'value', 'probabilities')
+
+
+class Attention(nn.Module):
+  """Attention over the tokens so far.
+
+  The subtree holds the linears `q`, `k`, `v`, `o`; optionally `input`, the specification of the activation that q, k
+  and v share; and optionally a specification for each of `OPERANDS`, applied after the rotation and before the products.
+
+  Attributes:
+    heads, kv_heads, head_dim: heads divide evenly over kv_heads.
+    width: features of the residual stream.
+    use_bias: biases of the four linears at initialization.
+    rope_theta: base of the rotary frequencies, or None for no rotation.
+    backend: `xla`, `cudnn`, or `auto`: cuDNN's fused kernel on a GPU in 16 bits.
+    implementation: how codes meet codes (layers.linear).
+    taps: statistics to read.
+    output_initializer: of `o`.
+  """
+
+  heads: int
+  kv_heads: int
+  head_dim: int
+  width: int
+  use_bias: bool = False
+  rope_theta: float | None = None
+  backend: str = 'auto'
+  implementation: str = 'simulated'
+  taps: tuple[tap.Tap, ...] = ()
+  output_initializer: nn.initializers.Initializer = nn.initializers.normal(0.02)
+
+  @nn.compact
+  def __call__(self, x):
+    """Attention of `x` [batch, tokens, features], an array or `inputs.Pending`: [batch, tokens, width]."""
+    dense = lambda features, name, **kwargs: linear.Linear(
+        features, use_bias=self.use_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
+    specifications = self.variables.get('params', {})
+    prepared = tap.prepare(self, self.taps, specifications.get('input'), x)
+    split = lambda y, heads: y.reshape(*y.shape[:-1], heads, self.head_dim)
+    q = split(dense(self.heads * self.head_dim, 'q')(prepared), self.heads)
+    k = split(dense(self.kv_heads * self.head_dim, 'k')(prepared), self.kv_heads)
+    v = split(dense(self.kv_heads * self.head_dim, 'v')(prepared), self.kv_heads)
+    if self.rope_theta is not None:
+      angles = position_layers.rotary_angles(jnp.arange(q.shape[-3]), self.head_dim, self.rope_theta)
+      q, k = position_layers.rotate(q, angles), position_layers.rotate(k, angles)
+    mixed = attend(q, k, v, {name: specifications.get(name) for name in OPERANDS}, self.backend)
+    mixed = mixed.reshape(*mixed.shape[:-2], self.heads * self.head_dim)
+    return dense(self.width, 'o', initializer=self.output_initializer)(mixed)
+
+
+def attend(q, k, v, specifications: dict, backend: str):
+  """Causal attention of q [batch, tokens, heads, dim] over k and v [batch, tokens, kv_heads, dim].
+
+  Args:
+    q, k, v: floating arrays of one dtype.
+    specifications: input specification, or None, for each of `OPERANDS`.
+    backend: see `Attention`.
+
+  Returns:
+    [batch, tokens, heads, dim] in the dtype of `q`.
+  """
+  q, k, v = (inputs.prepare(specifications[name], a).values for name, a in zip(OPERANDS, (q, k, v)))
+  if specifications['probabilities'] is None:
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=_backend(backend, q))
+  k, v = (jnp.repeat(a, q.shape[-2] // a.shape[-2], axis=-2) for a in (k, v))
+  scores = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+  causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+  probabilities = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(q.dtype)
+  probabilities = inputs.prepare(specifications['probabilities'], probabilities).values
+  return jnp.einsum('bhqk,bkhd->bqhd', probabilities, v)
+
+
+def _backend(backend: str, q):
+  fused = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+  if backend == 'auto':
+    return 'cudnn' if jax.default_backend() == 'gpu' and fused else 'xla'
+  return backend

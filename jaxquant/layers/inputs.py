@@ -1,0 +1,87 @@
+"""Input specifications: what happens to an activation before the product that reads it.
+
+A specification is a dict in the parameter tree with any of these entries, applied in this order:
+
+  gather     int32 [channels]       channel i of the result is channel gather[i] of the activation
+  shift      float32 [channels]     subtracted
+  scale      float32 [channels]     divided by
+  quantizer  an input quantizer node (numerics.quantizers)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxquant.numerics import quantizers
+
+_ORDER = ('gather', 'shift', 'scale', 'quantizer')
+
+
+class Activation(NamedTuple):
+  """An activation ready for a product: quantized values for float kernels and, if quantized, codes for integer ones.
+
+  Under jit, whichever of the two no product reads is never computed.
+  """
+
+  values: Any
+  codes: quantizers.Codes | None
+
+
+class Pending(NamedTuple):
+  """An activation not computed yet: `function(*arrays)`, an elementwise nonlinearity.
+
+  Whoever quantizes the activation recomputes it in the backward pass from `arrays`, which are read there anyway,
+  instead of storing it beside its quantized copy.
+  """
+
+  function: Callable[..., Any]
+  arrays: tuple[Any, ...]
+
+  def compute(self):
+    """The activation [..., features]."""
+    return self.function(*self.arrays)
+
+
+def prepare(specification: dict | None, x) -> Activation:
+  """Applies an input specification.
+
+  Args:
+    specification: the dict above, or None.
+    x: [..., features]; a `Pending` that computes it; or an `Activation` that another specification (that of a shared
+      site) made already.
+
+  Returns:
+    An `Activation` whose values have the dtype of the activation.
+
+  Raises:
+    ValueError: an unknown entry, or codes quantized a second time.
+  """
+  if isinstance(x, Activation):
+    if not specification:
+      return x
+    if x.codes is not None:
+      raise ValueError(f'an activation quantized at its site meets a second input specification {list(specification)}')
+    x = x.values
+  if not specification:
+    return Activation(x.compute() if isinstance(x, Pending) else x, None)
+  if unknown := set(specification) - set(_ORDER):
+    raise ValueError(f'unknown entries {sorted(unknown)} in an input specification; there are {", ".join(_ORDER)}')
+  if isinstance(x, Pending):
+    return jax.checkpoint(lambda *arrays: _apply(specification, x.function(*arrays)))(*x.arrays)
+  return _apply(specification, x)
+
+
+def _apply(specification: dict, x) -> Activation:
+  dtype = x.dtype
+  if 'gather' in specification:
+    x = jnp.take(x, specification['gather'], axis=-1)
+  if 'shift' in specification:
+    x = (x - specification['shift']).astype(dtype)
+  if 'scale' in specification:
+    x = (x / specification['scale']).astype(dtype)
+  if 'quantizer' not in specification:
+    return Activation(x, None)
+  quantizer = specification['quantizer']
+  return Activation(quantizer(x), quantizer.codes(x))

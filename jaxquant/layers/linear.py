@@ -1,0 +1,140 @@
+"""The one evaluator of linear layers.
+
+A linear layer is a dict in the parameter tree: `kernel` [in, out] (an array or a QTensor), optionally `bias` [out],
+`input` (see layers.inputs) and `kernel_quantizer` (rounds a float kernel in training). Which arithmetic runs follows
+from what the dict holds:
+
+  kernel    activation   product
+  float     any          the activation's quantized values with the kernel, in the activation's dtype
+  QTensor   float        the activation with the dequantized kernel, in the activation's dtype
+  QTensor   quantized    codes with codes, exact (kernels.quantized_matmul), float32 epilogue
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+import kernels
+from jaxquant.layers import inputs
+from jaxquant.layers import tap
+from jaxquant.numerics import qtensor
+from jaxquant.numerics import quantize
+from jaxquant.numerics import quantizers
+
+
+def linear(params: dict, x, *, implementation: str = 'simulated', transpose: bool = False):
+  """Evaluates a linear layer from its subtree.
+
+  Args:
+    params: the dict above.
+    x: activation [..., in], or an `inputs.Activation` prepared at the site that several linears share.
+    implementation: how codes meet codes, one of `kernels.IMPLEMENTATIONS`; all give the same bits.
+    transpose: contract with the kernel's last axis instead (a tied head reads the embedding's [vocabulary, in]).
+
+  Returns:
+    [..., out] in the dtype of `x`.
+  """
+  activation = inputs.prepare(params.get('input'), x)
+  return _product(activation, effective_kernel(params), params.get('bias'), implementation, transpose)
+
+
+def embed(params: dict, ids, dtype):
+  """Rows of an embedding: `kernel` [vocabulary, features], float or a QTensor, gives [..., features] of `dtype`."""
+  return jnp.take(dense_kernel(params), ids, axis=0).astype(dtype)
+
+
+def dense_kernel(params: dict):
+  """The values of the layer's kernel as an array, whatever it is made of."""
+  kernel = effective_kernel(params)
+  return quantize.dequantize(kernel) if isinstance(kernel, qtensor.QTensor) else kernel
+
+
+def effective_kernel(params: dict):
+  """The kernel that takes part in the product: rounded if the layer has a kernel quantizer."""
+  kernel = params['kernel']
+  return params['kernel_quantizer'](kernel) if 'kernel_quantizer' in params else kernel
+
+
+def _product(activation: inputs.Activation, kernel, bias, implementation: str, transpose: bool):
+  dtype = activation.values.dtype
+  if transpose:
+    kernel = kernel.transposed() if isinstance(kernel, qtensor.QTensor) else kernel.T
+  if not isinstance(kernel, qtensor.QTensor) or activation.codes is None:
+    kernel = quantize.dequantize(kernel, dtype) if isinstance(kernel, qtensor.QTensor) else kernel.astype(dtype)
+    y = activation.values @ kernel
+    return y if bias is None else y + bias.astype(dtype)
+  if kernel.axis != -2:
+    raise ValueError('a kernel with scales per input channel cannot meet integer activations: its scales vary along '
+                     'the contraction, so no integer sum can be scaled afterwards; leave the activation unquantized')
+  return _integer_product(implementation, activation.values, activation.codes, kernel, bias)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _integer_product(implementation: str, values, codes: quantizers.Codes, kernel: qtensor.QTensor, bias):
+  """Codes with codes; differentiates as the product of the dequantized values, so gradients pass straight through."""
+  fmt = kernel.format
+  shift = 0 if fmt.symmetric else 2 ** (fmt.bits - 1)
+  w_codes = (kernel.unpacked().astype(jnp.int32) - shift).astype(jnp.int8)
+  w_offset = None if kernel.zero_point is None else (shift - kernel.zero_point.astype(jnp.float32)) * kernel.scale
+  return kernels.quantized_matmul(
+      codes.codes, w_codes, codes.scale, kernel.scale, x_offset=codes.offset, w_offset=w_offset, bias=bias,
+      x_bits=codes.bits, w_bits=fmt.bits, implementation=implementation, out_dtype=values.dtype)
+
+
+@_integer_product.defjvp
+def _(implementation, primals, tangents):
+  values, _, kernel, _ = primals
+  as_floats = lambda v, scale: v @ quantize.dequantize(dataclasses.replace(kernel, scale=scale), v.dtype)
+  _, tangent = jax.jvp(as_floats, (values, kernel.scale), (tangents[0], tangents[2].scale))
+  if tangents[3] is not None:
+    tangent += tangents[3].astype(tangent.dtype)
+  return _integer_product(implementation, *primals), tangent
+
+
+class Linear(nn.Module):
+  """A linear layer of a Linen model: creates a float kernel, then runs whatever the tree holds.
+
+  Attributes:
+    features: outputs.
+    use_bias: whether initialization creates a bias.
+    implementation: see `linear`.
+    taps: statistics to read at `output`, `input` and `quantized_input`.
+    initializer: of the kernel.
+  """
+
+  features: int
+  use_bias: bool = False
+  implementation: str = 'simulated'
+  taps: tuple[tap.Tap, ...] = ()
+  initializer: Any = nn.initializers.normal(0.02)
+
+  @nn.compact
+  def __call__(self, x, shared_kernel=None):
+    """Evaluates the layer.
+
+    Args:
+      x: activation [..., in], an `inputs.Pending` one, or one that its site prepared already.
+      shared_kernel: [out, in], used instead of a kernel of its own.
+
+    Returns:
+      [..., out].
+    """
+    if self.is_initializing() and shared_kernel is None:
+      width = inputs.prepare(None, x).values.shape[-1]
+      self.param('kernel', self.initializer, (width, self.features), jnp.float32)
+      if self.use_bias:
+        self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    # `self.param` would compare shapes with what is in the tree and refuse a QTensor; the model's validator has done
+    # that by logical shape.
+    params = dict(self.variables.get('params', {}))
+    if shared_kernel is not None:
+      params['kernel'] = shared_kernel
+    if not isinstance(x, inputs.Activation):
+      x = tap.prepare(self, self.taps, params.pop('input', None), x)
+    y = linear(params, x, implementation=self.implementation, transpose=shared_kernel is not None)
+    tap.record(self, self.taps, 'output', lambda: y)
+    return y

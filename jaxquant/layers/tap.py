@@ -1,0 +1,65 @@
+"""Taps: named points where a statistic is read from a running model.
+
+A tap is a function applied at every point whose name matches its pattern. What it returns, not the activation, leaves
+the module, so a scalar statistic stays cheap under rematerialization. Points are named by the path of the module and
+what is read there:
+
+  <linear>/output            what a linear layer returns
+  <site>/input               an activation before its input specification
+  <site>/quantized_input     the same after it, as the product sees it
+
+where a site is a linear layer, or the parent of several linears that read the same activation.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+
+from jaxquant.layers import inputs
+
+COLLECTION = 'taps'
+
+
+class Tap(NamedTuple):
+  """A statistic to read.
+
+  Attributes:
+    pattern: regular expression that the whole name of a point must match.
+    function: activation -> pytree of arrays.
+  """
+
+  pattern: str
+  function: Callable[[Any], Any]
+
+
+def record(module: nn.Module, taps: tuple[Tap, ...], point: str, activation: Callable[[], Any]) -> None:
+  """Applies the first matching tap to `activation()` at `point` of `module`, if the collection is being recorded."""
+  if not taps or not module.is_mutable_collection(COLLECTION) or module.is_initializing():
+    return
+  name = '/'.join((*module.path, point))
+  for tap in taps:
+    if re.fullmatch(tap.pattern, name):
+      module.sow(COLLECTION, point, tap.function(activation()), init_fn=lambda: None, reduce_fn=lambda _, new: new)
+      return
+
+
+def prepare(module: nn.Module, taps: tuple[Tap, ...], specification: dict | None, x) -> inputs.Activation:
+  """`inputs.prepare` for the site of `module`, with its two tap points."""
+  record(module, taps, 'input', lambda: inputs.prepare(None, x).values)
+  prepared = inputs.prepare(specification, x)
+  record(module, taps, 'quantized_input', lambda: prepared.values)
+  return prepared
+
+
+def by_point(collection: Any, prefix: str = '') -> dict[str, Any]:
+  """The recorded collection as {name of the point: statistic}."""
+  points = {}
+  for key, value in collection.items():
+    name = f'{prefix}/{key}' if prefix else key
+    if key in ('input', 'quantized_input', 'output'):
+      points[name] = value
+    else:
+      points.update(by_point(value, name))
+  return points

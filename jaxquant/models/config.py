@@ -1,0 +1,113 @@
+"""Architecture of a decoder as data."""
+
+import dataclasses
+import difflib
+
+import jax.numpy as jnp
+
+from jaxquant import errors
+
+_CHOICES = {
+    'norm': ('rms', 'layer'),
+    'positions': ('rotary', 'learned'),
+    'activation': ('silu', 'relu', 'gelu', 'gelu_tanh'),
+    'dtype': ('bfloat16', 'float16', 'float32'),
+    'attention_backend': ('auto', 'xla', 'cudnn'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """A decoder-only transformer with pre-normalization.
+
+  LLaMA style: the defaults. OPT style: norm='layer', positions='learned', activation='relu', gated=False, bias=True,
+  tied=True; GPT-2 the same with activation='gelu_tanh'.
+
+  Attributes:
+    vocabulary: token ids.
+    width: features of the residual stream.
+    layers: blocks.
+    heads: query heads; `kv_heads` divides it (None: as many).
+    head_dim: features of a head (None: width / heads).
+    feed_forward: hidden features of the MLP.
+    max_length: longest sequence; rows of the learned position table.
+    norm, norm_epsilon: `rms` or `layer`.
+    positions, rope_theta: `rotary` (half-split convention) or `learned`.
+    activation: `silu`, `relu`, `gelu` (exact) or `gelu_tanh`.
+    gated: a gate projection multiplies the up projection (SwiGLU with `silu`).
+    bias: biases in the linears of the blocks.
+    tied: the head reads the embedding's kernel.
+    dtype: of activations and products; parameters are float32.
+    remat: recompute each block in the backward pass.
+    attention_backend: `auto`, `xla` or `cudnn`.
+  """
+
+  vocabulary: int
+  width: int
+  layers: int
+  heads: int
+  feed_forward: int
+  kv_heads: int | None = None
+  head_dim: int | None = None
+  max_length: int = 2048
+  norm: str = 'rms'
+  norm_epsilon: float = 1e-5
+  positions: str = 'rotary'
+  rope_theta: float = 10_000.0
+  activation: str = 'silu'
+  gated: bool = True
+  bias: bool = False
+  tied: bool = False
+  dtype: str = 'bfloat16'
+  remat: bool = False
+  attention_backend: str = 'auto'
+
+  def __post_init__(self):
+    object.__setattr__(self, 'kv_heads', self.kv_heads or self.heads)
+    if self.head_dim is None:
+      if self.width % self.heads:
+        raise errors.UserError(f'model.width {self.width} is not a multiple of model.heads {self.heads}')
+      object.__setattr__(self, 'head_dim', self.width // self.heads)
+    if self.heads % self.kv_heads:
+      raise errors.UserError(f'model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}')
+    if self.positions == 'rotary' and self.head_dim % 2:
+      raise errors.UserError(f'rotary positions need an even head_dim, not {self.head_dim}')
+    for field, choices in _CHOICES.items():
+      if getattr(self, field) not in choices:
+        raise errors.UserError(f'model.{field} is {getattr(self, field)!r}; there are {", ".join(choices)}')
+
+  @classmethod
+  def from_dict(cls, values: dict) -> 'DecoderConfig':
+    """A config from its JSON form; raises `UserError` with a suggestion for an unknown key and for a missing one."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+      if key not in fields:
+        close = difflib.get_close_matches(key, fields, 1)
+        raise errors.UserError(f'unknown model.{key}' + (f'; did you mean model.{close[0]}?' if close else ''))
+    if missing := [k for k, f in fields.items() if f.default is dataclasses.MISSING and k not in values]:
+      raise errors.UserError(f'the model needs {", ".join(f"model.{key}" for key in missing)}')
+    return cls(**values)
+
+  def to_dict(self) -> dict:
+    """The JSON form."""
+    return dataclasses.asdict(self)
+
+  @property
+  def compute_dtype(self):
+    """`dtype` as a JAX dtype."""
+    return jnp.dtype(self.dtype)
+
+  @property
+  def block_parameters(self) -> int:
+    """Weights of all blocks' linears: the non-embedding parameters (norms and biases left out)."""
+    attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim
+    return self.layers * (attention + (3 if self.gated else 2) * self.width * self.feed_forward)
+
+  def training_flops_per_token(self, length: int) -> float:
+    """Floating-point operations a token costs in training, forward and backward, without rematerialization.
+
+    Six per weight of a product (head included) and twelve per layer, head feature and attended token, of which
+    causality leaves half (PaLM, arXiv:2204.02311, appendix B).
+    """
+    products = self.block_parameters + self.vocabulary * self.width
+    return 6 * products + 6 * self.layers * self.heads * self.head_dim * length

@@ -1,0 +1,117 @@
+"""The one quantize/dequantize pair, and the groups whose members share a scale."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.numerics import formats
+from jaxquant.numerics import packing
+from jaxquant.numerics import qtensor
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def split_groups(x, axis: int, groups: int):
+  """Cuts `axis` (negative) of `x` into `groups` runs: shape [..., groups, size // groups, ...]."""
+  axis += x.ndim
+  return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
+
+
+def spread(per_group, axis: int, size: int):
+  """Repeats per-group values along `axis` to `size` elements, so that they broadcast against the array."""
+  groups = per_group.shape[axis]
+  return per_group if groups == 1 else jnp.repeat(per_group, size // groups, axis=axis)
+
+
+def affine(low, high, fmt: formats.IntFormat):
+  """Scale and zero point of a value range that contains zero.
+
+  Args:
+    low, high: float32 ends of the range, low <= 0 <= high, any shape.
+    fmt: symmetric formats use max(-low, high) / maximum; asymmetric ones (high - low) / (2^bits - 1).
+
+  Returns:
+    (scale, zero_point): float32 and uint8 of the same shape; zero_point is None for symmetric formats. An empty
+    range has scale 1, so that zeros stay exactly zero; other scales are at least the smallest normal number. Scales
+    above its reciprocal, 8.5e37, cannot be divided by.
+  """
+  if fmt.symmetric:
+    scale = jnp.maximum(-low, high) / fmt.maximum
+  else:
+    scale = (high / 2 - low / 2) / (fmt.maximum / 2)  # the difference itself may overflow
+  # Asked of the range, since the scale of a tiny one underflows.
+  scale = jnp.where(low == high, 1.0, jnp.maximum(scale, _TINY))
+  zero_point = None if fmt.symmetric else jnp.round(-low / scale).astype(jnp.uint8)
+  return scale, zero_point
+
+
+def encode(x, scale, zero_point, fmt: formats.IntFormat):
+  """Codes of float values for broadcastable scales: round half to even, then saturate. int8 or uint8."""
+  codes = jnp.round(x.astype(jnp.float32) / scale)
+  if zero_point is not None:
+    codes += zero_point.astype(jnp.float32)
+  return jnp.clip(codes, fmt.minimum, fmt.maximum).astype(fmt.dtype)
+
+
+def decode(codes, scale, zero_point):
+  """Float32 values of codes for broadcastable scales: (codes - zero_point) * scale."""
+  values = codes.astype(jnp.float32)
+  if zero_point is not None:
+    values -= zero_point.astype(jnp.float32)
+  return values * scale
+
+
+def group_count(size: int, group_size: int | None, what: str = 'array') -> int:
+  """Groups of `group_size` in `size` elements (None: one group); raises `UserError` where it does not divide."""
+  if group_size is None:
+    return 1
+  if group_size < 1 or size % group_size:
+    raise errors.UserError(f'{what}: group size {group_size} does not divide {size} elements')
+  return size // group_size
+
+
+def group_range(x, *, axis: int, group_size: int | None = None, per_tensor: bool = False):
+  """Least and greatest value of every group of `x`, zero included: float32, `axis` shrunk to the number of groups."""
+  if per_tensor and group_size is not None:
+    raise errors.UserError(f'one range for the whole tensor excludes groups of {group_size}')
+  grouped = split_groups(x.astype(jnp.float32), axis, group_count(x.shape[axis], group_size))
+  low, high = (f(grouped, axis=None if per_tensor else axis, initial=0.0) for f in (jnp.min, jnp.max))
+  return (low.reshape((1,) * x.ndim), high.reshape((1,) * x.ndim)) if per_tensor else (low, high)
+
+
+def quantize(
+    x, fmt: formats.IntFormat, *, axis: int = -2, group_size: int | None = None, per_tensor: bool = False
+) -> qtensor.QTensor:
+  """Rounds `x` to the nearest codes of `fmt` with min-max scales.
+
+  Args:
+    x: floating array of rank 2 or more, [..., in, out] for a linear layer's kernel.
+    fmt: the number format.
+    axis: -2 or -1, the axis that is cut into groups.
+    group_size: elements of `axis` that share a scale; None: the whole axis, a scale per channel of the other one.
+    per_tensor: one scale for the whole array; excludes `group_size`.
+
+  Returns:
+    A QTensor with float32 scales. All-zero groups are exact; a constant or one-signed group is exact at its largest
+    magnitude to one unit in the last place of float32, since the range is extended to zero.
+
+  Raises:
+    UserError: `group_size` does not divide the axis, or is given with `per_tensor`.
+  """
+  low, high = group_range(x, axis=axis, group_size=group_size, per_tensor=per_tensor)
+  scale, zero_point = affine(low, high, fmt)
+  return from_scales(x, scale, zero_point, fmt, axis=axis)
+
+
+def from_scales(x, scale, zero_point, fmt: formats.IntFormat, *, axis: int = -2) -> qtensor.QTensor:
+  """Rounds `x` to codes for given scales and zero points, shaped as in a QTensor."""
+  size = x.shape[axis]
+  wide = None if zero_point is None else spread(zero_point, axis, size)
+  codes = encode(x, spread(scale, axis, size), wide, fmt)
+  return qtensor.QTensor(packing.pack(codes, fmt, axis), scale, zero_point, fmt, axis, size)
+
+
+def dequantize(q: qtensor.QTensor, dtype=jnp.float32):
+  """The values of `q` as an array of `dtype` and the logical shape; arithmetic is float32."""
+  zero_point = None if q.zero_point is None else spread(q.zero_point, q.axis, q.size)
+  return decode(q.unpacked(), spread(q.scale, q.axis, q.size), zero_point).astype(dtype)

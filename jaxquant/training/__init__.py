@@ -1,0 +1,14 @@
+"""Training: quantization-aware and full-precision, resumed bit for bit after any interruption.
+
+  qat           quantizers put into a float tree, and their ranges kept sane
+  losses        cross entropy of next-token predictions
+  regularizers  kurtosis of layer outputs and of weights
+  optimizer     AdamW in groups
+  step          one training step
+  trainer       the step on a mesh of devices, and the loop
+  checkpoints   saved in the background; the newest and the best kept; the newest undamaged one restored
+  restoring     one checkpoint read and verified
+  manifest      what the arrays of a checkpoint are, formats and checksums included
+  checksums     32 bits per array, the same on every sharding, device and backend
+  preemption    the end of a job announced by a signal, agreed on by all its processes
+"""

@@ -1,0 +1,96 @@
+"""Quantization-aware training: puts quantizers into a float tree, by rules, and keeps their ranges sane."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxquant import errors
+from jaxquant.calibration import rules
+from jaxquant.numerics import formats
+from jaxquant.numerics import nodes
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+
+METHODS = ('clip', 'lsq', 'pact')
+
+
+@dataclasses.dataclass(frozen=True)
+class QATConfig:
+  """What is quantized during training.
+
+  Attributes:
+    bits: of activations.
+    method: `clip` (two learned ends, arXiv:2404.03605), `lsq` or `pact`.
+    align_zero: see `quantizers.ClipQuantizer`.
+    ranges: (pattern, half width) pairs; the first pattern that matches the whole name of a site gives its starting
+      range [-half width, half width]. Sites that no pattern matches are not quantized.
+    weight_bits: round kernels too, symmetric per output channel, with straight-through gradients; 16 leaves them.
+    weight_pattern: which linears' kernels, a regular expression on their whole path.
+    weight_group_size: inputs that share a weight scale; None for all.
+  """
+
+  bits: int = 4
+  method: str = 'clip'
+  align_zero: bool = False
+  ranges: tuple = ((r'layers/\d+/(attention|mlp)/input', 3.0), (r'layers/.*', 2.0))
+  weight_bits: int = 16
+  weight_pattern: str = r'layers/.*'
+  weight_group_size: int | None = None
+
+  def __post_init__(self):
+    if self.method not in METHODS:
+      raise errors.UserError(f'qat.method is {self.method!r}; there are {", ".join(METHODS)}')
+    if any(width <= 0 for _, width in self.ranges):
+      raise errors.UserError('qat.ranges: half widths must be positive')
+
+
+def prepare(params: dict, config: QATConfig, site_names: tuple[str, ...]) -> dict:
+  """A float tree with the quantizers of `config`.
+
+  Args:
+    params: float tree.
+    config: what to quantize.
+    site_names: names of the model's sites, which are the paths of their input specifications.
+
+  Returns:
+    The tree with `quantizer` entries in input specifications and `kernel_quantizer` entries in linears.
+
+  Raises:
+    UserError: a pattern that wins no site or linear, a group size that does not divide, or a tree that holds codes.
+  """
+  if coded := [path for path in trees.linears(params) if nodes.is_node(trees.get(params, path)['kernel'])]:
+    raise errors.UserError(f'training needs float weights, but {coded[0]} holds integer codes')
+  for name, width in rules.assign(config.ranges, site_names, 'qat.ranges', every=False).items():
+    specification = {**trees.get(params, name, {}), 'quantizer': _quantizer(config, width)}
+    params = trees.put(params, name, specification)
+  if config.weight_bits < 16:
+    quantizer = quantizers.WeightQuantizer(
+        formats.IntFormat(config.weight_bits), group_size=config.weight_group_size)
+    paths = trees.matching(config.weight_pattern, trees.linears(params))
+    if not paths:
+      raise errors.UserError(f'qat.weight_pattern {config.weight_pattern!r} matches no linear layer')
+    for path in paths:
+      quantizer.check(trees.get(params, path)['kernel'].shape, path)
+      params = trees.put(params, f'{path}/kernel_quantizer', quantizer)
+  return params
+
+
+def project(params: dict) -> dict:
+  """The tree with every learned range valid again (ends in order, steps positive), after an optimizer step."""
+  learned = lambda value: isinstance(value, quantizers.INPUT_QUANTIZERS)
+  return jax.tree.map(lambda value: value.projected() if learned(value) else value, params, is_leaf=learned)
+
+
+def ranges(params: dict) -> dict[str, tuple]:
+  """The learned range (low, high) of every input quantizer, by the path of its specification."""
+  found = {path: trees.get(params, path)['quantizer'] for path in trees.inputs(params)}
+  return {path: quantizer.ends() for path, quantizer in found.items() if hasattr(quantizer, 'ends')}
+
+
+def _quantizer(config: QATConfig, width: float):
+  if config.method == 'clip':
+    return quantizers.ClipQuantizer(jnp.float32(-width), jnp.float32(width), config.bits, config.align_zero)
+  if config.method == 'pact':
+    return quantizers.PactQuantizer(jnp.float32(width), config.bits)
+  return quantizers.StepQuantizer(jnp.float32(width / (2 ** (config.bits - 1) - 1)), config.bits)

@@ -1,0 +1,103 @@
+"""One training step: loss with regularizers, gradients over microbatches, optimizer, projected ranges."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxquant.layers import tap
+from jaxquant.models import config as model_config
+from jaxquant.models import decoder
+from jaxquant.training import losses
+from jaxquant.training import optimizer as optimizers
+from jaxquant.training import qat
+from jaxquant.training import regularizers
+
+
+class TrainState(NamedTuple):
+  """What a step reads and writes: parameters, optimizer state, number of steps done (int32)."""
+
+  params: Any
+  optimizer: Any
+  step: Any
+
+
+class Objective(NamedTuple):
+  """The loss: cross entropy of next tokens, plus either regularizer."""
+
+  model: model_config.DecoderConfig
+  output_kurtosis: regularizers.OutputKurtosis | None = None
+  weight_kurtosis: regularizers.WeightKurtosis | None = None
+
+  def __call__(self, params, tokens, batch_tokens: int):
+    """Loss and its parts.
+
+    Args:
+      params: the tree.
+      tokens: int32 [rows, length + 1].
+      batch_tokens: tokens predicted in the whole global batch, of which `tokens` may be one microbatch.
+
+    Returns:
+      (loss, metrics): float32 scalars, means over the rows.
+    """
+    taps = (self.output_kurtosis.tap(),) if self.output_kurtosis else ()
+    model = decoder.Decoder(self.model, taps=taps)
+    logits, recorded = model.apply({'params': params}, tokens[:, :-1], mutable=[tap.COLLECTION] if taps else [])
+    loss = jnp.mean(losses.cross_entropy(logits, tokens[:, 1:]))
+    metrics = {'cross_entropy': loss}
+    if self.output_kurtosis:
+      statistics = list(tap.by_point(recorded[tap.COLLECTION]).values())
+      penalty, metrics['kurtosis'] = self.output_kurtosis.penalty(statistics, batch_tokens)
+      loss += penalty
+    if self.weight_kurtosis:
+      penalty, metrics['weight_kurtosis'] = self.weight_kurtosis.penalty(params)
+      loss += penalty
+    return loss, {'loss': loss, **metrics}
+
+
+def initial_state(params, tx: optax.GradientTransformation) -> TrainState:
+  """The state before the first step."""
+  return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
+
+
+def train_step(state: TrainState, tokens, *, objective: Objective, tx, microbatches: int = 1):
+  """One optimizer step on a global batch.
+
+  Args:
+    state: the state, donated when jitted by the trainer.
+    tokens: int32 [batch, length + 1].
+    objective: the loss.
+    tx: the optimizer.
+    microbatches: gradients are averaged over this many equal parts of the batch, one at a time.
+
+  Returns:
+    (state, metrics): float32 scalars `loss`, `cross_entropy`, `gradient_norm` (kernels, gains and biases) and the
+    regularizers' statistics.
+  """
+  batch_tokens = tokens.shape[0] * (tokens.shape[1] - 1)
+  gradient = jax.value_and_grad(objective, has_aux=True)
+
+  def accumulate(total, part):
+    (_, metrics), gradients = gradient(state.params, part, batch_tokens)
+    return jax.tree.map(jnp.add, total, (gradients, metrics)), None
+
+  if microbatches == 1:
+    (_, metrics), gradients = gradient(state.params, tokens, batch_tokens)
+  else:
+    # Row r of microbatch m is row r * microbatches + m of the batch, so that every device holds a part of each.
+    parts = jnp.moveaxis(tokens.reshape(-1, microbatches, tokens.shape[1]), 1, 0)
+    (gradients, metrics), _ = jax.lax.scan(accumulate, _zeros(gradient, state.params, parts[0], batch_tokens), parts)
+    gradients, metrics = jax.tree.map(lambda x: x / microbatches, (gradients, metrics))
+  updates, optimizer = tx.update(gradients, state.optimizer, state.params)
+  params = qat.project(optax.apply_updates(state.params, updates))
+  kernels = [g for g, label in zip(jax.tree.leaves(gradients), jax.tree.leaves(optimizers.labels(gradients)))
+             if label == 'weights']
+  metrics['gradient_norm'] = optax.global_norm(kernels)
+  return TrainState(params, optimizer, state.step + 1), metrics
+
+
+def _zeros(gradient, params, part, batch_tokens):
+  """Zeros shaped as the gradients and metrics of one microbatch."""
+  (_, metrics), gradients = jax.eval_shape(lambda: gradient(params, part, batch_tokens))
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, metrics))

@@ -1,0 +1,158 @@
+"""The trainer: a training step on a mesh of devices, and the loop that feeds, logs and saves it."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxquant import errors
+from jaxquant.layers import sharding
+from jaxquant.models import decoder
+from jaxquant.training import preemption
+from jaxquant.training import step as training_step
+
+
+class Interrupted(Exception):
+  """The job was told to stop; a checkpoint of the last step is saved. Start the same command again. Exit code 75."""
+
+  exit_code = preemption.EXIT_CODE
+
+
+class Schedule(NamedTuple):
+  """When the loop does what, in steps.
+
+  Attributes:
+    steps: in all.
+    log_every: between records of kind `train`.
+    save_every: between checkpoints.
+    visit: steps after which `Hooks.visit` is called, the first being 0: before any training.
+  """
+
+  steps: int
+  log_every: int
+  save_every: int
+  visit: frozenset[int]
+
+
+class Hooks(NamedTuple):
+  """What the loop calls back.
+
+  Attributes:
+    compiled: (seconds): the first step, compilation included, is done.
+    log: (step, metrics): metrics of the last step, with the `seconds` and `steps` since the log before.
+    visit: (step, state): measurements at the steps of the schedule; returns metrics to choose the best checkpoint by.
+    save: (step, state, metrics, data state): asynchronous.
+    wait: until the last save is on disk.
+  """
+
+  compiled: Callable[[float], None]
+  log: Callable[[int, dict], None]
+  visit: Callable[[int, training_step.TrainState], dict]
+  save: Callable[[int, training_step.TrainState, dict, Any], None]
+  wait: Callable[[], None]
+
+
+class Trainer:
+  """Holds what does not change during training: objective, optimizer, mesh and the compiled step."""
+
+  def __init__(
+      self, objective: training_step.Objective, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *,
+      fully_sharded: bool = False, microbatches: int = 1):
+    """Prepares the step; nothing is compiled yet.
+
+    Args:
+      objective: the loss.
+      tx: the optimizer.
+      mesh: devices along `sharding.DATA_AXIS`.
+      fully_sharded: split parameters and optimizer state over the devices, instead of a copy on each.
+      microbatches: parts of the global batch whose gradients are averaged.
+    """
+    self.mesh, self.tx, self._fully = mesh, tx, fully_sharded
+    step = functools.partial(training_step.train_step, objective=objective, tx=tx, microbatches=microbatches)
+    self._step = jax.jit(step, donate_argnums=0)
+
+  def shardings(self, state: Any) -> Any:
+    """Where the arrays of a state, given as such or abstractly, live on the mesh."""
+    return sharding.tree_shardings(self.mesh, state, self._fully)
+
+  def initialize(self, make_params: Callable[[], Any]) -> training_step.TrainState:
+    """The state before the first step, computed straight into its shardings; `make_params` is traced."""
+    make = lambda: training_step.initial_state(make_params(), self.tx)
+    return jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make)))()
+
+  def abstract_state(self, make_params: Callable[[], Any]) -> training_step.TrainState:
+    """Shapes, dtypes and shardings of the state: the target of a restore."""
+    abstract = jax.eval_shape(lambda: training_step.initial_state(make_params(), self.tx))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, self.shardings(abstract))
+
+  def step(self, state: training_step.TrainState, local_rows: np.ndarray):
+    """One step on a global batch, of which `local_rows` [rows, length + 1] are this process's: (state, metrics)."""
+    return self._step(state, sharding.place_rows(self.mesh, local_rows))
+
+  def fit(
+      self, state: training_step.TrainState, batches: Iterator[dict[str, np.ndarray]], schedule: Schedule,
+      hooks: Hooks, stop: preemption.Preemption) -> training_step.TrainState:
+    """Trains from the state's step to the last one.
+
+    Args:
+      state: the state to start from; donated.
+      batches: this process's rows, `tokens`; positioned at the state's step; has `get_state`.
+      schedule: when to log, save and visit.
+      hooks: what to call then.
+      stop: asked after every step whether to save and leave.
+
+    Returns:
+      The final state, saved.
+
+    Raises:
+      NonFiniteError: the loss is not finite; nothing non-finite has been saved.
+      Interrupted: `stop` said so, after a checkpoint.
+    """
+    step = int(state.step)
+    best, clock, logged, compiled = {}, time.monotonic(), step, False
+    with jax.set_mesh(self.mesh):
+      if step == 0 and 0 in schedule.visit:
+        best, clock = hooks.visit(0, state), time.monotonic()
+      while step < schedule.steps:
+        state, metrics = self.step(state, next(batches)['tokens'])
+        step += 1
+        if not compiled:  # the first step compiles; throughput is measured from the second
+          jax.block_until_ready(metrics)
+          hooks.compiled(time.monotonic() - clock)
+          clock, logged, compiled = time.monotonic(), step, True
+        leaving = stop.requested(step)
+        saving = step % schedule.save_every == 0 or step == schedule.steps or leaving
+        visiting = step in schedule.visit
+        if logging := step % schedule.log_every == 0 or saving or visiting:
+          metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+          if not np.isfinite(metrics['loss']):
+            raise errors.NonFiniteError(f'the loss is {metrics["loss"]} at step {step}; the last checkpoint is finite')
+          seconds = time.monotonic() - clock
+          hooks.log(step, {**metrics, 'seconds': seconds, 'steps': step - logged})
+        if visiting:
+          best = hooks.visit(step, state)
+        if saving:
+          hooks.save(step, state, best, batches.get_state())
+        if logging:
+          clock, logged = time.monotonic(), step
+        if leaving and step < schedule.steps:
+          hooks.wait()
+          raise Interrupted(f'stopped at step {step} of {schedule.steps}')
+    hooks.wait()
+    return state
+
+
+def model_params(config, key) -> Any:
+  """Freshly initialized float parameters of a decoder; traceable."""
+  return decoder.Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))['params']
+
+
+def log_spaced(steps: int, count: int) -> frozenset[int]:
+  """0, and about `count` steps from 1 to `steps`, evenly spaced in their logarithm."""
+  return frozenset({0, steps, *np.unique(np.geomspace(1, steps, count).round().astype(int)).tolist()})

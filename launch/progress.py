@@ -1,0 +1,91 @@
+"""What a launcher says while it works: one parseable line per interval, a live bar on a terminal, tables at the end."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxquant.report import page
+from jaxquant.report import tables
+
+
+class Printer:
+  """Prints lines in the first process."""
+
+  def __init__(self):
+    self._first, self._bar = jax.process_index() == 0, False
+
+  def __call__(self, line: str) -> None:
+    """A line on standard output."""
+    self._print(line, sys.stdout)
+
+  def error(self, line: str) -> None:
+    """A line on standard error."""
+    self._print(line, sys.stderr)
+
+  def bar(self, fraction: float, text: str) -> None:
+    """A bar that the next line replaces, on a terminal only."""
+    if self._first and sys.stderr.isatty():
+      filled = int(30 * fraction)
+      sys.stderr.write(f'\r\x1b[K[{"#" * filled}{"." * (30 - filled)}] {text}')
+      sys.stderr.flush()
+      self._bar = True
+
+  def _print(self, line, stream):
+    if self._first:
+      if self._bar:
+        sys.stderr.write('\r\x1b[K')
+        self._bar = False
+      print(line, file=stream, flush=True)
+
+
+class Steps:
+  """Turns the loop's metrics into records and lines."""
+
+  def __init__(self, say: Printer, steps: int, tokens_per_step: int, memory: Callable[[], int]):
+    self._say, self._steps, self._tokens, self._memory = say, steps, tokens_per_step, memory
+    self._timed = [0.0, 0]
+
+  @property
+  def throughput(self) -> float | None:
+    """Tokens per second over all logged steps, the first one and measurements left out."""
+    seconds, steps = self._timed
+    return self._tokens * steps / seconds if seconds else None
+
+  def record(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Prints the line of a step and returns its record; takes `seconds` and `steps` since the last one."""
+    metrics = dict(metrics)
+    seconds, steps = metrics.pop('seconds'), metrics.pop('steps')
+    if steps:
+      self._timed[0] += seconds
+      self._timed[1] += steps
+    speed = self._tokens * steps / seconds if steps and seconds else self.throughput
+    eta = (self._steps - step) * self._tokens / speed if speed else None
+    record = {'step': step, **metrics, 'tokens_per_second': speed, 'eta_seconds': eta, 'memory_bytes': self._memory()}
+    line = f'step {step}/{self._steps} {step / self._steps:.1%} loss {metrics["loss"]:.4f}'
+    if metrics['cross_entropy'] != metrics['loss']:
+      line += f' cross_entropy {metrics["cross_entropy"]:.4f}'
+    if 'kurtosis' in metrics:
+      line += f' kurtosis {metrics["kurtosis"]:.3f}'
+    line += f' lr {metrics["learning_rate"]:.3g}'
+    if speed:
+      line += f' tokens/s {speed:,.0f} ETA {_duration(eta)}'
+    self._say(f'{line} memory {record["memory_bytes"] / 1e9:.2f}G')
+    self._say.bar(step / self._steps, f'step {step}/{self._steps}')
+    return record
+
+
+def finish(workdir, results: dict[str, Any], say: Printer) -> None:
+  """Writes results and report, and prints the tables."""
+  workdir.write_results(results)
+  for dataset in tables.datasets(results['evaluations']):
+    say('')
+    say(tables.format_text(tables.precision_table(results['evaluations'], dataset)))
+  if workdir.writes:
+    say(f'\nreport: {page.write_report(workdir.path)}')
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  return f'{minutes}m{seconds:02d}s' if minutes else f'{seconds}s'

@@ -1,0 +1,91 @@
+"""Every key of the configurations, with its default. A configuration file starts from here and changes what it must.
+
+Keys whose default is None take the type that the comment names.
+"""
+
+import dataclasses
+
+import ml_collections
+from ml_collections import config_dict
+
+from jaxquant.models import config as model_config
+from jaxquant.training import optimizer
+from jaxquant.training import qat
+from jaxquant.training import regularizers
+
+
+def train() -> ml_collections.ConfigDict:
+  """The configuration of `launch.train`."""
+  config = ml_collections.ConfigDict()
+  config.name = 'experiment'
+  # What is trained: any of baseline, qat, kurtosis, both (qat and kurtosis together).
+  config.variants = ('baseline', 'both')
+  config.seeds = (0,)
+  # A workdir (and its variant) to start every variant from, instead of random parameters.
+  config.init_from = ''
+  config.init_variant = ''
+
+  config.model = _fields(model_config.DecoderConfig(vocabulary=1024, width=128, layers=2, heads=4, feed_forward=352))
+
+  config.data = ml_collections.ConfigDict()
+  # Files of text, JSON Lines or Parquet (.xz and .gz too), or `standard_library`: the documentation of the running
+  # Python interpreter. `validation` names the texts to report on.
+  config.data.train = ()
+  config.data.validation = ml_collections.ConfigDict()
+  config.data.field = 'text'
+  # A tokenizer.json, or empty: train a byte-level BPE of model.vocabulary entries on the training text.
+  config.data.tokenizer = ''
+
+  config.training = ml_collections.ConfigDict()
+  config.training.steps = 1000
+  config.training.batch_size = 32  # sequences, over all devices
+  config.training.length = 256  # tokens predicted in a sequence
+  config.training.microbatches = 1
+  config.training.log_every = 50
+  config.training.save_every = 1000
+  config.training.measurements = 12  # log-spaced steps at which outliers, ranges and validation are measured
+  config.training.fully_sharded = False
+  config.training.keep_newest = 2
+  config.training.keep_best = 1
+
+  config.optimizer = _fields(optimizer.OptimizerConfig())
+
+  config.qat = _fields(qat.QATConfig())
+  config.qat.weight_group_size = config_dict.placeholder(int)
+
+  # Regularizers of the variants kurtosis and both; a weight of zero leaves one out.
+  config.kurtosis = _fields(regularizers.OutputKurtosis(weight=1e-4))
+  config.kure = _fields(regularizers.WeightKurtosis(weight=0.0))
+
+  config.ptq = ptq()
+  config.evaluation = ml_collections.ConfigDict()
+  config.evaluation.batch_size = 32
+  config.evaluation.implementation = 'simulated'  # or xla: the same bits through int8 products
+  return config
+
+
+def ptq() -> ml_collections.ConfigDict:
+  """The part of a configuration that says how a trained model is quantized; the whole of `launch.quantize`'s."""
+  config = ml_collections.ConfigDict()
+  config.weights = 4  # bits; 16 leaves kernels as they are
+  config.weight_pattern = r'layers/.*'
+  config.group_size = config_dict.placeholder(int)  # inputs that share a scale; none: a scale per output channel
+  config.activations = 4  # bits; 16 leaves activations as they are
+  config.activation_mode = 'static'  # or dynamic: per token
+  config.ranges = 'minmax'  # how static ranges are calibrated where none were learned (transforms.activation_ranges)
+  config.percentile = 99.99
+  config.calibration_windows = 64
+  config.seed = 0
+  return config
+
+
+def _fields(instance) -> ml_collections.ConfigDict:
+  """A dataclass as a ConfigDict; fields that are None become placeholders of int."""
+  values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
+  if isinstance(instance, model_config.DecoderConfig):
+    values.update(kv_heads=None, head_dim=None)
+  config = ml_collections.ConfigDict({key: value for key, value in values.items() if value is not None})
+  for key, value in values.items():
+    if value is None:
+      config[key] = config_dict.placeholder(int)
+  return config

@@ -1,0 +1,43 @@
+"""What the tests of the house itself read: the Python files of this checkout and what each imports."""
+
+import ast
+import functools
+import pathlib
+
+ROOT = pathlib.Path(__file__).absolute().parents[1]
+PACKAGES = ('jaxquant', 'kernels', 'launch')
+FOLDERS = PACKAGES + ('configs', 'tests')
+
+
+def python_files(*folders: str) -> list[str]:
+  """Returns the paths, relative to the checkout, of all Python files below `folders`."""
+  return sorted(str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob('*.py'))
+
+
+@functools.cache
+def parse(path: str) -> ast.Module:
+  """Returns the syntax tree of a file of the checkout."""
+  return ast.parse((ROOT / path).read_text(encoding='utf-8'), path)
+
+
+def module_file(module: str) -> str | None:
+  """Returns the file of a module of this checkout, None for a module from elsewhere."""
+  path = module.replace('.', '/')
+  for file in (f'{path}.py', f'{path}/__init__.py'):
+    if (ROOT / file).exists():
+      return file
+  return None
+
+
+def imports(path: str) -> list[tuple[int, str]]:
+  """Returns (line, module) for each import anywhere in a file; `from a import b` is a.b where that is a module."""
+  found = []
+  for node in ast.walk(parse(path)):
+    if isinstance(node, ast.Import):
+      found += [(node.lineno, alias.name) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      base = '.' * node.level + (node.module or '')
+      for alias in node.names:
+        full = f'{base}.{alias.name}'
+        found.append((node.lineno, full if module_file(full) else base))
+  return found
