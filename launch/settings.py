@@ -60,6 +60,7 @@ def train() -> ml_collections.ConfigDict:
   config.ptq = ptq()
   config.evaluation = ml_collections.ConfigDict()
   config.evaluation.batch_size = 32
+  config.evaluation.precisions = ()  # names such as 'W4A4 static'; empty: all five
   config.evaluation.implementation = 'simulated'  # or xla: the same bits through int8 products
   return config
 

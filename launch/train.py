@@ -54,6 +54,7 @@ class Experiment:
     self.recipe = recipes.Recipe(
         weights=16, activations=self.qat.bits, site_patterns=tuple(pattern for pattern, _ in self.qat.ranges),
         ranges=config.ptq.ranges, percentile=config.ptq.percentile)
+    self.precisions = precisions.named(config.evaluation.precisions, config.ptq.weights, self.qat.bits)
     self.site_names = tuple(site.name for site in decoder.model_sites(self.model))
     self._check()
 
@@ -202,7 +203,7 @@ def measure(experiment, corpus, params, variant, seed, results, say):
       batches = [jnp.asarray(batch) for batch in np.array_split(windows, max(1, len(windows) // 16))]
       static = driver.run(params, decoder.staged(model), experiment.recipe.steps(), batches).params
     options = {'weight_pattern': config.ptq.weight_pattern, 'group_size': config.ptq.group_size}
-    for precision in precisions.standard(config.ptq.weights, experiment.qat.bits):
+    for precision in experiment.precisions:
       tree = precisions.rewrite(static, precision, **options)
       for text in corpus.validation:
         score = perplexity.score(

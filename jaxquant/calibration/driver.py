@@ -62,8 +62,6 @@ def run(
     raise errors.UserError(f'unknown stream {propagate!r}; there are float and quantized')
   trees.check_finite(params)
   plans = _plan(params, model, steps)
-  if not batches:
-    raise errors.UserError('calibration needs at least one batch of tokens')
   ids = jnp.split(jnp.arange(sum(len(b) for b in batches), dtype=jnp.int32), _offsets(batches))
   streams = [jax.jit(model.embed)(params, batch) for batch in batches]
   decisions = {}
@@ -85,6 +83,8 @@ def _apply(transform: transforms.Transform, block: sites.Block, params, streams,
   observe, search = _compiled(transform, block)
   state = transform.init(params)
   if jax.tree.leaves(state):
+    if not streams:
+      raise errors.UserError('calibration needs at least one batch of tokens')
     for stream, batch_ids in zip(streams, ids):
       state = observe(state, params, stream, batch_ids)
   params, record, decisions = search(params, state)

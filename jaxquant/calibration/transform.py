@@ -1,4 +1,4 @@
-"""The contract of a quantizer transform, and of the block it runs on.
+"""The contract of a quantizer transform.
 
 An optimizer sees a gradient at every step; a quantizer sees activations many times, then rewrites the tree once, and
 may decide something static (an axis, a bit width) that cannot be traced. Hence four pure functions:

@@ -81,13 +81,13 @@ def histograms(params: Any, quantized: Any, config: model_config.DecoderConfig, 
     params: the float tree.
     quantized: the same model quantized, kernels as QTensors, sites with quantizers.
     config: the model.
-    tokens: int32 [sequences, tokens].
+    tokens: int32 [sequences, tokens]; the first sequence is shown.
 
   Returns:
     Records with `path`, `quantity` (`activation`, `weight`), `stage` (`before`, `after`), `edges` and `counts`.
   """
   pairs = []
-  points = jax.device_get(_activations(quantized, tokens, config=config))
+  points = jax.device_get(_activations(quantized, tokens[:1], config=config))
   for name in [name for name in points if name.endswith('/input')]:
     pairs.append((name, 'activation', points[name], points[name.removesuffix('input') + 'quantized_input']))
   for path in trees.matching(r'layers/.*', trees.linears(params)):

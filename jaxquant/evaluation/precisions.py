@@ -38,6 +38,14 @@ def standard(weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:
       Precision(weights, activations, 'static'), Precision(weights, activations, 'dynamic'))
 
 
+def named(names, weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:
+  """The standard precisions called `names`, all of them for none; raises `UserError` for a name that is none."""
+  known = {precision.name: precision for precision in standard(weights, activations)}
+  if unknown := [name for name in names if name not in known]:
+    raise errors.UserError(f'unknown precision {unknown[0]!r}; there are {", ".join(known)}')
+  return tuple(known[name] for name in names or known)
+
+
 def rewrite(
     params: Any, precision: Precision, *, weight_pattern: str = r'layers/.*', group_size: int | None = None) -> Any:
   """The tree of `params` at `precision`.

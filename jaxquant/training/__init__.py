@@ -10,5 +10,6 @@
   restoring     one checkpoint read and verified
   manifest      what the arrays of a checkpoint are, formats and checksums included
   checksums     32 bits per array, the same on every sharding, device and backend
+  silence       what Orbax would print, kept off the terminal
   preemption    the end of a job announced by a signal, agreed on by all its processes
 """

@@ -1,8 +1,8 @@
 """Checkpoints: asynchronous, atomic, verified, the newest and the best kept. Orbax does the writing.
 
 A step is a directory that appears when it is complete. Every entry of the state is an item of its own in it, so that an
-evaluation reads the parameters and no optimizer; the item `manifest` says what the arrays must be. A step counts only if
-the manifest's seal and all checksums are right; otherwise the step before it is used, and a line says so.
+evaluation reads the parameters and no optimizer; the item `manifest` says what the arrays must be. A step counts only
+if the manifest's seal and all checksums are right; otherwise the step before it is used, and a line says so.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -25,6 +24,7 @@ from jaxquant import errors
 from jaxquant.training import checksums
 from jaxquant.training import manifest
 from jaxquant.training import restoring
+from jaxquant.training import silence
 
 
 class Checkpoints:
@@ -53,7 +53,7 @@ class Checkpoints:
     self._policy = _KeepNewestAndBest(keep_newest, keep_best, best_metric)
     self._report = report or (lambda line: print(line, file=sys.stderr, flush=True))
     self._manager, self._saving = None, None
-    logging.get_absl_logger().addFilter(_is_not_from_orbax)
+    silence.orbax()
     if not read_only:
       self._open()
 
@@ -110,12 +110,15 @@ class Checkpoints:
         is read and rebuilt as it was saved.
       shardings: where arrays go: a sharding, or trees of shardings by name in which a sharding may stand for a whole
         subtree, or a function of an array's path and ShapeDtypeStruct (a PRNG key counts as its uint32 words). What
-        is left open goes where `target`'s array is, else to the first device (several processes: to all devices).
+        is left open goes where `target`'s array is, else to every device of the mesh in use (`jax.set_mesh`), else to
+        the first device, or in a run of several processes to all.
 
     Raises:
       CheckpointError: no checkpoint is undamaged, or the newest such does not agree with `target`.
     """
     self.wait()
+    if step is not None and step not in (steps := self.all_steps()):
+      raise errors.CheckpointError(f'no step {step} in {self._directory}, only {steps}')
     damages = {}
     while (candidate := self._newest_except(damages) if step is None else step) is not None:
       try:
@@ -136,7 +139,7 @@ class Checkpoints:
   def all_steps(self) -> list[int]:
     """The steps that are complete on disk, ascending. Whether they are damaged shows when they are restored."""
     names = os.listdir(self._directory) if self._directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isdecimal())
 
   def latest_step(self) -> int | None:
     """The last of `all_steps`, None if there are none."""
@@ -147,7 +150,7 @@ class Checkpoints:
     return next(iter(self._policy.ranked(self.all_steps(), self._read_metrics())), None)
 
   def wait(self) -> None:
-    """Waits for the save under way; raises `CheckpointError` if it failed. Earlier checkpoints are there in any case."""
+    """Waits for the save under way; raises `CheckpointError` if it failed, which leaves earlier checkpoints intact."""
     if self._manager:
       with self._naming_failures():
         self._manager.wait_until_finished()
@@ -159,6 +162,9 @@ class Checkpoints:
       self._manager.close()
 
   def _open(self, set_aside: Iterable[int] = ()):
+    if self._manager:
+      with contextlib.suppress(Exception):
+        self._manager.close()
     if jax.process_index() == 0:
       self._directory.mkdir(parents=True, exist_ok=True)
       for path in self._directory.glob('*.orbax-checkpoint-tmp*'):
@@ -181,9 +187,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      # A manager whose save has failed reports the failure once more at the next save.
-      with contextlib.suppress(Exception):
-        self._manager.close()
+      # Anew, as a manager whose save has failed reports the failure once more at the next save.
       self._open()
       reason = restoring.one_line(error)
       raise errors.CheckpointError(
@@ -238,7 +242,3 @@ class _KeepNewestAndBest:
     steps = [checkpoint.step for checkpoint in checkpoints]
     kept = {*steps[-self.newest:], *self.ranked(steps, self.metrics)[:self.best]}
     return [step in kept for step in steps]
-
-
-def _is_not_from_orbax(record) -> bool:
-  return f'{os.sep}orbax{os.sep}' not in record.pathname

@@ -1,9 +1,9 @@
 """The manifest of a checkpoint: what its arrays are, so that they come back as that or not at all.
 
-Orbax writes arrays and knows neither what a node around them means nor whether they changed on disk. The manifest is one
-JSON document beside them: for parameters the structure that `nodes.encode` writes down, formats and axes included, for
-every other entry its arrays by path, and for each array shape, dtype and checksum. It also holds the position in the
-data, the metrics and the caller's metadata. Its own SHA-256 seals it.
+Orbax writes arrays and knows neither what a node around them means nor whether they changed on disk. The manifest is
+one JSON document beside them: for parameters the structure that `nodes.encode` writes down, formats and axes included,
+for every other entry its arrays by path, and for each array shape, dtype and checksum. It also holds the position in
+the data, the metrics and the caller's metadata. Its own SHA-256 seals it.
 """
 
 import hashlib
@@ -56,9 +56,10 @@ def describe(state: dict[str, Any], sums: dict[str, int] | None = None) -> dict[
   def leaf(path, value):
     if not hasattr(value, 'dtype'):
       raise errors.UserError(f'{path} is a {type(value).__name__}; parameters are dicts, nodes and arrays')
-    record = {'key': _key_implementation(value)} if checksums.is_key(value) else {}
-    stored = jax.eval_shape(checksums.key_data, value)
-    record |= {'dtype': stored.dtype.name, 'shape': list(stored.shape)}
+    record = {}
+    if checksums.is_key(value):
+      record, value = {'key': _key_implementation(value)}, jax.eval_shape(jax.random.key_data, value)
+    record |= {'dtype': value.dtype.name, 'shape': list(value.shape)}
     return record | ({'checksum': sums[path.rstrip('/')]} if sums else {})
 
   structure = lambda name, tree: tree if name == PARAMS else trees.arrays(tree)

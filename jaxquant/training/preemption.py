@@ -23,8 +23,8 @@ class Preemption:
 
   A context manager, entered in the main thread and, where there is one, after `jax.distributed.initialize`. Further
   signals change nothing, so that an impatient second Ctrl-C cannot cut off the checkpoint; SIGKILL still ends the
-  process. In a run of several processes a signal to any one of them counts for all: JAX carries the notice to the others
-  and finds a step that none of them has passed.
+  process. In a run of several processes a signal to any one of them counts for all: JAX carries the notice to the
+  others and finds a step that none of them has passed.
   """
 
   def __init__(self):

@@ -60,7 +60,7 @@ def read(directory: pathlib.Path, step: int, target: dict[str, Any] | None, shar
   """
   content = _or_damaged(lambda: read_manifest(directory, step))
   entries = content['entries']
-  saved = {name: entries[name] for name in target or [manifest.PARAMS] if name in entries}
+  saved = {name: entries[name] for name in ([manifest.PARAMS] if target is None else target) if name in entries}
   if target is not None and (misfits := list(manifest.differences(saved, manifest.describe(target)))):
     raise errors.CheckpointError(f'checkpoint step {step} in {directory} does not fit: {_first(misfits, "; ")}')
   records = manifest.records(saved)
@@ -102,6 +102,8 @@ def _load(path: pathlib.Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[
         raise ValueError(f'stored as {stored.dtype.name}{list(stored.shape)}')
       reads = {str(index): stored[index].read() for index in indices}
       shards = {index: read.result() for index, read in reads.items()}
+    except MemoryError:
+      raise
     except Exception as error:
       raise Damaged(f'{name} cannot be read: {one_line(error)}') from error
     return jax.make_array_from_callback(struct.shape, struct.sharding, lambda index: shards[str(index)])
@@ -128,10 +130,13 @@ def _placement(shardings, like: dict[str, Any]) -> Callable[[str, jax.ShapeDtype
   if callable(shardings):
     return shardings
   given = trees.arrays(shardings)
-  if jax.process_count() == 1:
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty and jax.process_count() > 1:
+    mesh = jax.make_mesh((jax.device_count(),), ('all',))
+  if mesh.empty:
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   else:
-    default = jax.sharding.NamedSharding(jax.make_mesh((jax.device_count(),), ('all',)), jax.sharding.PartitionSpec())
+    default = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
   def place(path, struct):
     del struct

@@ -2,7 +2,6 @@
 
 import functools
 
-
 from jaxquant import errors
 from jaxquant.calibration import statistics
 from jaxquant.calibration import transform

@@ -14,8 +14,8 @@ from jaxquant.training import checksums
 from tests import source
 
 _DTYPES = (
-    'bool', 'int4', 'uint4', 'int8', 'uint8', 'int16', 'int32', 'uint32', 'int64', 'float8_e4m3fn', 'bfloat16', 'float16',
-    'float32', 'float64')
+    'bool', 'int4', 'uint4', 'int8', 'uint8', 'int16', 'int32', 'uint32', 'int64', 'float8_e4m3fn', 'bfloat16',
+    'float16', 'float32', 'float64')
 _SHARDED = """
 import jax, numpy as np
 from jaxquant.training import checksums

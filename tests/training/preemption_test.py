@@ -92,8 +92,8 @@ class PreemptionTest(parameterized.TestCase):
     for _, output, _ in stopped:
       self.assertIn(f'ended at step {newest}', output)
     # One of the files in which each process has put its half of the array.
-    largest = max(pathlib.Path(directory, str(newest)).rglob('ocdbt.process_1/d/*'), key=lambda path: path.stat().st_size)
-    os.truncate(largest, 0)
+    files = pathlib.Path(directory, str(newest)).rglob('ocdbt.process_1/d/*')
+    os.truncate(max(files, key=lambda path: path.stat().st_size), 0)
     resumed = self._run(directory, 15)
     self.assertEqual([code for code, *_ in resumed], [0, 0], resumed)
     lines = [error.count(f'checkpoint step {newest} in {directory} is damaged: params/w') for *_, error in resumed]

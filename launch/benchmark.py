@@ -1,0 +1,134 @@
+"""Measures speed. Ratios are taken within one run; repetitions alternate between the variants.
+
+  python -m launch.benchmark training [--width=512 ...] [--output=FILE]
+"""
+
+import functools
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+from absl import flags
+import jax
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.data import loader
+from jaxquant.layers import sharding
+from jaxquant.models import config as model_config
+from jaxquant.models import decoder
+from jaxquant.training import optimizer
+from jaxquant.training import qat
+from jaxquant.training import regularizers
+from jaxquant.training import step as training_step
+from jaxquant.training import trainer
+from launch import runtime
+from launch import workdir as workdirs
+
+_WIDTH = flags.DEFINE_integer('width', 512, 'Width of the model; heads of 64.')
+_LAYERS = flags.DEFINE_integer('layers', 8, 'Blocks.')
+_FEED_FORWARD = flags.DEFINE_integer('feed_forward', 1408, 'Hidden features of the MLP.')
+_VOCABULARY = flags.DEFINE_integer('vocabulary', 16384, 'Tokens.')
+_BATCH = flags.DEFINE_integer('batch_size', 96, 'Sequences of a step.')
+_LENGTH = flags.DEFINE_integer('length', 512, 'Tokens of a sequence.')
+_STRIDE = flags.DEFINE_integer('kurtosis_stride', 4, 'See jaxquant.training.regularizers.OutputKurtosis.')
+_STEPS = flags.DEFINE_integer('steps', 15, 'Steps of a repetition.')
+_REPETITIONS = flags.DEFINE_integer('repetitions', 7, 'Repetitions; the median counts.')
+_SHARDED = flags.DEFINE_bool('fully_sharded', False, 'Split parameters over the devices.')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
+_PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'Peak of a device in bfloat16, for the utilization; 0: by device name.')
+
+_VARIANTS = ('baseline', 'qat', 'kurtosis', 'both')
+_PEAKS = {'H100': 989.0, 'H200': 989.0, 'A100': 312.0}  # dense bfloat16 TFLOP/s by the vendor's data sheets
+
+
+def training() -> dict:
+  """Times a training step of every variant, input pipeline included."""
+  model = model_config.DecoderConfig(
+      vocabulary=_VOCABULARY.value, width=_WIDTH.value, layers=_LAYERS.value, heads=_WIDTH.value // 64,
+      feed_forward=_FEED_FORWARD.value, max_length=_LENGTH.value)
+  mesh = sharding.data_mesh()
+  sites = tuple(site.name for site in decoder.model_sites(model))
+  tx = optimizer.make(optimizer.OptimizerConfig(), 1000)
+  runs = {}
+  with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
+    batches = _batches(pathlib.Path(folder))
+    for variant in _VARIANTS:
+      quantized, regularized = variant in ('qat', 'both'), variant in ('kurtosis', 'both')
+      penalty = regularizers.OutputKurtosis(1e-4, stride=_STRIDE.value) if regularized else None
+      fitter = trainer.Trainer(
+          training_step.Objective(model, penalty), tx, mesh, fully_sharded=_SHARDED.value)
+      initialize = functools.partial(trainer.model_params, model, jax.random.key(0))
+      make = (lambda: qat.prepare(initialize(), qat.QATConfig(), sites)) if quantized else initialize
+      started = time.monotonic()
+      state, metrics = fitter.step(fitter.initialize(make), next(batches)['tokens'])
+      jax.block_until_ready(metrics)
+      runs[variant] = {'fitter': fitter, 'state': state, 'compile_seconds': time.monotonic() - started, 'times': []}
+      print(f'{variant}: first step after {runs[variant]["compile_seconds"]:.1f} s', flush=True)
+    for _ in range(_REPETITIONS.value):
+      for run in runs.values():
+        run['state'] = _steps(run, batches, 2)
+        started = time.monotonic()
+        run['state'] = _steps(run, batches, _STEPS.value)
+        run['times'].append((time.monotonic() - started) / _STEPS.value)
+  return _table(model, runs)
+
+
+def _batches(folder):
+  """The real input pipeline over a memory-mapped file of random tokens."""
+  tokens = np.random.default_rng(0).integers(0, _VOCABULARY.value, 20_000_000, dtype=np.uint16)
+  np.save(folder / 'tokens.npy', tokens)
+  return loader.batches(
+      np.load(folder / 'tokens.npy', mmap_mode='r'), batch_size=_BATCH.value, length=_LENGTH.value, seed=0,
+      process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def _steps(run, batches, count):
+  state = run['state']
+  for _ in range(count):
+    state, metrics = run['fitter'].step(state, next(batches)['tokens'])
+  jax.block_until_ready(metrics)
+  return state
+
+
+def _table(model, runs) -> dict:
+  tokens = _BATCH.value * _LENGTH.value
+  environment = workdirs.environment()
+  peak = _PEAK.value or next((v for name, v in _PEAKS.items() if name in environment['device']), 0.0)
+  flops = model.training_flops_per_token(_LENGTH.value)
+  reference = statistics.median(runs['baseline']['times'])
+  rows = []
+  for variant, run in runs.items():
+    seconds = statistics.median(run['times'])
+    rows.append({
+        'variant': variant, 'milliseconds': 1e3 * seconds, 'fastest': 1e3 * min(run['times']),
+        'slowest': 1e3 * max(run['times']), 'tokens_per_second': tokens / seconds, 'ratio': seconds / reference,
+        'utilization': flops * tokens / seconds / (peak * 1e12 * jax.device_count()) if peak else None,
+        'compile_seconds': run['compile_seconds']})
+  print(f'\n{environment["device_count"]} x {environment["device"]}, width {model.width}, {model.layers} layers, '
+        f'{_BATCH.value} x {_LENGTH.value} tokens, kurtosis of every {_STRIDE.value}. token')
+  print(f'{"":10}{"ms":>8}{"(range)":>16}{"tokens/s":>12}{"ratio":>8}{"MFU":>7}')
+  for row in rows:
+    used = f'{row["utilization"]:.1%}' if row['utilization'] else 'n/a'
+    print(f'{row["variant"]:10}{row["milliseconds"]:8.2f}{row["fastest"]:8.2f}{row["slowest"]:8.2f}'
+          f'{row["tokens_per_second"]:12,.0f}{row["ratio"]:8.3f}{used:>7}')
+  return {'environment': environment, 'model': model.to_dict(), 'rows': rows}
+
+
+_BENCHMARKS = {'training': training}
+
+
+def main(name: str) -> None:
+  """Runs the benchmark called `name`."""
+  if name not in _BENCHMARKS:
+    raise errors.UserError(f'unknown benchmark {name!r}; there are {", ".join(_BENCHMARKS)}')
+  result = _BENCHMARKS[name]()
+  if _OUTPUT.value:
+    workdirs.write_json(pathlib.Path(_OUTPUT.value), result)
+
+
+if __name__ == '__main__':
+  NAME = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith('-') else 'none'
+  runtime.launch(functools.partial(main, NAME))

@@ -1,0 +1,230 @@
+"""The driver: which block runs which transform on which activations, and what it refuses."""
+
+import functools
+import json
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.calibration import driver
+from jaxquant.calibration import transform
+from jaxquant.models import decoder
+from jaxquant.numerics import formats
+from jaxquant.numerics import qtensor
+from jaxquant.numerics import quantize
+from jaxquant.numerics import trees
+from jaxquant.transforms import activation_ranges
+from jaxquant.transforms import round_to_nearest
+from tests import networks
+
+_LAYERS = 3
+_CONFIG = networks.config('llama', layers=_LAYERS)
+_MODEL = decoder.staged(_CONFIG)
+# Cached, so that runs of equal steps share their compiled functions.
+_round = functools.cache(functools.partial(round_to_nearest.round_to_nearest, fmt=formats.IntFormat(3)))
+_ranges = functools.cache(functools.partial(activation_ranges.activation_ranges, bits=8))
+_WEIGHTS = driver.Step('linears', [('layers/.*', _round), ('.*', None)])
+_SITES = driver.Step('sites', [('layers/.*', _ranges), ('.*', None)])
+
+
+def _params():
+  return networks.params('llama', _LAYERS)
+
+
+def _batches(*rows):
+  return [networks.tokens(count, seed=seed) for seed, count in enumerate(rows or (2, 3))]
+
+
+def _kernels(params):
+  return {path: trees.get(params, path)['kernel'] for path in trees.linears(params)}
+
+
+def _run(steps, batches=None, params=None, model=_MODEL, **kwargs):
+  return driver.run(params or _params(), model, steps, batches or _batches(), **kwargs)
+
+
+_forward, _taps = jax.jit(_MODEL.blocks[0][1].forward), jax.jit(_MODEL.blocks[0][1].taps)
+
+
+def _streams(params):
+  """Inputs of the first block, from the batches together."""
+  return jax.jit(_MODEL.embed)(params, jnp.concatenate(_batches()))
+
+
+def _assert_ranges(decisions, path, activations):
+  """The recorded ranges of the block at `path` are the extrema of its `activations`."""
+  for site in _MODEL.blocks[0][1].sites:
+    seen = activations[site.name]
+    record = decisions[f'{path}/{site.name}']
+    np.testing.assert_allclose([record['low'], record['high']], [seen.min(), seen.max()], rtol=1e-4)
+
+
+class RoutingTest(parameterized.TestCase):
+
+  def test_rules_route_by_the_path_from_the_root(self):
+    step = driver.Step('linears', [('layers/1/attention/[qk]|head', _round), ('.*', None)])
+    rounded = [path for path, kernel in _kernels(_run([step]).params).items() if isinstance(kernel, qtensor.QTensor)]
+    self.assertCountEqual(rounded, ['layers/1/attention/q', 'layers/1/attention/k', 'head'])
+
+  def test_what_no_transform_owns_comes_back_identical(self):
+    step = driver.Step('linears', [('layers/2/mlp/.*', _round), ('.*', None)])
+    before, after = trees.arrays(_params()), trees.arrays(_run([step]).params)
+    touched = {path for path in before if path.startswith('layers/2/mlp/') and path.endswith('/kernel')}
+    self.assertLen(touched, 3)
+    self.assertContainsSubset(set(before) - touched, after)
+    for path in set(before) - touched:
+      np.testing.assert_array_equal(after[path], before[path])
+
+  def test_no_rule_with_a_transform_changes_nothing(self):
+    result = _run([driver.Step('linears', [('.*', None)]), driver.Step('sites', [('.*', None)])])
+    jax.tree.map(np.testing.assert_array_equal, result.params, _params())
+    self.assertEqual(result.decisions, {})
+
+  def test_each_owner_has_its_own_options(self):
+    step = driver.Step('linears', [
+        ('layers/0/.*', _round), ('layers/1/.*', functools.partial(_round, group_size=4)), ('.*', None)])
+    kernels = _kernels(_run([step]).params)
+    self.assertEqual(kernels['layers/0/attention/q'].groups, 1)
+    self.assertEqual(kernels['layers/1/attention/q'].groups, 4)
+
+  @parameterized.parameters(*networks.STYLES)
+  def test_every_linear_and_site_of_a_model_can_be_owned(self, style):
+    params, model = networks.params(style), decoder.staged(networks.config(style))
+    steps = [driver.Step('linears', [('.*', _round)]), driver.Step('sites', [('.*', _ranges)])]
+    result = _run(steps, params=params, model=model)
+    self.assertTrue(all(isinstance(kernel, qtensor.QTensor) for kernel in _kernels(result.params).values()))
+    sites = [site.name for site in decoder.model_sites(networks.config(style))]
+    self.assertCountEqual(trees.inputs(result.params), sites)
+    self.assertCountEqual(result.decisions, [*trees.linears(params), *sites])
+    jax.tree.map(
+        np.testing.assert_array_equal, _kernels(result.params),
+        {path: quantize.quantize(kernel, formats.IntFormat(3)) for path, kernel in _kernels(params).items()})
+
+  def test_decisions_are_plain_numbers_by_path_and_blocks_are_reported(self):
+    lines = []
+    result = _run([_WEIGHTS, _SITES], report=lines.append)
+    self.assertEqual(json.loads(json.dumps(result.decisions)), result.decisions)
+    self.assertEqual(set(result.decisions['layers/1/attention/q']), {'relative_error'})
+    self.assertEqual(set(result.decisions['layers/1/mlp/down/input']), {'low', 'high'})
+    self.assertLen(lines, _LAYERS + 1)
+    self.assertIn('layers/0 (1 of 4)', lines[0])
+    self.assertIn('the head (4 of 4)', lines[-1])
+
+
+class StreamsTest(absltest.TestCase):
+
+  def test_a_step_observes_what_the_steps_before_it_made(self):
+    result = _run([_WEIGHTS, _SITES])
+    rounded = trees.get(_run([_WEIGHTS]).params, 'layers/0')
+    _assert_ranges(result.decisions, 'layers/0', _taps(rounded, _streams(_params()))[1])
+
+  def test_the_next_block_sees_the_float_or_the_quantized_stream(self):
+    stream, ends = _streams(_params()), {}
+    rounded = trees.get(_run([_WEIGHTS]).params, 'layers/1')
+    for propagate in ('float', 'quantized'):
+      result = _run([_WEIGHTS, _SITES], propagate=propagate)
+      source = trees.get(_params() if propagate == 'float' else result.params, 'layers/0')
+      _assert_ranges(result.decisions, 'layers/1', _taps(rounded, _forward(source, stream))[1])
+      ends[propagate] = result.decisions['layers/1/mlp/input']['high']
+    self.assertNotAlmostEqual(ends['float'], ends['quantized'], 3)
+
+  def test_batches_of_different_sizes_count_as_one_set(self):
+    for method in ('minmax', 'average', 'percentile'):
+      step = driver.Step('sites', [('layers/.*', functools.partial(_ranges, method=method)), ('.*', None)])
+      parts, whole = (_run([step], batches).decisions for batches in (
+          _batches(), [jnp.concatenate(_batches())]))
+      for site in whole:
+        np.testing.assert_allclose(
+            list(parts[site].values()), list(whole[site].values()), rtol=1e-4, err_msg=f'{method} {site}')
+
+  def test_every_sequence_has_an_identity_of_its_own(self):
+    def counting(sites):
+      def observe(state, batch):
+        return state.at[batch.ids].add(batch.activations[sites[0]].shape[0] // batch.ids.shape[0])
+      return transform.Transform(
+          lambda params: jnp.zeros(6, jnp.int32), observe, lambda params, state: (params, {sites[0]: {'seen': state}}, {}))
+
+    step = driver.Step('sites', [('layers/1/mlp/input', counting), ('.*', None)])
+    self.assertEqual(_run([step], _batches(2, 1, 3)).decisions, {'layers/1/mlp/input': {'seen': [1] * 6}})
+
+  def test_decisions_reach_rewrite_as_python_values(self):
+    # The axis of a QTensor is static: no traced search could choose it.
+    def choosing(linears):
+      def search(params, state):
+        return params, {}, {path: {'axis': jnp.argmax(jnp.array([0, 1]))} for path in linears}
+
+      def rewrite(params, record, decisions):
+        del record
+        for path in linears:
+          axis = (-1, -2)[decisions[path]['axis']]
+          kernel = quantize.quantize(trees.get(params, path)['kernel'], formats.IntFormat(4), axis=axis)
+          params = trees.put(params, f'{path}/kernel', kernel)
+        return params
+
+      return transform.Transform(lambda params: {}, lambda state, batch: state, search, rewrite)
+
+    result = _run([driver.Step('linears', [('layers/0/mlp/up', choosing), ('.*', None)])])
+    self.assertEqual(result.decisions, {'layers/0/mlp/up': {'axis': 1}})
+    self.assertEqual(trees.get(result.params, 'layers/0/mlp/up/kernel').axis, -2)
+
+
+class CompilingTest(absltest.TestCase):
+
+  def test_blocks_of_one_shape_share_one_compilation(self):
+    block = _MODEL.blocks[0][1]
+    traced = mock.Mock(forward=mock.Mock(wraps=block.forward), taps=mock.Mock(wraps=block.taps))
+    counted = block._replace(forward=traced.forward, taps=traced.taps)
+    head = _MODEL.blocks[-1]
+    model = _MODEL._replace(blocks=(*((f'layers/{i}', counted) for i in range(_LAYERS)), head))
+    step = driver.Step('sites', [('layers/.*', _ranges), ('.*', None)])
+    _run([step], _batches(2, 2), model=model)
+    self.assertEqual((traced.taps.call_count, traced.forward.call_count), (1, 1))
+    # The quantized blocks are trees of another structure: one more for these.
+    _run([step], _batches(2, 2), model=model, propagate='quantized')
+    self.assertEqual(traced.forward.call_count, 2)
+
+
+class RefusalsTest(parameterized.TestCase):
+
+  def test_weights_that_are_not_finite_by_path(self):
+    params = trees.put(_params(), 'layers/1/attention_norm/scale', jnp.full(16, jnp.nan))
+    with self.assertRaisesRegex(errors.NonFiniteError, 'non-finite values in layers/1/attention_norm/scale$'):
+      _run([_SITES], params=params)
+
+  @parameterized.parameters(
+      (driver.Step('linears', [('layers/.*', _round)]), 'rules for linears: no rule claims (embedding|head)'),
+      (driver.Step('linears', [('layers/7/.*', _round), ('.*', None)]), r"rules for linears: 'layers/7/\.\*' wins none"),
+      (driver.Step('sites', [('layers/./attention/q', _ranges), ('.*', None)]), 'rules for sites: .* wins none of 13'))
+  def test_rules_that_do_not_fit_the_model(self, step, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      _run([step])
+
+  def test_groups_that_do_not_divide_by_path(self):
+    step = driver.Step('linears', [('.*', functools.partial(_round, group_size=5))])
+    with self.assertRaisesRegex(errors.UserError, 'attention/k: group size 5 does not divide 16'):
+      _run([step])
+
+  def test_kernels_that_hold_codes_already(self):
+    with self.assertRaisesRegex(errors.UserError, 'attention/k: already quantized to int3'):
+      _run([_WEIGHTS, _WEIGHTS])
+
+  def test_an_unknown_stream(self):
+    with self.assertRaisesRegex(errors.UserError, "unknown stream 'teacher'; there are float and quantized"):
+      _run([_WEIGHTS], propagate='teacher')
+
+  def test_no_batches_where_statistics_are_needed(self):
+    with self.assertRaisesRegex(errors.UserError, 'calibration needs at least one batch of tokens'):
+      driver.run(_params(), _MODEL, [_SITES], [])
+
+  def test_no_batches_are_fine_where_none_is_needed(self):
+    result = driver.run(_params(), _MODEL, [_WEIGHTS], [])
+    jax.tree.map(np.testing.assert_array_equal, result.params, _run([_WEIGHTS]).params)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,171 @@
+"""Quantized matmuls: every implementation gives the same bits, and these are the exact sums."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kernels
+
+# offset of x, offset of w
+_OFFSETS = {'none': (None, False), 'x, scalar': ('scalar', False), 'x, per token': ('token', False),
+            'w': (None, True), 'both, scalar': ('scalar', True), 'both, per token': ('token', True)}
+
+
+def _codes(rng, bits, *shape):
+  """Random codes of `bits` that hold both extremes."""
+  codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape)
+  codes.flat[0], codes.flat[-1] = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+  return codes.astype(np.int8)
+
+
+def _problem(*, bits=(4, 4), groups=(1, 1), offsets='none', shape=(3, 5, 24, 7), bias=False, scales='token', seed=0):
+  """Arguments of `quantized_matmul` as NumPy arrays; `shape` is batch, tokens, inputs, outputs."""
+  rng = np.random.default_rng(seed)
+  *batch, inputs, outputs = shape
+  x_offset, w_offset = _OFFSETS[offsets]
+  positive = lambda *s: rng.uniform(0.01, 1, s).astype(np.float32)
+  x_shape = () if 'scalar' in (scales, x_offset) else (*batch, groups[0])
+  arguments = dict(
+      x_codes=_codes(rng, bits[0], *batch, inputs), w_codes=_codes(rng, bits[1], inputs, outputs),
+      x_scale=np.asarray(positive(*x_shape)), w_scale=positive(groups[1], outputs))
+  if x_offset:
+    arguments['x_offset'] = np.asarray(rng.normal(size=x_shape), np.float32)
+  if w_offset:
+    arguments['w_offset'] = rng.normal(size=arguments['w_scale'].shape).astype(np.float32)
+  if bias:
+    arguments['bias'] = rng.normal(size=outputs).astype(np.float32)
+  return arguments
+
+
+def _run(arguments, implementation, bits=(8, 8), out_dtype=jnp.float32):
+  call = lambda a: kernels.quantized_matmul(
+      **a, x_bits=bits[0], w_bits=bits[1], implementation=implementation, out_dtype=out_dtype)
+  return np.asarray(jax.jit(call)(jax.tree.map(jnp.asarray, arguments)))
+
+
+def _reference(arguments):
+  """(float64 product of the values, float64 sum of the magnitudes of its terms)."""
+  def values(codes, scale, offset, axis):
+    spread = lambda a: a if a.ndim == 0 else np.repeat(a, codes.shape[axis] // a.shape[axis], axis).astype(np.float64)
+    return codes * spread(scale) + spread(np.float32(0) if offset is None else offset)
+
+  x = values(arguments['x_codes'], arguments['x_scale'], arguments.get('x_offset'), -1)
+  w = values(arguments['w_codes'], arguments['w_scale'], arguments.get('w_offset'), 0)
+  bias = arguments.get('bias', np.float32(0))
+  size = (np.abs(arguments['x_codes'] * 1.0) + 2).max() * (np.abs(arguments['w_codes'] * 1.0) + 2).max()
+  return x @ w + bias, size * len(w)
+
+
+class QuantizedMatmulTest(parameterized.TestCase):
+
+  def _check(self, arguments, bits):
+    """Both implementations give the same bits, the values of a float64 product of the dequantized operands."""
+    got = _run(arguments, 'simulated', bits)
+    np.testing.assert_array_equal(got, _run(arguments, 'xla', bits))
+    want, size = _reference(arguments)
+    np.testing.assert_allclose(got, want, rtol=0, atol=4e-7 * size)
+
+  @parameterized.product(
+      offsets=list(_OFFSETS), groups=[(1, 1), (2, 2), (1, 4), (4, 2)])
+  def test_offsets_and_groups(self, offsets, groups):
+    if 'scalar' in offsets:
+      groups = (1, groups[1])
+    self._check(_problem(groups=groups, offsets=offsets, bias=groups[1] == 2), (4, 4))
+
+  @parameterized.parameters((2, 2), (2, 8), (3, 7), (4, 5), (5, 4), (6, 3), (7, 6), (8, 2), (8, 8))
+  def test_every_width_of_codes(self, *bits):
+    self._check(_problem(bits=bits, groups=(1, 2), offsets='both, per token', shape=(4, 90, 6)), bits)
+
+  @parameterized.parameters((1, 1, 1), (1, 130, 1), (33, 24, 65), (2, 2, 2, 36, 9))
+  def test_shapes_that_are_no_powers_of_two(self, *shape):
+    self._check(_problem(offsets='both, per token', shape=shape, bias=True), (4, 4))
+
+  def test_scales_of_weights_may_be_one_for_all_outputs(self):
+    arguments = _problem(groups=(2, 4), offsets='w')
+    for name in ('w_scale', 'w_offset'):
+      arguments[name] = arguments[name][:, :1]
+    self._check(arguments, (4, 4))
+
+  def test_scale_of_an_activation_may_be_one_for_the_whole_tensor(self):
+    arguments = _problem(groups=(1, 4), offsets='both, per token')
+    for name in ('x_scale', 'x_offset'):
+      arguments[name] = arguments[name][:1, :1]
+    self._check(arguments, (4, 4))
+
+  @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), bits=[(8, 8), (4, 8), (2, 2)])
+  def test_sums_beyond_float32_integers_are_exact(self, implementation, bits):
+    # The first half's products are as large as they get and the second half's cancel all but a rest, so that a float32
+    # sum in any order but one in short runs loses the last digits: half of the inputs sum up to over 2^24.
+    largest = [2 ** (b - 1) for b in bits]
+    half = 2**24 // (largest[0] * largest[1]) * 3 // 2 if bits == (8, 8) else 3000
+    x = np.full((2, 2 * half), -largest[0], np.int64)
+    w = np.full((2 * half, 3), -largest[1], np.int64)
+    w[half:] = largest[1] - 1
+    x[1, ::3] = 1
+    w[::7, 1] = 1
+    arguments = dict(x_codes=x.astype(np.int8), w_codes=w.astype(np.int8), x_scale=np.float32(1),
+                     w_scale=np.ones((1, 3), np.float32))
+    if bits == (8, 8):
+      self.assertGreater((x[:, :half] @ w[:half]).max(), 2**24)
+    np.testing.assert_array_equal(_run(arguments, implementation, bits), (x @ w).astype(np.float32))
+
+  @parameterized.parameters(*kernels.IMPLEMENTATIONS)
+  def test_zero_scales_leave_offsets_and_bias(self, implementation):
+    arguments = _problem(offsets='x, per token', bias=True, groups=(2, 2))
+    arguments['x_scale'][0] = 0
+    want, size = _reference(arguments)
+    np.testing.assert_allclose(_run(arguments, implementation), want, rtol=0, atol=4e-7 * size)
+    silent = _problem(bias=True)
+    silent['w_scale'][:] = 0
+    np.testing.assert_array_equal(
+        _run(silent, implementation), np.broadcast_to(silent['bias'], (3, 5, 7)))
+
+  @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), dtype=[jnp.bfloat16, jnp.float16])
+  def test_the_result_is_rounded_once_to_its_dtype(self, implementation, dtype):
+    arguments = _problem(offsets='both, per token', bias=True)
+    got = _run(arguments, implementation, out_dtype=dtype)
+    self.assertEqual(got.dtype, dtype)
+    np.testing.assert_array_equal(got, _run(arguments, implementation).astype(dtype))
+
+  @parameterized.parameters(*kernels.IMPLEMENTATIONS)
+  def test_under_vmap_it_is_a_product_for_each(self, implementation):
+    problems = [_problem(groups=(2, 4), offsets='both, per token', shape=(5, 24, 7), seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *problems)
+    call = lambda a: kernels.quantized_matmul(**a, implementation=implementation)
+    want = np.stack([_run(problem, implementation) for problem in problems])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(call))(stacked), want)
+
+  @parameterized.parameters('none', 'both, per token')
+  def test_without_jit_implementations_agree_too(self, offsets):
+    arguments = jax.tree.map(jnp.asarray, _problem(groups=(1, 2), offsets=offsets, bias=True))
+    first, *others = (kernels.quantized_matmul(**arguments, implementation=name) for name in kernels.IMPLEMENTATIONS)
+    for other in others:
+      np.testing.assert_array_equal(other, first)
+
+  @parameterized.parameters(
+      ({'implementation': 'cuda'}, "unknown implementation 'cuda'; there are simulated, xla"),
+      ({'x_codes': np.zeros((3, 5, 24), np.uint8)}, 'codes must be int8, not uint8 and int8'),
+      ({'w_codes': np.zeros((24, 7), np.int32)}, 'codes must be int8, not int8 and int32'),
+      ({'w_codes': np.zeros((12, 7), np.int8)}, r'cannot contract codes of shape \(3, 5, 24\) with \(12, 7\)'),
+      ({'w_codes': np.zeros((2, 24, 7), np.int8)}, 'cannot contract codes'),
+      ({'w_scale': np.ones((2, 6), np.float32)}, r'w_scale of shape \(2, 6\) does not fit'),
+      ({'w_scale': np.ones(7, np.float32)}, r'w_scale of shape \(7,\) does not fit'),
+      ({'x_scale': np.ones((4, 5, 2), np.float32)}, r'x_scale of shape \(4, 5, 2\) does not fit'),
+      ({'x_scale': np.ones((5, 2), np.float32)}, r'x_scale of shape \(5, 2\) does not fit'),
+      ({'x_scale': np.ones((3, 5, 3), np.float32)}, '3 and 2 groups do not share 24 inputs evenly'),
+      ({'w_scale': np.ones((16, 7), np.float32)}, '2 and 16 groups do not share 24 inputs evenly'),
+      ({'x_scale': np.ones((3, 5, 2), np.float16)}, 'x_scale and x_offset must be float32'),
+      ({'w_offset': np.ones((2, 7), np.int32)}, 'w_scale and w_offset must be float32'),
+      ({'x_offset': np.float32(1)}, r'x_offset of shape \(\) does not fit x_scale of shape \(3, 5, 2\)'),
+      ({'w_offset': np.ones((1, 7), np.float32)}, r'w_offset of shape \(1, 7\) does not fit w_scale'),
+      ({'bias': np.ones((1, 7), np.float32)}, r'bias of shape \(1, 7\) does not fit 7 outputs'))
+  def test_refuses_operands_that_do_not_fit(self, overrides, message):
+    arguments = {**_problem(groups=(2, 2)), **overrides}
+    with self.assertRaisesRegex(ValueError, message):
+      kernels.quantized_matmul(**arguments)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,187 @@
+"""Quantizer nodes: codes and values agree, ranges are those of a NumPy reference, and stay valid."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.numerics import formats
+from jaxquant.numerics import quantize
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import rounding
+
+
+def _random(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def _dynamic(name, **kwargs):
+  return quantizers.DynamicQuantizer(formats.parse(name), **kwargs)
+
+
+_QUANTIZERS = {
+    'clip': lambda bits: quantizers.ClipQuantizer(jnp.float32(-1.1), jnp.float32(1.7), bits),
+    'clip, zero aligned': lambda bits: quantizers.ClipQuantizer(jnp.float32(-1.1), jnp.float32(1.7), bits, True),
+    'pact': lambda bits: quantizers.PactQuantizer(jnp.float32(1.5), bits),
+    'pact, unsigned': lambda bits: quantizers.PactQuantizer(jnp.float32(1.5), bits, signed=False),
+    'lsq': lambda bits: quantizers.StepQuantizer(jnp.float32(3.3 / 2**bits), bits),
+    'token': lambda bits: _dynamic(f'int{bits}'),
+    'asymmetric token': lambda bits: _dynamic(f'uint{bits}'),
+    'groups': lambda bits: _dynamic(f'uint{bits}', group_size=4),
+    'tensor': lambda bits: _dynamic(f'uint{bits}', per_tensor=True),
+}
+_LEARNED = tuple(_QUANTIZERS)[:5]
+
+
+class InputQuantizersTest(parameterized.TestCase):
+
+  @parameterized.product(kind=list(_QUANTIZERS), bits=[2, 4, 8])
+  def test_values_are_those_that_the_codes_stand_for(self, kind, bits):
+    quantizer = _QUANTIZERS[kind](bits)
+    # Halves of steps too, where rounding turns on the last bit.
+    x = jnp.concatenate([_random(50, 12), jnp.arange(-60, 60).reshape(10, 12) * 3.3 / 2**bits / 2])
+    values = jax.jit(lambda x: quantizer(x))(x)
+    codes = jax.jit(quantizer.codes)(x)
+    np.testing.assert_allclose(values, quantizers.values(codes), rtol=0, atol=1e-6)
+    self.assertEqual((codes.codes.dtype, codes.bits, codes.scale.dtype), (jnp.int8, bits, jnp.float32))
+    self.assertTrue((np.abs(np.asarray(codes.codes, int) + 0.5) <= 2 ** (bits - 1)).all())
+
+  @parameterized.product(kind=list(_QUANTIZERS))
+  def test_in_bfloat16_only_the_result_is_rounded(self, kind):
+    quantizer = _QUANTIZERS[kind](4)
+    x = _random(20, 12).astype(jnp.bfloat16)
+    wide = x.astype(jnp.float32)
+    self.assertEqual(quantizer(x).dtype, jnp.bfloat16)
+    np.testing.assert_array_equal(quantizer(x), quantizer(wide).astype(jnp.bfloat16))
+    jax.tree.map(np.testing.assert_array_equal, quantizer.codes(x), quantizer.codes(wide))
+
+  @parameterized.product(kind=list(_QUANTIZERS))
+  def test_a_quantized_value_is_its_own(self, kind):
+    once = _QUANTIZERS[kind](4)(_random(20, 12))
+    np.testing.assert_allclose(_QUANTIZERS[kind](4)(once), once, rtol=0, atol=1e-6)
+
+  @parameterized.product(kind=list(_LEARNED))
+  def test_values_reach_the_ends_in_use_and_no_further(self, kind):
+    quantizer = _QUANTIZERS[kind](4)
+    values = quantizer(_random(20, 12) * 9)
+    np.testing.assert_allclose((values.min(), values.max()), quantizer.ends(), rtol=1e-6, atol=1e-6)
+
+  def test_learned_quantizers_are_the_functions_of_rounding(self):
+    x = _random(20, 12)
+    ends = jnp.float32(-1.1), jnp.float32(1.7)
+    aligned = rounding.align_zero(*ends, 4)
+    np.testing.assert_array_equal(_QUANTIZERS['clip'](4)(x), rounding.clip_quantize(x, *ends, 4))
+    np.testing.assert_array_equal(_QUANTIZERS['clip, zero aligned'](4)(x), rounding.clip_quantize(x, *aligned, 4))
+    np.testing.assert_array_equal(_QUANTIZERS['pact'](4)(x), rounding.pact_quantize(x, jnp.float32(1.5), 4, True))
+    np.testing.assert_array_equal(_QUANTIZERS['lsq'](4)(x), rounding.step_quantize(x, jnp.float32(3.3 / 16), -8, 7))
+
+  def test_quantizers_differentiate_in_their_ranges(self):
+    x = _random(20, 12)
+    loss = lambda quantizer: jnp.sum(quantizer(x) ** 2)
+    for kind in _LEARNED:
+      with self.subTest(kind):
+        gradient = jax.grad(loss)(_QUANTIZERS[kind](4))
+        self.assertTrue(all(jnp.isfinite(leaf) and leaf != 0 for leaf in jax.tree.leaves(gradient)))
+
+
+class DynamicQuantizerTest(parameterized.TestCase):
+
+  @parameterized.product(
+      name=['int4', 'uint4', 'int8', 'uint8'],
+      granularity=[dict(), dict(group_size=4), dict(group_size=1), dict(per_tensor=True)])
+  def test_ranges_are_those_of_a_numpy_reference(self, name, granularity):
+    fmt, x = formats.parse(name), _random(3, 5, 8, seed=2)
+    groups = np.asarray(x, np.float64)
+    size = granularity.get('group_size', 8)
+    groups = groups.reshape(1, -1) if 'per_tensor' in granularity else groups.reshape(-1, size)
+    low, high = np.minimum(groups.min(1), 0), np.maximum(groups.max(1), 0)
+    scale = np.maximum(-low, high) / fmt.maximum if fmt.symmetric else (high - low) / fmt.maximum
+    zero_point = 0 * scale if fmt.symmetric else np.round(-low / scale)
+    codes = np.clip(np.round(groups / scale[:, None]) + zero_point[:, None], fmt.minimum, fmt.maximum)
+    want = ((codes - zero_point[:, None]) * scale[:, None]).reshape(x.shape)
+    quantizer = _dynamic(name, **granularity)
+    np.testing.assert_allclose(quantizer(x), want, rtol=0, atol=1e-6)
+    shift = 0 if fmt.symmetric else 2 ** (fmt.bits - 1)
+    np.testing.assert_array_equal(quantizer.codes(x).codes, codes.reshape(x.shape) - shift)
+    self.assertEqual(quantizer.codes(x).offset is None, fmt.symmetric)
+
+  def test_a_token_does_not_depend_on_the_others(self):
+    x = _random(4, 6, 8)
+    for kind in ('token', 'asymmetric token', 'groups'):
+      np.testing.assert_array_equal(_QUANTIZERS[kind](4)(x)[1, 2], _QUANTIZERS[kind](4)(x[1, 2]))
+
+  @parameterized.parameters('int4', 'uint4')
+  def test_an_all_zero_token_stays_zero(self, name):
+    x = jnp.zeros((2, 8)).at[1].set(3.0)
+    np.testing.assert_allclose(_dynamic(name)(x), x, rtol=1e-6)
+    np.testing.assert_array_equal(_dynamic(name)(x)[0], 0)
+
+  def test_gradient_is_one(self):
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(_dynamic('uint4')(x)))(_random(3, 8)), 1)
+
+  def test_refuses_groups_that_do_not_divide_or_within_one_range(self):
+    with self.assertRaisesRegex(errors.UserError, 'group size 3 does not divide 8'):
+      _dynamic('int4', group_size=3)(_random(2, 8))
+    with self.assertRaisesRegex(errors.UserError, 'excludes groups of 4'):
+      _dynamic('int4', group_size=4, per_tensor=True)(_random(2, 8))
+
+
+class ProjectionTest(parameterized.TestCase):
+
+  @parameterized.parameters((1.0, -1.0), (0.0, 0.0), (100.0, 100.0), (-3e4, -3e4), (2e6, 1e6), (1.0, 1.0))
+  def test_a_range_that_closed_is_opened_around_its_middle(self, low, high):
+    quantizer = quantizers.ClipQuantizer(jnp.float32(low), jnp.float32(high), 4, True).projected()
+    self.assertLess(quantizer.low, quantizer.high)
+    np.testing.assert_allclose((quantizer.low + quantizer.high) / 2, (low + high) / 2, rtol=1e-6, atol=1e-6)
+    self.assertLess(quantizer.high - quantizer.low, 3e-6 * max(1, abs(low), abs(high)))
+    self.assertEqual((quantizer.bits, quantizer.align_zero), (4, True))
+    self.assertTrue(np.isfinite(quantizer(jnp.array([low, high, 0.0]))).all())
+
+  @parameterized.parameters((-1.1, 1.7), (0.0, 1e-5), (99.0, 99.1), (-1e-3, 0.3))
+  def test_an_open_range_keeps_its_bits(self, low, high):
+    quantizer = quantizers.ClipQuantizer(jnp.float32(low), jnp.float32(high), 4)
+    jax.tree.map(np.testing.assert_array_equal, quantizer.projected(), quantizer)
+
+  @parameterized.parameters(quantizers.PactQuantizer, quantizers.StepQuantizer)
+  def test_one_parameter_becomes_positive_or_keeps_its_bits(self, kind):
+    for value in (-1.0, 0.0, 0.3):
+      before = kind(jnp.float32(value), 4)
+      after = before.projected()
+      self.assertGreater(jax.tree.leaves(after)[0], 0)
+      self.assertTrue(np.isfinite(after(jnp.array([-1.0, 0.0, 1.0]))).all())
+      if value > 0:
+        jax.tree.map(np.testing.assert_array_equal, after, before)
+
+  def test_dynamic_ranges_have_nothing_to_project(self):
+    self.assertEqual(_dynamic('int4', group_size=4).projected(), _dynamic('int4', group_size=4))
+
+
+class WeightQuantizerTest(parameterized.TestCase):
+
+  @parameterized.product(name=['int2', 'int4', 'uint3'], axis=[-2, -1], group_size=[None, 4])
+  def test_equals_quantizing_and_dequantizing(self, name, axis, group_size):
+    kernel = _random(12, 8)
+    quantizer = quantizers.WeightQuantizer(formats.parse(name), axis=axis, group_size=group_size)
+    rounded = quantize.quantize(kernel, quantizer.format, axis=axis, group_size=group_size)
+    np.testing.assert_array_equal(quantizer(kernel), quantize.dequantize(rounded))
+    np.testing.assert_array_equal(jax.grad(lambda k: jnp.sum(quantizer(k) * jnp.arange(8.0)))(kernel)[3], jnp.arange(8.0))
+
+  def test_a_group_size_that_does_not_divide_is_refused_by_path(self):
+    quantizer = quantizers.WeightQuantizer(formats.IntFormat(4), group_size=5)
+    quantizer.check((10, 3), 'layers/0/mlp/up')
+    with self.assertRaisesRegex(errors.UserError, 'layers/0/mlp/up: group size 5 does not divide 12 elements'):
+      quantizer.check((12, 3), 'layers/0/mlp/up')
+
+
+class ValuesTest(absltest.TestCase):
+
+  def test_scales_of_groups_are_spread_over_their_features(self):
+    codes = quantizers.Codes(
+        jnp.array([[1, 2, 3, 4]], jnp.int8), jnp.array([[2.0, 10.0]]), jnp.array([[0.5, -1.0]]), 8)
+    np.testing.assert_array_equal(quantizers.values(codes), [[2.5, 4.5, 29, 39]])
+
+
+if __name__ == '__main__':
+  absltest.main()
