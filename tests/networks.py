@@ -1,9 +1,10 @@
-"""Small decoders for tests that need a whole network: weights, tokens, and the sites and linears of a block."""
+"""Small decoders for tests that need a whole network: architectures, weights, tokens."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxquant.models import config as model_config
 from jaxquant.models import decoder
@@ -23,20 +24,17 @@ def config(style: str, dtype: str = 'float32', layers: int = 1) -> model_config.
 
 @functools.cache
 def params(style: str, layers: int = 1) -> dict:
-  """Returns a float tree with noise on every leaf, so that biases and gains count, and activations of order one."""
-  def init(key):
-    tree = decoder.Decoder(config(style, layers=layers)).init(key, jnp.zeros((1, 1), jnp.int32))['params']
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten(
-        [leaf + 0.2 * jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves)])
-
-  return jax.jit(init)(jax.random.key(0))
+  """Returns a float tree: kernels and biases are noise that makes activations of order one, gains are one plus that."""
+  rng = np.random.default_rng(0)
+  init = decoder.Decoder(config(style, layers=layers)).init
+  shapes = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))['params']
+  noise = lambda path, leaf: (path[-1].key == 'scale') + 0.2 * rng.normal(size=leaf.shape)
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(noise(path, leaf), leaf.dtype), shapes)
 
 
 def tokens(rows: int, seed: int = 0) -> jax.Array:
   """Returns int32 [rows, 8] token ids."""
-  return jax.random.randint(jax.random.key(seed), (rows, 8), 0, 32, jnp.int32)
+  return jnp.asarray(np.random.default_rng(seed).integers(0, 32, (rows, 8)), jnp.int32)
 
 
 @functools.cache

@@ -1,0 +1,269 @@
+"""The laws that every transform obeys, in one matrix over transforms, architectures and compute dtypes.
+
+A new method is one more entry of `_CASES`. Its own oracles belong into a test file of its own.
+
+  1  observe and search are jitted and compiled once
+  2  init and search work on shapes alone
+  3  what comes back has the structure and dtypes that a quantized tree has
+  4  what the transform does not claim comes back identical, to the bit
+  5  statistics of halves merge to those of the whole; where order matters, a saved state continues the run
+  6  all of this in float32 and in bfloat16
+  7  (folding leaves the float function unchanged: for equivalence transforms, of which there are none yet)
+  8  the block's output on the calibration data is no further from the float block's than that of a plainer method
+  9  simulated, integer and reloaded trees evaluate to the same bits
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant.calibration import transform as transforms
+from jaxquant.models import decoder
+from jaxquant.models import validate
+from jaxquant.numerics import formats
+from jaxquant.numerics import nodes
+from jaxquant.numerics import qtensor
+from jaxquant.numerics import quantize
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+from jaxquant.transforms import activation_ranges
+from jaxquant.transforms import round_to_nearest
+from tests import networks
+
+
+class Case(NamedTuple):
+  """A transform under the laws.
+
+  Attributes:
+    owns: `linears` or `sites`.
+    make: names -> Transform.
+    record: what it records, or decides, for each name.
+    plainer: names -> Transform of the method that law 8 compares with: round-to-nearest of the same format, or, for
+      that itself and for ranges, which have no such rival, the simplest of the kind with a bit less.
+    weight_only: its kernels cannot meet integer activations.
+    ordered: its statistics depend on the order of batches.
+  """
+
+  owns: str
+  make: Callable[[tuple[str, ...]], transforms.Transform]
+  record: frozenset[str]
+  plainer: Callable[[tuple[str, ...]], transforms.Transform]
+  weight_only: bool = False
+  ordered: bool = False
+
+
+def _round(name, **options):
+  return functools.partial(round_to_nearest.round_to_nearest, fmt=formats.parse(name), **options)
+
+
+def _ranges(bits=4, **options):
+  return functools.partial(activation_ranges.activation_ranges, bits=bits, **options)
+
+
+_RELATIVE_ERROR, _ENDS = frozenset({'relative_error'}), frozenset({'low', 'high'})
+_CASES = {
+    'round_to_nearest': Case('linears', _round('int4'), _RELATIVE_ERROR, _round('int3')),
+    'round_to_nearest, groups': Case('linears', _round('int4', group_size=8), _RELATIVE_ERROR, _round('int4')),
+    'round_to_nearest, input channels': Case(
+        'linears', _round('int4', axis=-1), _RELATIVE_ERROR, _round('int3'), weight_only=True),
+    'round_to_nearest, asymmetric': Case('linears', _round('uint4'), _RELATIVE_ERROR, _round('uint3')),
+    'ranges, minmax': Case('sites', _ranges(), _ENDS, _ranges(3)),
+    'ranges, average': Case('sites', _ranges(method='average'), _ENDS, _ranges(3)),
+    'ranges, percentile': Case('sites', _ranges(method='percentile', percentile=99.0), _ENDS, _ranges(3)),
+    'ranges, moving_average': Case('sites', _ranges(method='moving_average'), _ENDS, _ranges(3), ordered=True),
+}
+_DTYPES = ['float32', 'bfloat16']
+_every_case = parameterized.product(case=list(_CASES), style=list(networks.STYLES), dtype=_DTYPES)
+_PATH = 'layers/0'
+
+
+def _names(case: str, style: str) -> tuple[str, ...]:
+  """What `case` claims in a block of `style`: all but the last of what it might."""
+  if _CASES[case].owns == 'sites':
+    return tuple(site.name for site in decoder.staged(networks.config(style)).blocks[0][1].sites[:-1])
+  return trees.linears(_params(style))[:-1]
+
+
+def _params(style: str) -> dict:
+  return trees.get(networks.params(style), _PATH)
+
+
+class _Counted:
+  """A jitted function that counts how often it was traced."""
+
+  def __init__(self, function):
+    self.traces = 0
+
+    def count(*args):
+      self.traces += 1
+      return function(*args)
+
+    self._jitted = jax.jit(count)
+
+  def __call__(self, *args):
+    return self._jitted(*args)
+
+
+@functools.cache
+def _transform(make, names, style) -> transforms.Transform:
+  """The transform with `observe` and `search` jitted, once for the dtypes of a style."""
+  del style
+  made = make(names)
+  return made._replace(observe=_Counted(made.observe), search=_Counted(made.search))
+
+
+@functools.cache
+def _calibration(style: str, dtype: str):
+  """(inputs of the block, its observations as batches of four sequences, jitted forward)."""
+  model = decoder.staged(networks.config(style, dtype))
+  block = model.blocks[0][1]
+  inputs = jax.jit(model.embed)(networks.params(style), networks.tokens(16))
+  activations = jax.jit(block.taps)(_params(style), inputs)[1]
+  batches = [
+      transforms.Batch(jnp.arange(i, i + 4), {point: x[i : i + 4] for point, x in activations.items()})
+      for i in range(0, 16, 4)]
+  return inputs, batches, jax.jit(block.forward)
+
+
+def _observed(transform, params, batches, state=None):
+  state = transform.init(params) if state is None else state
+  for batch in batches:
+    state = transform.observe(state, batch)
+  return state
+
+
+@functools.cache
+def _applied(make, names, style, dtype):
+  """(params, record with decisions) of the block after the transform."""
+  transform, params = _transform(make, names, style), _params(style)
+  params, record, decisions = transform.search(params, _observed(transform, params, _calibration(style, dtype)[1]))
+  params = transform.rewrite(params, record, jax.tree.map(lambda x: x.item(), decisions))
+  return params, {name: {**record.get(name, {}), **decisions.get(name, {})} for name in {**record, **decisions}}
+
+
+def _merged(first, second):
+  """Two states as one, statistic by statistic."""
+  return jax.tree.map(lambda a, b: a.merged(b), first, second, is_leaf=lambda x: hasattr(x, 'merged'))
+
+
+def _avals(tree):
+  return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+
+
+class LawsTest(parameterized.TestCase):
+
+  @_every_case
+  def test_1_compiled_once(self, case, style, dtype):
+    transform, batches = _transform(_CASES[case].make, _names(case, style), style), _calibration(style, dtype)[1]
+    trees_made = []
+    for part, factor in ((batches[:2], 1.0), (batches[2:], 1.5)):
+      params = jax.tree.map(lambda x: x * factor, _params(style))
+      params, record, decisions = transform.search(params, _observed(transform, params, part))
+      trees_made.append(transform.rewrite(params, record, jax.tree.map(lambda x: x.item(), decisions)))
+    # Dtypes share a transform: `search` sees the weights alone, `observe` also activations.
+    self.assertEqual(transform.search.traces, 1)
+    self.assertLessEqual(transform.observe.traces, len(_DTYPES))
+    if not decisions:
+      self.assertEqual(_avals(trees_made[0]), _avals(trees_made[1]))
+
+  @_every_case
+  def test_2_and_3_shapes_alone_tell_the_declared_structure(self, case, style, dtype):
+    names, params = _names(case, style), _params(style)
+    transform = _CASES[case].make(names)
+    shapes = jax.eval_shape(lambda x: x, params)
+    state = jax.eval_shape(transform.init, shapes)
+    batch = jax.eval_shape(lambda x: x, _calibration(style, dtype)[1][0])
+    self.assertEqual(_avals(jax.eval_shape(transform.observe, state, batch)), _avals(state))
+    abstract = jax.eval_shape(transform.search, shapes, state)
+    after, record = _applied(_CASES[case].make, names, style, dtype)
+    if not abstract[2]:
+      self.assertEqual(_avals(abstract[0]), _avals(after))
+
+    self.assertCountEqual(record, names)
+    self.assertEqual({frozenset(entry) for entry in record.values()}, {_CASES[case].record})
+    validate.validate(trees.put(networks.params(style), _PATH, after), networks.config(style, dtype))
+    for name in names:
+      if _CASES[case].owns == 'sites':
+        quantizer = trees.get(after, name)['quantizer']
+        self.assertIsInstance(quantizer, quantizers.INPUT_QUANTIZERS)
+        self.assertTrue(all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(quantizer)))
+      else:
+        kernel = trees.get(after, name)['kernel']
+        self.assertIsInstance(kernel, qtensor.QTensor)
+        self.assertEqual(kernel.shape, trees.get(params, name)['kernel'].shape)
+        self.assertEqual((kernel.codes.dtype, kernel.scale.dtype), (jnp.uint8, jnp.float32))
+        self.assertEqual(kernel.zero_point is None, kernel.format.symmetric)
+
+  @_every_case
+  def test_4_what_is_not_claimed_comes_back_identical(self, case, style, dtype):
+    names = _names(case, style)
+    before = trees.arrays(_params(style))
+    after = trees.arrays(_applied(_CASES[case].make, names, style, dtype)[0])
+    kind = {'linears': 'kernel', 'sites': 'quantizer'}[_CASES[case].owns]
+    owned = {path for path in {*before, *after} if path.startswith(tuple(f'{name}/{kind}' for name in names))}
+    for path in {*before, *after} - owned:
+      np.testing.assert_array_equal(after[path], before[path])
+      self.assertEqual(after[path].dtype, before[path].dtype)
+    for name in names:
+      self.assertNotEmpty([path for path in set(after) - set(before) if path.startswith(f'{name}/')])
+
+  @_every_case
+  def test_5_merged_halves_equal_the_whole(self, case, style, dtype):
+    transform, params = _transform(_CASES[case].make, _names(case, style), style), _params(style)
+    batches = _calibration(style, dtype)[1]
+    whole = _observed(transform, params, batches)
+    if _CASES[case].ordered:
+      saved = jax.device_get(_observed(transform, params, batches[:2]))
+      resumed = _observed(transform, params, batches[2:], jax.tree.map(jnp.asarray, saved))
+      jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+      return
+    first, second = (_observed(transform, params, part) for part in (batches[:1], batches[1:]))
+    want = transform.search(params, whole)
+    for state in (_merged(first, second), _merged(second, first), _observed(transform, params, batches[::-1])):
+      self.assertEqual(_avals(state), _avals(whole))
+      jax.tree.map(
+          functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), transform.search(params, state), want)
+
+  @_every_case
+  def test_8_no_worse_than_a_plainer_method(self, case, style, dtype):
+    inputs, _, forward = _calibration(style, dtype)
+    exact = forward(_params(style), inputs).astype(jnp.float32)
+
+    def error(make):
+      tree = _applied(make, _names(case, style), style, dtype)[0]
+      # Codes that meet floats are dequantized; doing so here saves a compilation for each format.
+      tree = trees.map_nodes(lambda path, x: quantize.dequantize(x) if isinstance(x, qtensor.QTensor) else x, tree)
+      return float(jnp.mean((forward(tree, inputs).astype(jnp.float32) - exact) ** 2))
+
+    self.assertLessEqual(error(_CASES[case].make), error(_CASES[case].plainer))
+
+  @_every_case
+  def test_9_simulated_integer_and_reloaded_trees_agree(self, case, style, dtype):
+    after = _applied(_CASES[case].make, _names(case, style), style, dtype)[0]
+    config = networks.config(style, dtype)
+    if _CASES[case].owns == 'sites':
+      for path in trees.linears(after):
+        kernel = trees.get(after, path)['kernel']
+        after = trees.put(after, f'{path}/kernel', quantize.quantize(kernel, formats.IntFormat(8)))
+    elif not _CASES[case].weight_only:
+      for site in decoder.staged(config).blocks[0][1].sites:
+        quantizer = quantizers.ClipQuantizer(jnp.float32(-3), jnp.float32(4), 8)
+        after = trees.put(after, f'{site.name}/quantizer', quantizer)
+    params, ids = trees.put(networks.params(style), _PATH, after), networks.tokens(3, seed=1)
+    simulated = networks.evaluator(config)(params, ids)
+    self.assertTrue(jnp.isfinite(simulated).all())
+    np.testing.assert_array_equal(networks.evaluator(config, 'xla')(params, ids), simulated)
+    saved = trees.arrays(params)
+    reloaded = nodes.decode(json.loads(json.dumps(nodes.encode(params))), lambda path, _: np.asarray(saved[path]))
+    np.testing.assert_array_equal(networks.evaluator(config)(reloaded, ids), simulated)
+
+
+if __name__ == '__main__':
+  absltest.main()
