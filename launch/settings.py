@@ -58,6 +58,7 @@ def train() -> ml_collections.ConfigDict:
   config.kure = _fields(regularizers.WeightKurtosis(weight=0.0))
 
   config.ptq = ptq()
+  del config.ptq.activations, config.ptq.activation_mode, config.ptq.site_patterns  # as trained: config.qat
   config.evaluation = ml_collections.ConfigDict()
   config.evaluation.batch_size = 32
   config.evaluation.precisions = ()  # names such as 'W4A4 static'; empty: all five
@@ -73,6 +74,7 @@ def ptq() -> ml_collections.ConfigDict:
   config.group_size = config_dict.placeholder(int)  # inputs that share a scale; none: a scale per output channel
   config.activations = 4  # bits; 16 leaves activations as they are
   config.activation_mode = 'static'  # or dynamic: per token
+  config.site_patterns = (r'layers/.*',)  # sites that are quantized where the model has no learned ranges
   config.ranges = 'minmax'  # how static ranges are calibrated where none were learned (transforms.activation_ranges)
   config.percentile = 99.99
   config.calibration_windows = 64

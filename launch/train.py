@@ -9,8 +9,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxquant import errors
 from jaxquant.calibration import driver
@@ -34,6 +32,7 @@ from jaxquant.transforms import recipes
 from launch import corpora
 from launch import progress
 from launch import runtime
+from launch import scoring
 from launch import workdir as workdirs
 
 _CONFIG = runtime.define_config()
@@ -198,9 +197,8 @@ def measure(experiment, corpus, params, variant, seed, results, say):
   static = params
   with jax.set_mesh(mesh):
     if not trees.inputs(params):
-      windows = loader.calibration_windows(
-          corpus.train, count=config.ptq.calibration_windows, length=config.training.length, seed=config.ptq.seed)
-      batches = [jnp.asarray(batch) for batch in np.array_split(windows, max(1, len(windows) // 16))]
+      batches = scoring.calibration_batches(
+          corpus.train, config.ptq.calibration_windows, config.training.length, config.ptq.seed)
       static = driver.run(params, decoder.staged(model), experiment.recipe.steps(), batches).params
     options = {'weight_pattern': config.ptq.weight_pattern, 'group_size': config.ptq.group_size}
     for precision in experiment.precisions:
@@ -209,13 +207,7 @@ def measure(experiment, corpus, params, variant, seed, results, say):
         score = perplexity.score(
             tree, model, text.tokens, text.num_bytes, length=config.training.length,
             batch_size=config.evaluation.batch_size, implementation=config.evaluation.implementation, mesh=mesh)
-        results['evaluations'].append({
-            'variant': variant, 'seed': seed, 'dataset': text.name, 'weights': precision.weights,
-            'activations': precision.activations, 'activation_mode': precision.mode,
-            'method': 'rtn' if precision.weights < 16 else 'none', 'perplexity': score.perplexity,
-            'bits_per_byte': score.bits_per_byte, 'tokens': score.tokens})
-        say(f'{variant} seed {seed} {text.name} {precision.name}: perplexity {score.perplexity:.4g}, '
-            f'{score.bits_per_byte:.4f} bits per byte')
+        results['evaluations'].append(scoring.record(score, precision, text.name, variant, seed, say))
     probe = corpus_probe(experiment, corpus, mesh)
     sites, _ = outliers.analyze(params, model, probe)
     results['outlier_summary'] += [{'variant': variant, 'seed': seed, **record} for record in sites]

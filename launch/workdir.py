@@ -124,6 +124,7 @@ class Model:
       raise errors.UserError(f'{path} has no variant {variant or "any"} with seed {"any" if seed is None else seed}: {have}')
     self.variant, self.seed = max(matches, key=rank)
     self.decoder = model_config.DecoderConfig.from_dict(self.config['model'])
+    self.length = self.config['training']['length']
 
   @property
   def checkpoints(self) -> str:

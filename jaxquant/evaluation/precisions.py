@@ -69,12 +69,8 @@ def rewrite(
       raise errors.UserError(f'{site}: static ranges are not of {precision.activations} bits')
   if precision.mode == 'static' and not sites:
     raise errors.UserError('static activations need calibrated or learned ranges, and the tree has none')
-  for site in sites if precision.mode != 'static' else ():
-    specification = {key: value for key, value in trees.get(params, site).items() if key != 'quantizer'}
-    if precision.mode == 'dynamic':
-      specification['quantizer'] = quantizers.DynamicQuantizer(
-          formats.IntFormat(precision.activations, symmetric=False))
-    params = trees.put(params, site, specification or None)
+  if precision.mode != 'static':
+    params = with_inputs(params, sites, precision)
   for path in trees.linears(params):
     params = trees.put(params, f'{path}/kernel_quantizer', None)
   if precision.weights < 16:
@@ -82,4 +78,15 @@ def rewrite(
     rounding = round_to_nearest.round_to_nearest(
         linears, formats.IntFormat(precision.weights), group_size=group_size)
     params, _, _ = rounding.search(params, rounding.init(params))
+  return params
+
+
+def with_inputs(params: Any, sites, precision: Precision) -> Any:
+  """The tree with dynamic quantizers at `sites`, asymmetric and per token, or with none there for mode `none`."""
+  for site in sites:
+    specification = {key: value for key, value in (trees.get(params, site) or {}).items() if key != 'quantizer'}
+    if precision.mode == 'dynamic':
+      fmt = formats.IntFormat(precision.activations, symmetric=False)
+      specification['quantizer'] = quantizers.DynamicQuantizer(fmt)
+    params = trees.put(params, site, specification or None)
   return params

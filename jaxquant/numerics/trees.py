@@ -26,6 +26,8 @@ def put(tree: dict, path: str, value: Any) -> dict:
   if not path:
     return value
   key, _, rest = path.partition('/')
+  if value is None and get(tree, path) is None:
+    return tree
   if rest:
     value = put(tree.get(key, {}), rest, value)
   if value is None:

@@ -6,6 +6,7 @@ import functools
 from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.numerics import formats
+from jaxquant.numerics import trees
 from jaxquant.transforms import activation_ranges
 from jaxquant.transforms import round_to_nearest
 
@@ -34,6 +35,11 @@ class Recipe:
   def __post_init__(self):
     if self.ranges not in activation_ranges.METHODS:
       raise errors.UserError(f'ptq.ranges is {self.ranges!r}; there are {", ".join(activation_ranges.METHODS)}')
+
+  def sites(self, names) -> tuple[str, ...]:
+    """Those of the site names that a pattern matches."""
+    names = tuple(names)
+    return tuple(name for name in names if any(trees.matching(pattern, (name,)) for pattern in self.site_patterns))
 
   def steps(self) -> list[driver.Step]:
     """Ranges of the float model's activations first, then weights."""

@@ -134,13 +134,10 @@ class StreamsTest(absltest.TestCase):
     self.assertNotAlmostEqual(ends['float'], ends['quantized'], 3)
 
   def test_batches_of_different_sizes_count_as_one_set(self):
-    for method in ('minmax', 'average', 'percentile'):
-      step = driver.Step('sites', [('layers/.*', functools.partial(_ranges, method=method)), ('.*', None)])
-      parts, whole = (_run([step], batches).decisions for batches in (
-          _batches(), [jnp.concatenate(_batches())]))
-      for site in whole:
-        np.testing.assert_allclose(
-            list(parts[site].values()), list(whole[site].values()), rtol=1e-4, err_msg=f'{method} {site}')
+    step = driver.Step('sites', [('layers/.*', functools.partial(_ranges, method='average')), ('.*', None)])
+    parts, whole = (_run([step], batches).decisions for batches in (_batches(), [jnp.concatenate(_batches())]))
+    for site in whole:
+      np.testing.assert_allclose(list(parts[site].values()), list(whole[site].values()), rtol=1e-4, err_msg=site)
 
   def test_every_sequence_has_an_identity_of_its_own(self):
     def counting(sites):

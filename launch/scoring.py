@@ -1,0 +1,78 @@
+"""What the launchers of trained models share: static ranges where none were learned, and one record per score."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant.calibration import driver
+from jaxquant.data import loader
+from jaxquant.data import token_file
+from jaxquant.evaluation import perplexity
+from jaxquant.evaluation import precisions
+from jaxquant.models import decoder
+from jaxquant.numerics import qtensor
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+from jaxquant.transforms import recipes
+from launch import corpora
+from launch import progress
+from launch import workdir as workdirs
+
+_CALIBRATION_WINDOWS = 64
+
+
+def calibration_batches(tokens: np.ndarray, windows: int, length: int, seed: int) -> list:
+  """A sample of windows of `tokens` in batches of about 16, int32 [sequences, length] each."""
+  sample = loader.calibration_windows(tokens, count=windows, length=length, seed=seed)
+  return [jnp.asarray(batch) for batch in np.array_split(sample, max(1, len(sample) // 16))]
+
+
+def with_static_ranges(params: Any, model: workdirs.Model) -> Any:
+  """The tree with learned ranges, or else with 4-bit ranges calibrated on the model's training tokens."""
+  if trees.inputs(params):
+    return params
+  tokens = token_file.load(model.path / 'tokens' / 'train.npy').tokens
+  batches = calibration_batches(tokens, _CALIBRATION_WINDOWS, model.length, seed=0)
+  return driver.run(params, decoder.staged(model.decoder), recipes.Recipe(weights=16).steps(), batches).params
+
+
+def evaluate(
+    params: Any, model: workdirs.Model, text: corpora.Text, say: progress.Printer, *,
+    precision: precisions.Precision | None = None, length: int | None = None, batch_size: int = 32,
+    implementation: str = 'simulated') -> dict[str, Any]:
+  """Scores a text: one record of `results.json`'s `evaluations`; also says it in a line."""
+  precision = precision or described(params)
+  score = perplexity.score(
+      params, model.decoder, text.tokens, text.num_bytes, length=length or model.length, batch_size=batch_size,
+      implementation=implementation)
+  return record(score, precision, text.name, model.variant, model.seed, say)
+
+
+def record(score, precision, dataset: str, variant: str, seed: int, say: progress.Printer) -> dict[str, Any]:
+  """The record of a score, said in a line."""
+  say(f'{variant} seed {seed} {dataset} {precision.name}: perplexity {score.perplexity:.4g}, '
+      f'{score.bits_per_byte:.4f} bits per byte')
+  return {
+      'variant': variant, 'seed': seed, 'dataset': dataset, 'weights': precision.weights,
+      'activations': precision.activations, 'activation_mode': precision.mode,
+      'method': 'rtn' if precision.weights < 16 else 'none', 'perplexity': score.perplexity,
+      'bits_per_byte': score.bits_per_byte, 'tokens': score.tokens}
+
+
+def described(params: Any) -> precisions.Precision:
+  """The precision of a quantized tree: that of its first quantized kernel and site."""
+  kernels = (trees.get(params, path)['kernel'] for path in trees.linears(params))
+  weights = next((kernel.format.bits for kernel in kernels if isinstance(kernel, qtensor.QTensor)), 16)
+  inputs = [trees.get(params, path)['quantizer'] for path in trees.inputs(params)]
+  if not inputs:
+    return precisions.Precision(weights)
+  if isinstance(inputs[0], quantizers.DynamicQuantizer):
+    return precisions.Precision(weights, inputs[0].format.bits, 'dynamic')
+  return precisions.Precision(weights, inputs[0].bits, 'static')
+
+
+def stored_bytes(params: Any) -> int:
+  """Bytes of all arrays of a tree."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
