@@ -21,7 +21,7 @@ def get_config():
       vocabulary=2048, width=128, layers=4, heads=4, feed_forward=352, max_length=128, dtype='float32')
   config.data.train = ('standard_library',)
   config.data.validation.documentation = 'standard_library'
-  config.training.update(steps=500, batch_size=16, length=128, log_every=50, save_every=250, measurements=8)
+  config.training.update(steps=400, batch_size=16, length=128, log_every=50, save_every=200, measurements=8)
   config.optimizer.update(learning_rate=6e-3, warmup_steps=50, schedule='linear')
-  config.kurtosis.update(weight=1e-3)
+  config.qat.align_zero = True
   return config

@@ -21,3 +21,4 @@ class NonFiniteError(UserError):
   """A loss, gradient or weight stopped being finite. Exit code 4."""
 
   exit_code = 4
+  collective = True  # every process of a run raises it

@@ -63,7 +63,7 @@ def training() -> dict:
       initialize = functools.partial(trainer.model_params, model, jax.random.key(0))
       make = (lambda: qat.prepare(initialize(), qat.QATConfig(), sites)) if quantized else initialize
       started = time.monotonic()
-      state, metrics = fitter.step(fitter.initialize(make), next(batches)['tokens'])
+      state, metrics = fitter.step(fitter.initialize(fitter.compute(make)), next(batches)['tokens'])
       jax.block_until_ready(metrics)
       runs[variant] = {'fitter': fitter, 'state': state, 'compile_seconds': time.monotonic() - started, 'times': []}
       print(f'{variant}: first step after {runs[variant]["compile_seconds"]:.1f} s', flush=True)

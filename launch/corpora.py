@@ -1,9 +1,10 @@
 """Texts and tokenizers as a configuration names them."""
 
+import contextlib
+import os
 import pathlib
 from typing import Any, NamedTuple
 
-from jax.experimental import multihost_utils
 import jax
 import numpy as np
 
@@ -12,6 +13,7 @@ from jaxquant.data import standard_library
 from jaxquant.data import text
 from jaxquant.data import token_file
 from jaxquant.data import tokenizers
+from launch import agreement
 
 STANDARD_LIBRARY = 'standard_library'
 
@@ -25,33 +27,40 @@ class Text(NamedTuple):
 
 
 class Corpus(NamedTuple):
-  """What a run trains and reports on."""
+  """What a run trains and reports on; `fingerprint` is that of the training tokens."""
 
   tokenizer: tokenizers.Tokenizer
   train: np.ndarray
+  fingerprint: str
   validation: tuple[Text, ...]
 
 
-def check(data: Any) -> None:
-  """Raises `UserError` for sources that are missing or unreadable, before any long work."""
-  if not data.train:
-    raise errors.UserError('config.data.train is empty: name one or more text files, or standard_library')
-  for sources in (_sources(data.train), *(_sources(value) for value in data.validation.values())):
-    if sources != (STANDARD_LIBRARY,):
-      text.check_readable(sources)
-  if data.tokenizer:
-    text.check_readable((data.tokenizer,))
-
-
-def load(data: Any, vocabulary: int, folder: pathlib.Path, training_length: int, batch_size: int) -> Corpus:
-  """Reads, tokenizes and caches the texts of a configuration.
+def check(data: Any, tokenizer: str, vocabulary: int) -> None:
+  """Raises `UserError` for sources that are missing or unreadable, and for a tokenizer that does not fit the model.
 
   Args:
     data: `config.data`.
-    vocabulary: entries of a tokenizer to train; ignored where one is named.
+    tokenizer: a tokenizer.json or the directory of one; empty where one is to be trained.
+    vocabulary: rows of the model's embedding.
+  """
+  if not data.validation:
+    raise errors.UserError('config.data.validation names no text to report on')
+  for key, value in {'train': data.train, **{f'validation.{name}': data.validation[name] for name in data.validation}}.items():
+    with _naming(f'config.data.{key}'):
+      if _sources(value) != (STANDARD_LIBRARY,):
+        text.check_readable(_sources(value))
+  if tokenizer and (size := tokenizers.Tokenizer.load(tokenizer).vocab_size) > vocabulary:
+    raise errors.UserError(
+        f'the tokenizer {tokenizer} has {size} tokens, more than config.model.vocabulary, {vocabulary}')
+
+
+def load(data: Any, tokenizer: str, vocabulary: int, folder: pathlib.Path, batch_tokens: int) -> Corpus:
+  """Reads, tokenizes and caches the texts of a configuration.
+
+  Args:
+    data, tokenizer, vocabulary: as for `check`; a tokenizer of `vocabulary` entries is trained where none is named.
     folder: the workdir; `tokenizer.json` and `tokens/` are written there by process 0 and reused.
-    training_length: tokens predicted in a sequence.
-    batch_size: sequences of a global batch.
+    batch_tokens: tokens that a global batch predicts.
 
   Returns:
     The Corpus.
@@ -59,43 +68,58 @@ def load(data: Any, vocabulary: int, folder: pathlib.Path, training_length: int,
   Raises:
     UserError: unusable texts, or too few tokens for one batch.
   """
-  tokens_path = folder / 'tokens' / 'train.npy'
-  if jax.process_index() == 0:
-    tokens_path.parent.mkdir(parents=True, exist_ok=True)
-    _prepare(data, vocabulary, folder, tokens_path)
-  multihost_utils.sync_global_devices('jaxquant.corpora')
-  tokenizer = tokenizers.Tokenizer.load(folder)
-  train = token_file.load(tokens_path).tokens
-  needed = training_length * batch_size + 1
-  if len(train) < needed:
-    raise errors.UserError(f'the training text has {len(train)} tokens, fewer than one batch of {needed}')
-  return Corpus(tokenizer, train, tuple(
-      read_text(name, _sources(value), tokenizer, data.field) for name, value in data.validation.items()))
-
-
-def _prepare(data, vocabulary, folder, tokens_path):
-  sources = _sources(data.train)
-  local = sources == (STANDARD_LIBRARY,)
-  documents = lambda: standard_library.documents('train') if local else text.read_documents(sources, field=data.field)
-  if not (folder / 'tokenizer.json').exists():
-    tokenizer = tokenizers.Tokenizer.load(data.tokenizer) if data.tokenizer else tokenizers.Tokenizer.train(
-        documents(), vocabulary)
-    tokenizer.save(folder / 'tokenizer.json')
-  tokenizer = tokenizers.Tokenizer.load(folder)
-  if local:
-    token_file.prepare_documents(documents(), tokenizer, tokens_path)
-  else:
-    token_file.prepare_files(sources, tokenizer, tokens_path, field=data.field)
+  path = folder / 'tokens' / 'train.npy'
+  agreement.agree(lambda: jax.process_index() or _prepare(data, tokenizer, vocabulary, folder, path))
+  return agreement.agree(lambda: _load(data, folder, path, batch_tokens))
 
 
 def read_text(name: str, sources: tuple[str, ...], tokenizer: tokenizers.Tokenizer, field: str = 'text') -> Text:
-  """A text to score, tokenized by the evaluation protocol (data.tokenizers)."""
+  """A text to score, tokenized by the evaluation protocol (data.tokenizers); `UserError` if there is nothing to score."""
   if sources == (STANDARD_LIBRARY,):
     content = text.join_documents(standard_library.documents('validation'))
   else:
     content = text.read_text(sources, field=field)
-  return Text(name, tokenizer.encode_text(content), len(content.encode('utf-8')))
+  tokens = tokenizer.encode_text(content)
+  if len(tokens) < 2:
+    raise errors.UserError(f'{", ".join(sources)}: a single token leaves none to predict')
+  return Text(name, tokens, len(content.encode('utf-8')))
+
+
+def _prepare(data, tokenizer, vocabulary, folder, path):
+  sources = _sources(data.train)
+  local = sources == (STANDARD_LIBRARY,)
+  documents = lambda: standard_library.documents('train') if local else text.read_documents(sources, field=data.field)
+  saved = folder / 'tokenizer.json'
+  if not saved.exists():
+    made = tokenizers.Tokenizer.load(tokenizer) if tokenizer else tokenizers.Tokenizer.train(documents(), vocabulary)
+    # At once, or a launch that is killed meanwhile would leave half a file to the next.
+    partial = saved.with_name('tokenizer.json.partial')
+    made.save(partial)
+    os.replace(partial, saved)
+  loaded = tokenizers.Tokenizer.load(saved)
+  if local:
+    token_file.prepare_documents(documents(), loaded, path)
+  else:
+    token_file.prepare_files(sources, loaded, path, field=data.field)
+
+
+def _load(data, folder, path, batch_tokens) -> Corpus:
+  tokenizer = tokenizers.Tokenizer.load(folder)
+  tokens, _, _, fingerprint = token_file.load(path)
+  if len(tokens) <= batch_tokens:
+    raise errors.UserError(
+        f'config.data.train has {len(tokens)} tokens, fewer than the {batch_tokens + 1} of one batch')
+  return Corpus(tokenizer, tokens, fingerprint, tuple(
+      read_text(name, _sources(data.validation[name]), tokenizer, data.field) for name in data.validation))
 
 
 def _sources(value) -> tuple[str, ...]:
   return (value,) if isinstance(value, str) else tuple(value)
+
+
+@contextlib.contextmanager
+def _naming(key):
+  try:
+    yield
+  except errors.UserError as error:
+    raise errors.UserError(f'{key}: {error}') from error

@@ -1,6 +1,7 @@
 """What a launcher says while it works: one parseable line per interval, a live bar on a terminal, tables at the end."""
 
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax
 
 from jaxquant.report import page
 from jaxquant.report import tables
+
+_BAR_SECONDS = 0.2
 
 
 class Printer:
@@ -46,6 +49,7 @@ class Steps:
   def __init__(self, say: Printer, steps: int, tokens_per_step: int, memory: Callable[[], int]):
     self._say, self._steps, self._tokens, self._memory = say, steps, tokens_per_step, memory
     self._timed = [0.0, 0]
+    self._drawn = 0.0
 
   @property
   def throughput(self) -> float | None:
@@ -72,8 +76,15 @@ class Steps:
     if speed:
       line += f' tokens/s {speed:,.0f} ETA {_duration(eta)}'
     self._say(f'{line} memory {record["memory_bytes"] / 1e9:.2f}G')
-    self._say.bar(step / self._steps, f'step {step}/{self._steps}')
     return record
+
+  def bar(self, step: int) -> None:
+    """Moves the bar, a few times a second at most."""
+    if time.monotonic() - self._drawn > _BAR_SECONDS:
+      speed = self.throughput
+      eta = f' ETA {_duration((self._steps - step) * self._tokens / speed)}' if speed else ''
+      self._say.bar(step / self._steps, f'step {step}/{self._steps}{eta}')
+      self._drawn = time.monotonic()
 
 
 def finish(workdir, results: dict[str, Any], say: Printer) -> None:

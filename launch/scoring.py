@@ -1,24 +1,26 @@
-"""What the launchers of trained models share: static ranges where none were learned, and one record per score."""
+"""What the launchers share around a score: calibration where no ranges were learned, and one record for each score."""
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.data import loader
-from jaxquant.data import token_file
 from jaxquant.evaluation import perplexity
 from jaxquant.evaluation import precisions
+from jaxquant.layers import sharding
 from jaxquant.models import decoder
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import recipes
 from launch import corpora
+from launch import models
 from launch import progress
-from launch import workdir as workdirs
+
+IMPLEMENTATIONS = ('simulated', 'xla')
 
 _CALIBRATION_WINDOWS = 64
 
@@ -26,27 +28,42 @@ _CALIBRATION_WINDOWS = 64
 def calibration_batches(tokens: np.ndarray, windows: int, length: int, seed: int) -> list:
   """A sample of windows of `tokens` in batches of about 16, int32 [sequences, length] each."""
   sample = loader.calibration_windows(tokens, count=windows, length=length, seed=seed)
-  return [jnp.asarray(batch) for batch in np.array_split(sample, max(1, len(sample) // 16))]
+  mesh = sharding.data_mesh()
+  return [sharding.place_whole(mesh, batch) for batch in np.array_split(sample, max(1, len(sample) // 16))]
 
 
-def with_static_ranges(params: Any, model: workdirs.Model) -> Any:
+def with_static_ranges(params: Any, model: models.Model) -> Any:
   """The tree with learned ranges, or else with 4-bit ranges calibrated on the model's training tokens."""
   if trees.inputs(params):
     return params
-  tokens = token_file.load(model.path / 'tokens' / 'train.npy').tokens
-  batches = calibration_batches(tokens, _CALIBRATION_WINDOWS, model.length, seed=0)
+  tokens = model.training_tokens()
+  windows = min(_CALIBRATION_WINDOWS, len(tokens) // model.length)
+  batches = calibration_batches(tokens, windows, model.length, seed=0)
   return driver.run(params, decoder.staged(model.decoder), recipes.Recipe(weights=16).steps(), batches).params
 
 
+def check_weights(params: Any, weights: int, weight_pattern: str, group_size: int | None) -> None:
+  """Raises `UserError` if a pattern matches no linear layer of a float tree, or a group size does not divide its inputs.
+
+  Args:
+    params: the tree, which may be abstract.
+    weights, weight_pattern, group_size: as in `settings.ptq`.
+  """
+  if not trees.matching(weight_pattern, trees.linears(params)):
+    raise errors.UserError(f'weight_pattern {weight_pattern!r} matches no linear layer')
+  jax.eval_shape(lambda tree: precisions.rewrite(
+      tree, precisions.Precision(weights), learned=False, weight_pattern=weight_pattern, group_size=group_size), params)
+
+
 def evaluate(
-    params: Any, model: workdirs.Model, text: corpora.Text, say: progress.Printer, *,
+    params: Any, model: models.Model, text: corpora.Text, say: progress.Printer, *,
     precision: precisions.Precision | None = None, length: int | None = None, batch_size: int = 32,
     implementation: str = 'simulated') -> dict[str, Any]:
   """Scores a text: one record of `results.json`'s `evaluations`; also says it in a line."""
   precision = precision or described(params)
   score = perplexity.score(
       params, model.decoder, text.tokens, text.num_bytes, length=length or model.length, batch_size=batch_size,
-      implementation=implementation)
+      implementation=implementation, mesh=sharding.data_mesh())
   return record(score, precision, text.name, model.variant, model.seed, say)
 
 

@@ -1,4 +1,4 @@
-"""The files a run leaves in its workdir, and what another launcher reads from them.
+"""The files a run leaves in its workdir. Process 0 alone writes them.
 
   config.json      the resolved configuration
   metrics.jsonl    one record a line (jaxquant.report)
@@ -9,6 +9,7 @@
   checkpoints/     one directory for each variant and seed
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,9 +20,11 @@ from typing import Any
 import jax
 
 from jaxquant import errors
-from jaxquant.models import config as model_config
 
 VARIANTS = ('baseline', 'qat', 'kurtosis', 'both')
+
+# What a run has to show for itself; before the first of them exists, a mended configuration may take its place.
+_WORK = ('metrics.jsonl', 'checkpoints', 'results.json')
 
 
 class Workdir:
@@ -41,27 +44,29 @@ class Workdir:
       raise errors.UserError('--workdir=DIR is needed: where results go')
     self.path = pathlib.Path(path)
     self.writes = jax.process_index() == 0
-    config = json.loads(json.dumps(config))
-    if not self.writes:
-      return
-    try:
+    if self.writes:
+      self._open(json.loads(json.dumps(config)))
+
+  def _open(self, config):
+    with _naming_failures(self.path):
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = open(self.path / '.lock', 'a')  # pylint: disable=consider-using-with
-    except OSError as error:
-      raise errors.UserError(f'cannot write to the workdir {path}: {error.strerror}') from None
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-      raise errors.UserError(f'the workdir {path} is in use by another launch') from None
+      raise errors.UserError(f'the workdir {self.path} is in use by another launch') from None
     previous = self.path / 'config.json'
-    if previous.exists() and (difference := _difference(_load(previous), config)):
-      raise errors.UserError(f'the workdir {path} holds a run of another configuration: {difference}')
+    if previous.exists() and (difference := _difference(read_json(previous), config)):
+      if any((self.path / name).exists() for name in _WORK):
+        raise errors.UserError(f'the workdir {self.path} holds a run of another configuration: {difference}')
+      (self.path / 'tokenizer.json').unlink(missing_ok=True)
     write_json(previous, config)
 
   def log(self, record: dict[str, Any]) -> None:
     """Appends a record to `metrics.jsonl`."""
     if self.writes:
-      with open(self.path / 'metrics.jsonl', 'a', encoding='utf-8') as file:
+      path = self.path / 'metrics.jsonl'
+      with _naming_failures(path), open(path, 'a', encoding='utf-8') as file:
         file.write(json.dumps(record) + '\n')
 
   def drop_records_after(self, step: int, variant: str, seed: int) -> None:
@@ -94,44 +99,6 @@ def checkpoint_directory(path, variant: str, seed: int) -> str:
   return str(pathlib.Path(path) / 'checkpoints' / f'{variant}-seed{seed}')
 
 
-class Model:
-  """A trained model in a workdir, opened for reading."""
-
-  def __init__(self, path: str | None, variant: str | None = None, seed: int | None = None):
-    """Finds the model.
-
-    Args:
-      path: a workdir of `launch.train` or `launch.quantize`.
-      variant: which of its variants; the last of `VARIANTS` that it holds by default.
-      seed: which of its seeds; the smallest by default.
-
-    Raises:
-      UserError: the directory is missing, is no workdir, or lacks that variant or seed.
-    """
-    if not path:
-      raise errors.UserError('--model=DIR is needed: the workdir of a trained model')
-    self.path = pathlib.Path(path)
-    if not (self.path / 'config.json').is_file():
-      raise errors.UserError(f'{path} is not a workdir: it has no config.json')
-    self.config = _load(self.path / 'config.json')
-    folder = self.path / 'checkpoints'
-    found = [p.name.rpartition('-seed') for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-    runs = sorted((name, int(number)) for name, _, number in found if number.isdigit())
-    rank = lambda run: (VARIANTS.index(run[0]) if run[0] in VARIANTS else len(VARIANTS), -run[1])
-    matches = [r for r in runs if variant in (None, r[0]) and seed in (None, r[1])]
-    if not matches:
-      have = ', '.join(f'{name} seed {number}' for name, number in runs) or 'no checkpoints'
-      raise errors.UserError(f'{path} has no variant {variant or "any"} with seed {"any" if seed is None else seed}: {have}')
-    self.variant, self.seed = max(matches, key=rank)
-    self.decoder = model_config.DecoderConfig.from_dict(self.config['model'])
-    self.length = self.config['training']['length']
-
-  @property
-  def checkpoints(self) -> str:
-    """Directory of its checkpoints."""
-    return checkpoint_directory(self.path, self.variant, self.seed)
-
-
 def environment() -> dict[str, Any]:
   """Devices and versions, for `results.json`."""
   device = jax.devices()[0]
@@ -143,21 +110,34 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new one."""
+  """Writes JSON so that a reader sees the old file or the new one; raises `UserError` if that fails."""
   _replace(path, json.dumps(value, indent=1) + '\n')
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object; raises `UserError` for a file that holds none."""
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise errors.UserError(f'{path} cannot be read: {error}') from None
+  if not isinstance(value, dict):
+    raise errors.UserError(f'{path} holds no JSON object')
+  return value
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
   partial = path.with_name(path.name + '.partial')
-  partial.write_text(text, encoding='utf-8')
-  os.replace(partial, path)
+  with _naming_failures(path):
+    partial.write_text(text, encoding='utf-8')
+    os.replace(partial, path)
 
 
-def _load(path: pathlib.Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _naming_failures(path):
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise errors.UserError(f'{path} cannot be read: {error}') from None
+    yield
+  except OSError as error:
+    raise errors.UserError(f'cannot write {path}: {error.strerror}') from error
 
 
 def _difference(old: Any, new: Any, path: str = '') -> str:

@@ -37,7 +37,12 @@ def tokens(rows: int, seed: int = 0) -> jax.Array:
   return jnp.asarray(np.random.default_rng(seed).integers(0, 32, (rows, 8)), jnp.int32)
 
 
+def quick_jit(function):
+  """Returns `jax.jit(function)`, compiled without LLVM's optimizations, that is, in half the time."""
+  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
+
+
 @functools.cache
-def evaluator(model: model_config.DecoderConfig, implementation: str = 'simulated'):
-  """Returns the jitted function (params, ids) -> logits."""
-  return jax.jit(lambda tree, ids: decoder.Decoder(model, implementation).apply({'params': tree}, ids))
+def evaluator(model: model_config.DecoderConfig, implementation: str = 'simulated', jit=jax.jit):
+  """Returns the function (params, ids) -> logits, jitted by `jit`."""
+  return jit(lambda tree, ids: decoder.Decoder(model, implementation).apply({'params': tree}, ids))

@@ -42,7 +42,8 @@ def analyze(params: Any, config: model_config.DecoderConfig, tokens) -> tuple[li
   """Measures every site and every kernel of the blocks.
 
   Args:
-    params: a tree of the model; sites are measured before their input specification.
+    params: a tree of the model, float or quantized; sites are measured before their input specification, kernels
+      before any rounding in training.
     config: the model.
     tokens: int32 [sequences, tokens].
 
@@ -55,7 +56,8 @@ def analyze(params: Any, config: model_config.DecoderConfig, tokens) -> tuple[li
   sites = [
       {'site': name, 'reads_residual': residual[name], **{key: float(value) for key, value in statistics.items()}}
       for name, statistics in recorded.items()]
-  kernels = {path: trees.get(params, path)['kernel'] for path in trees.matching(r'layers/.*', trees.linears(params))}
+  kernels = {path: {'kernel': trees.get(params, path)['kernel']}
+             for path in trees.matching(r'layers/.*', trees.linears(params))}
   weights = [{'path': path, **{key: float(value) for key, value in statistics.items()}}
              for path, statistics in jax.device_get(_weights(kernels)).items()]
   return sites, weights
@@ -70,8 +72,13 @@ def _sites(params, tokens, *, config):
 
 @jax.jit
 def _weights(kernels):
-  return {path: {'kurtosis': regularizers.kurtosis(kernel.reshape(-1)), 'absolute_maximum': jnp.max(jnp.abs(kernel))}
-          for path, kernel in kernels.items()}
+  return {path: _weight_statistics(linear.dense_kernel(kernel).reshape(-1)) for path, kernel in kernels.items()}
+
+
+def _weight_statistics(weights):
+  # In units of their deviation, since weights are small enough for the kurtosis's epsilon to count.
+  deviation = jnp.maximum(jnp.std(weights), jnp.finfo(jnp.float32).tiny)
+  return {'kurtosis': regularizers.kurtosis(weights / deviation), 'absolute_maximum': jnp.max(jnp.abs(weights))}
 
 
 def histograms(params: Any, quantized: Any, config: model_config.DecoderConfig, tokens) -> list[dict]:

@@ -51,8 +51,10 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
   """Cuts `tokens` [n] into rows of `length`: (int32 [rows, length], bool [rows, length] true where a token stands).
 
   Raises:
-    UserError: fewer than two tokens, so that there is nothing to predict.
+    UserError: fewer than two tokens in the text or in a window, so that there is nothing to predict.
   """
+  if length < 2:
+    raise errors.UserError(f'windows of {length} tokens have none to predict')
   if len(tokens) < 2:
     raise errors.UserError(f'a text of {len(tokens)} tokens has none to predict')
   rows = -(-len(tokens) // length)

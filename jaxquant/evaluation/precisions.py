@@ -1,6 +1,13 @@
-"""The precisions of the comparison, each a rewrite of one calibrated tree."""
+"""The precisions of the comparison, each a rewrite of one calibrated tree.
+
+A range learned in training is part of what the model computes: it was trained with the clipping, and without it fails.
+So where ranges were learned, activations of 16 bits are clipped to them and not rounded, and dynamic ranges are taken
+from the clipped activation. Ranges calibrated after training leave 16-bit and dynamic activations alone.
+"""
 
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from jaxquant import errors
 from jaxquant.numerics import formats
@@ -47,13 +54,15 @@ def named(names, weights: int = 4, activations: int = 4) -> tuple[Precision, ...
 
 
 def rewrite(
-    params: Any, precision: Precision, *, weight_pattern: str = r'layers/.*', group_size: int | None = None) -> Any:
+    params: Any, precision: Precision, *, learned: bool, weight_pattern: str = r'layers/.*',
+    group_size: int | None = None) -> Any:
   """The tree of `params` at `precision`.
 
   Args:
     params: a float tree whose quantized sites hold static quantizers, learned or calibrated; which sites are
       quantized, at any precision, is read from it.
     precision: the target. The static ranges must be of its activation bits.
+    learned: whether the ranges were learned in training.
     weight_pattern: linears to round, to symmetric codes, a regular expression on the whole path.
     group_size: inputs that share a weight scale; None: one per output channel.
 
@@ -61,16 +70,16 @@ def rewrite(
     A tree for `models.decoder`.
 
   Raises:
-    UserError: static ranges are missing or of other bits.
+    UserError: no site is quantized, or a static range is missing or of other bits.
   """
   sites = trees.inputs(params)
-  for site in sites if precision.mode != 'none' else ():
-    if precision.mode == 'static' and trees.get(params, site)['quantizer'].bits != precision.activations:
-      raise errors.UserError(f'{site}: static ranges are not of {precision.activations} bits')
-  if precision.mode == 'static' and not sites:
-    raise errors.UserError('static activations need calibrated or learned ranges, and the tree has none')
+  if precision.mode != 'none' and not sites:
+    raise errors.UserError(f'{precision.mode} activations need calibrated or learned ranges, and the tree has none')
+  for site in sites if precision.mode == 'static' else ():
+    if getattr(trees.get(params, site)['quantizer'], 'bits', None) != precision.activations:
+      raise errors.UserError(f'{site}: there is no static range of {precision.activations} bits')
   if precision.mode != 'static':
-    params = with_inputs(params, sites, precision)
+    params = with_inputs(params, sites, precision, learned)
   for path in trees.linears(params):
     params = trees.put(params, f'{path}/kernel_quantizer', None)
   if precision.weights < 16:
@@ -81,10 +90,16 @@ def rewrite(
   return params
 
 
-def with_inputs(params: Any, sites, precision: Precision) -> Any:
-  """The tree with dynamic quantizers at `sites`, asymmetric and per token, or with none there for mode `none`."""
+def with_inputs(params: Any, sites, precision: Precision, learned: bool) -> Any:
+  """The tree with other quantizers at `sites`: dynamic ones, asymmetric and per token, or none for mode `none`.
+
+  Where ranges were `learned`, their ends stay as a clip.
+  """
   for site in sites:
-    specification = {key: value for key, value in (trees.get(params, site) or {}).items() if key != 'quantizer'}
+    specification = dict(trees.get(params, site) or {})
+    quantizer = specification.pop('quantizer', None)
+    if learned and hasattr(quantizer, 'ends'):
+      specification['clip'] = jnp.stack(quantizer.ends())
     if precision.mode == 'dynamic':
       fmt = formats.IntFormat(precision.activations, symmetric=False)
       specification['quantizer'] = quantizers.DynamicQuantizer(fmt)

@@ -5,6 +5,7 @@ A specification is a dict in the parameter tree with any of these entries, appli
   gather     int32 [channels]       channel i of the result is channel gather[i] of the activation
   shift      float32 [channels]     subtracted
   scale      float32 [channels]     divided by
+  clip       float32 [2]            lower and upper end
   quantizer  an input quantizer node (numerics.quantizers)
 """
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxquant.numerics import quantizers
 
-_ORDER = ('gather', 'shift', 'scale', 'quantizer')
+ENTRIES = ('gather', 'shift', 'scale', 'clip', 'quantizer')
 
 
 class Activation(NamedTuple):
@@ -66,8 +67,8 @@ def prepare(specification: dict | None, x) -> Activation:
     x = x.values
   if not specification:
     return Activation(x.compute() if isinstance(x, Pending) else x, None)
-  if unknown := set(specification) - set(_ORDER):
-    raise ValueError(f'unknown entries {sorted(unknown)} in an input specification; there are {", ".join(_ORDER)}')
+  if unknown := set(specification) - set(ENTRIES):
+    raise ValueError(f'unknown entries {sorted(unknown)} in an input specification; there are {", ".join(ENTRIES)}')
   if isinstance(x, Pending):
     return jax.checkpoint(lambda *arrays: _apply(specification, x.function(*arrays)))(*x.arrays)
   return _apply(specification, x)
@@ -81,6 +82,8 @@ def _apply(specification: dict, x) -> Activation:
     x = (x - specification['shift']).astype(dtype)
   if 'scale' in specification:
     x = (x / specification['scale']).astype(dtype)
+  if 'clip' in specification:
+    x = jnp.clip(x.astype(jnp.float32), *specification['clip']).astype(dtype)
   if 'quantizer' not in specification:
     return Activation(x, None)
   quantizer = specification['quantizer']

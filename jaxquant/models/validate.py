@@ -4,15 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxquant import errors
+from jaxquant.layers import attention
+from jaxquant.layers import inputs
 from jaxquant.models import config as model_config
 from jaxquant.models import decoder
 from jaxquant.numerics import nodes
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
-
-_SPECIFICATIONS = ('gather', 'shift', 'scale', 'quantizer')
-_OPERANDS = ('query', 'key', 'value', 'probabilities')
 
 
 def abstract_params(config: model_config.DecoderConfig):
@@ -27,28 +26,33 @@ def validate(params: dict, config: model_config.DecoderConfig) -> None:
   Kernels may be arrays or QTensors of the model's logical shapes; beside the model's own arrays only input
   specifications at its sites and linears, attention operands, and kernel quantizers may stand.
   """
-  expected = {path: leaf.shape for path, leaf in trees.arrays(abstract_params(config)).items()}
-  found, problems = {}, []
-  allowed = {site.name for site in decoder.model_sites(config)}
+  abstract = abstract_params(config)
+  expected = {path: leaf.shape for path, leaf in trees.arrays(abstract).items()}
+  linears = set(trees.linears(abstract))
+  specified = {site.name for site in decoder.model_sites(config)}
+  specified |= {f'{path}/input' for path in linears - {'embedding', 'positions'}}
+  specified |= {f'layers/{i}/attention/{name}' for i in range(config.layers) for name in attention.OPERANDS}
+  found, problems = set(), []
   for path, value in trees.walk(params):
-    if isinstance(value, dict):
+    if value is None or isinstance(value, dict):
       continue
+    found.add(path)
     parent, _, key = path.rpartition('/')
     if path in expected:
-      found[path] = value.shape
-      if nodes.is_node(value) and not (isinstance(value, qtensor.QTensor) and key == 'kernel'):
-        problems.append(f'{path}: a {type(value).__name__} cannot stand for an array')
-    elif key == 'kernel_quantizer' and isinstance(value, quantizers.WeightQuantizer):
-      problems += [] if f'{parent}/kernel' in expected else [f'{path}: there is no such linear layer']
-    elif key in _SPECIFICATIONS and (
-        parent in allowed or parent.removesuffix('/input') + '/kernel' in expected or
-        parent.rpartition('/')[2] in _OPERANDS):
-      continue
+      fits = not nodes.is_node(value) or key == 'kernel' and isinstance(value, qtensor.QTensor)
+      if fits and tuple(value.shape) != expected[path]:
+        problems.append(f'{path}: shape {tuple(value.shape)} instead of {expected[path]}')
+    elif parent in specified and key in inputs.ENTRIES:
+      fits = isinstance(value, quantizers.INPUT_QUANTIZERS) if key == 'quantizer' else not nodes.is_node(value)
+    elif parent in linears and key == 'kernel_quantizer':
+      fits = isinstance(value, quantizers.WeightQuantizer)
     else:
+      fits = True
       problems.append(f'{path}: not in the model')
+    if not fits:
+      kind = f'a {type(value).__name__}' if nodes.is_node(value) else 'an array'
+      problems.append(f'{path}: {kind} cannot stand here')
   problems += [f'{path}: missing' for path in expected if path not in found]
-  problems += [f'{path}: shape {tuple(found[path])} instead of {shape}' for path, shape in expected.items()
-               if path in found and tuple(found[path]) != shape]
   if problems:
     more = f'; and {len(problems) - 3} more' if len(problems) > 3 else ''
     raise errors.CheckpointError(f'the tree does not fit the model: {"; ".join(problems[:3])}{more}')

@@ -1,12 +1,16 @@
 """Quantization-aware training: puts quantizers into a float tree, by rules, and keeps their ranges sane."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from jaxquant import errors
 from jaxquant.calibration import rules
+from jaxquant.layers import tap
+from jaxquant.models import config as model_config
+from jaxquant.models import decoder
 from jaxquant.numerics import formats
 from jaxquant.numerics import nodes
 from jaxquant.numerics import quantizers
@@ -23,8 +27,9 @@ class QATConfig:
     bits: of activations.
     method: `clip` (two learned ends, arXiv:2404.03605), `lsq` or `pact`.
     align_zero: see `quantizers.ClipQuantizer`.
-    ranges: (pattern, half width) pairs; the first pattern that matches the whole name of a site gives its starting
-      range [-half width, half width]. Sites that no pattern matches are not quantized.
+    ranges: (pattern, half width) pairs; the first pattern that matches the whole name of a site gives the half width of
+      its starting range, in root mean squares of its activation (`starting_ranges`): a range much wider than the
+      activation rounds all of it to zero and the layer behind it learns late. Sites without a match stay unquantized.
     weight_bits: round kernels too, symmetric per output channel, with straight-through gradients; 16 leaves them.
     weight_pattern: which linears' kernels, a regular expression on their whole path.
     weight_group_size: inputs that share a weight scale; None for all.
@@ -33,7 +38,7 @@ class QATConfig:
   bits: int = 4
   method: str = 'clip'
   align_zero: bool = False
-  ranges: tuple = ((r'layers/\d+/(attention|mlp)/input', 3.0), (r'layers/.*', 2.0))
+  ranges: tuple = ((r'layers/\d+/(attention|mlp)/input', 2.0), (r'layers/.*', 3.0))
   weight_bits: int = 16
   weight_pattern: str = r'layers/.*'
   weight_group_size: int | None = None
@@ -45,13 +50,14 @@ class QATConfig:
       raise errors.UserError('qat.ranges: half widths must be positive')
 
 
-def prepare(params: dict, config: QATConfig, site_names: tuple[str, ...]) -> dict:
+def prepare(params: dict, config: QATConfig, site_names: tuple[str, ...], start: dict[str, tuple] | None = None) -> dict:
   """A float tree with the quantizers of `config`.
 
   Args:
     params: float tree.
     config: what to quantize.
     site_names: names of the model's sites, which are the paths of their input specifications.
+    start: (low, high) to start from, by site; by default the widths of `config.ranges` as they are.
 
   Returns:
     The tree with `quantizer` entries in input specifications and `kernel_quantizer` entries in linears.
@@ -62,7 +68,8 @@ def prepare(params: dict, config: QATConfig, site_names: tuple[str, ...]) -> dic
   if coded := [path for path in trees.linears(params) if nodes.is_node(trees.get(params, path)['kernel'])]:
     raise errors.UserError(f'training needs float weights, but {coded[0]} holds integer codes')
   for name, width in rules.assign(config.ranges, site_names, 'qat.ranges', every=False).items():
-    specification = {**trees.get(params, name, {}), 'quantizer': _quantizer(config, width)}
+    low, high = (start or {}).get(name, (-width, width))
+    specification = {**trees.get(params, name, {}), 'quantizer': _quantizer(config, low, high)}
     params = trees.put(params, name, specification)
   if config.weight_bits < 16:
     quantizer = quantizers.WeightQuantizer(
@@ -74,6 +81,30 @@ def prepare(params: dict, config: QATConfig, site_names: tuple[str, ...]) -> dic
       quantizer.check(trees.get(params, path)['kernel'].shape, path)
       params = trees.put(params, f'{path}/kernel_quantizer', quantizer)
   return params
+
+
+def starting_ranges(params: dict, config: QATConfig, model: model_config.DecoderConfig, tokens) -> dict[str, tuple]:
+  """The ranges that training starts from, measured on a float tree.
+
+  Args:
+    params: float tree.
+    config: which sites, and half widths in root mean squares.
+    model: the model.
+    tokens: int32 [sequences, tokens].
+
+  Returns:
+    {site: (low, high)}, float32 scalars.
+  """
+  widths = rules.assign(config.ranges, [site.name for site in decoder.model_sites(model)], 'qat.ranges', every=False)
+  scales = jax.device_get(_root_mean_squares(params, tokens, model=model))
+  return {name: (-width * scales[name], width * scales[name]) for name, width in widths.items()}
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _root_mean_squares(params, tokens, *, model):
+  measure = tap.Tap(r'.*/input', lambda x: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))))
+  _, recorded = decoder.Decoder(model, taps=(measure,)).apply({'params': params}, tokens, mutable=[tap.COLLECTION])
+  return tap.by_point(recorded[tap.COLLECTION])
 
 
 def project(params: dict) -> dict:
@@ -88,9 +119,11 @@ def ranges(params: dict) -> dict[str, tuple]:
   return {path: quantizer.ends() for path, quantizer in found.items() if hasattr(quantizer, 'ends')}
 
 
-def _quantizer(config: QATConfig, width: float):
+def _quantizer(config: QATConfig, low, high):
+  low, high = jnp.float32(low), jnp.float32(high)
+  width = jnp.maximum(-low, high)
   if config.method == 'clip':
-    return quantizers.ClipQuantizer(jnp.float32(-width), jnp.float32(width), config.bits, config.align_zero)
+    return quantizers.ClipQuantizer(low, high, config.bits, config.align_zero)
   if config.method == 'pact':
-    return quantizers.PactQuantizer(jnp.float32(width), config.bits)
-  return quantizers.StepQuantizer(jnp.float32(width / (2 ** (config.bits - 1) - 1)), config.bits)
+    return quantizers.PactQuantizer(width, config.bits)
+  return quantizers.StepQuantizer(width / (2 ** (config.bits - 1) - 1), config.bits)

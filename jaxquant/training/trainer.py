@@ -13,6 +13,7 @@ import optax
 from jaxquant import errors
 from jaxquant.layers import sharding
 from jaxquant.models import decoder
+from jaxquant.numerics import trees
 from jaxquant.training import preemption
 from jaxquant.training import step as training_step
 
@@ -21,6 +22,7 @@ class Interrupted(Exception):
   """The job was told to stop; a checkpoint of the last step is saved. Start the same command again. Exit code 75."""
 
   exit_code = preemption.EXIT_CODE
+  collective = True  # every process raises it
 
 
 class Schedule(NamedTuple):
@@ -48,6 +50,7 @@ class Hooks(NamedTuple):
     visit: (step, state): measurements at the steps of the schedule; returns metrics to choose the best checkpoint by.
     save: (step, state, metrics, data state): asynchronous.
     wait: until the last save is on disk.
+    stepped: (step): a step has been handed to the device.
   """
 
   compiled: Callable[[float], None]
@@ -55,6 +58,7 @@ class Hooks(NamedTuple):
   visit: Callable[[int, training_step.TrainState], dict]
   save: Callable[[int, training_step.TrainState, dict, Any], None]
   wait: Callable[[], None]
+  stepped: Callable[[int], None] = lambda step: None
 
 
 class Trainer:
@@ -80,14 +84,17 @@ class Trainer:
     """Where the arrays of a state, given as such or abstractly, live on the mesh."""
     return sharding.tree_shardings(self.mesh, state, self._fully)
 
-  def initialize(self, make_params: Callable[[], Any]) -> training_step.TrainState:
-    """The state before the first step, computed straight into its shardings; `make_params` is traced."""
-    make = lambda: training_step.initial_state(make_params(), self.tx)
-    return jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make)))()
+  def compute(self, make: Callable[..., Any], *arguments: Any) -> Any:
+    """`make(*arguments)`, computed under jit straight into its shardings."""
+    return jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make, *arguments)))(*arguments)
 
-  def abstract_state(self, make_params: Callable[[], Any]) -> training_step.TrainState:
-    """Shapes, dtypes and shardings of the state: the target of a restore."""
-    abstract = jax.eval_shape(lambda: training_step.initial_state(make_params(), self.tx))
+  def initialize(self, params: Any) -> training_step.TrainState:
+    """The state before the first step."""
+    return self.compute(lambda params: training_step.initial_state(params, self.tx), params)
+
+  def abstract_state(self, params: Any) -> training_step.TrainState:
+    """Shapes, dtypes and shardings of the state, the target of a restore, for `params` given as such or abstractly."""
+    abstract = jax.eval_shape(lambda params: training_step.initial_state(params, self.tx), params)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, self.shardings(abstract))
 
@@ -122,6 +129,7 @@ class Trainer:
       while step < schedule.steps:
         state, metrics = self.step(state, next(batches)['tokens'])
         step += 1
+        hooks.stepped(step)
         if not compiled:  # the first step compiles; throughput is measured from the second
           jax.block_until_ready(metrics)
           hooks.compiled(time.monotonic() - clock)
@@ -131,8 +139,7 @@ class Trainer:
         visiting = step in schedule.visit
         if logging := step % schedule.log_every == 0 or saving or visiting:
           metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-          if not np.isfinite(metrics['loss']):
-            raise errors.NonFiniteError(f'the loss is {metrics["loss"]} at step {step}; the last checkpoint is finite')
+          _check_finite(step, metrics, state.params if saving else None)
           seconds = time.monotonic() - clock
           hooks.log(step, {**metrics, 'seconds': seconds, 'steps': step - logged})
         if visiting:
@@ -146,6 +153,16 @@ class Trainer:
           raise Interrupted(f'stopped at step {step} of {schedule.steps}')
     hooks.wait()
     return state
+
+
+def _check_finite(step, metrics, params):
+  """Raises `NonFiniteError`; a step whose loss is still finite may leave parameters, to be saved, that are not."""
+  try:
+    if not np.isfinite(metrics['loss']):
+      raise errors.NonFiniteError(f'the loss is {metrics["loss"]}')
+    trees.check_finite(params)
+  except errors.NonFiniteError as error:
+    raise errors.NonFiniteError(f'step {step}: {error}; the last checkpoint is finite') from None
 
 
 def model_params(config, key) -> Any:

@@ -48,7 +48,7 @@ def _run(steps, batches=None, params=None, model=_MODEL, **kwargs):
   return driver.run(params or _params(), model, steps, batches or _batches(), **kwargs)
 
 
-_forward, _taps = jax.jit(_MODEL.blocks[0][1].forward), jax.jit(_MODEL.blocks[0][1].taps)
+_forward, _taps = map(networks.quick_jit, (_MODEL.blocks[0][1].forward, _MODEL.blocks[0][1].taps))
 
 
 def _streams(params):

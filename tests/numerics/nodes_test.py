@@ -11,25 +11,29 @@ import numpy as np
 from jaxquant import errors
 from jaxquant.numerics import formats
 from jaxquant.numerics import nodes
-from jaxquant.numerics import quantize
+from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 
 
 def _tree():
   """Every node type, symmetric and not, beside arrays of three dtypes, a None and an empty dict."""
-  kernel = jnp.linspace(-1, 2, 40).reshape(10, 4)
+  codes = np.arange(20, dtype=np.uint8)
   return {
-      'q': {'kernel': quantize.quantize(kernel, formats.IntFormat(3)), 'bias': jnp.arange(4.0)},
-      'k': {'kernel': quantize.quantize(kernel, formats.IntFormat(4, symmetric=False), axis=-1, group_size=2)},
-      'v': {'kernel': kernel.astype(jnp.bfloat16), 'kernel_quantizer': quantizers.WeightQuantizer(
+      'q': {'kernel': qtensor.QTensor(
+          codes.reshape(5, 4), np.ones((1, 4), np.float32), None, formats.IntFormat(3), -2, 10),
+            'bias': np.arange(4.0)},
+      'k': {'kernel': qtensor.QTensor(
+          codes.reshape(10, 2), np.full((10, 2), 0.5, np.float32), codes.reshape(10, 2),
+          formats.IntFormat(4, symmetric=False), -1, 4)},
+      'v': {'kernel': np.ones((10, 4), jnp.bfloat16), 'kernel_quantizer': quantizers.WeightQuantizer(
           formats.IntFormat(4), group_size=5)},
       'inputs': {
           'clip': {'quantizer': quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(2), 4, align_zero=True)},
           'pact': {'quantizer': quantizers.PactQuantizer(jnp.float32(3), 8, signed=False)},
           'lsq': {'quantizer': quantizers.StepQuantizer(jnp.float32(0.1), 2)},
           'dynamic': {'quantizer': quantizers.DynamicQuantizer(formats.IntFormat(8, symmetric=False), group_size=2)},
-          'gather': jnp.array([1, 0], jnp.int32)},
+          'gather': np.array([1, 0], np.int32)},
       'nothing': None,
       'empty': {},
   }

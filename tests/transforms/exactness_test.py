@@ -1,7 +1,10 @@
 """Simulated and integer evaluation of whole quantized networks give the same bits."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,6 +26,10 @@ _SITES = (
 _HEAD = 'uint4', 8, quantizers.ClipQuantizer(jnp.float32(-3), jnp.float32(3), 8, align_zero=True)
 
 
+_quantize = jax.jit(quantize.quantize, static_argnames=('fmt', 'axis', 'group_size'))
+
+
+@functools.cache
 def _mixed(style: str) -> dict:
   """A tree with the formats of `_SITES`, beginning with the third in the second layer, and `_HEAD` for the last site."""
   params = networks.params(style, _LAYERS)
@@ -36,7 +43,7 @@ def _mixed(style: str) -> dict:
     for path in site.consumers:
       # A tied head contracts with the other axis of the embedding.
       axis = -1 if path == 'embedding' else -2
-      kernel = quantize.quantize(
+      kernel = _quantize(
           trees.get(params, f'{path}/kernel'), formats.parse(name), axis=axis, group_size=group_size)
       params = trees.put(params, f'{path}/kernel', kernel)
   return params
@@ -52,7 +59,8 @@ class ExactnessTest(parameterized.TestCase):
     self.assertEqual((simulated.dtype, simulated.shape), (config.compute_dtype, (*ids.shape, config.vocabulary)))
     np.testing.assert_array_equal(simulated, integer)
     # Against the float network: the quantizers are at work, and no more than that.
-    exact = networks.evaluator(networks.config(style, layers=_LAYERS))(networks.params(style, _LAYERS), ids)
+    exact = networks.evaluator(networks.config(style, layers=_LAYERS), jit=networks.quick_jit)(
+        networks.params(style, _LAYERS), ids)
     error = jnp.mean((simulated.astype(jnp.float32) - exact) ** 2) / jnp.mean(exact**2)
     self.assertBetween(float(error), 1e-3, 0.5)
 

@@ -1,0 +1,224 @@
+"""Trains the variants of an experiment, each with every seed, and measures what came of them at every precision."""
+
+import functools
+import resource
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxquant import errors
+from jaxquant.data import loader
+from jaxquant.evaluation import outliers
+from jaxquant.evaluation import perplexity
+from jaxquant.evaluation import precisions
+from jaxquant.layers import sharding
+from jaxquant.numerics import trees
+from jaxquant.training import checkpoints
+from jaxquant.training import optimizer
+from jaxquant.training import preemption
+from jaxquant.training import qat
+from jaxquant.training import step as training_step
+from jaxquant.training import trainer
+from launch import agreement
+from launch import corpora
+from launch import experiment as experiments
+from launch import progress
+from launch import scoring
+from launch import workdir as workdirs
+
+_VALIDATION_WINDOWS = 64
+_RANGE_WINDOWS = 8
+
+
+class Job(NamedTuple):
+  """What all trainings of a launch share."""
+
+  experiment: experiments.Experiment
+  corpus: corpora.Corpus
+  workdir: workdirs.Workdir
+  stop: '_Stop'
+  say: progress.Printer
+
+
+def run(config: Any, path: str | None, started: float) -> None:
+  """Runs an experiment, or continues it.
+
+  Args:
+    config: as `settings.train` makes it.
+    path: the workdir; `runs/` and the name of the configuration by default.
+    started: time.monotonic() when the launch began.
+  """
+  say = progress.Printer()
+  experiment, workdir = agreement.agree(lambda: _open(config, path))
+  environment = workdirs.environment()
+  say(f'workdir {workdir.path}; {environment["device_count"]} x {environment["device"]}, jax {environment["jax"]}')
+  corpus = corpora.load(
+      config.data, experiment.tokenizer, experiment.model.vocabulary, workdir.path,
+      config.training.batch_size * config.training.length)
+  if experiment.calibrates():
+    experiment.calibration_batches(corpus.train)  # now, since too small a text would fail after the training
+  say(f'{len(corpus.train):,} training tokens; {experiment.model.block_parameters:,} parameters in the blocks')
+  results = {'evaluations': [], 'histograms': [], 'outlier_summary': [], 'runs': [], 'environment': environment}
+  with preemption.Preemption() as preempted, jax.set_mesh(experiment.mesh):
+    job = Job(experiment, corpus, workdir, _Stop(preempted), say)
+    for seed in config.seeds:
+      for variant in config.variants:
+        params, record = train_variant(job, variant, seed)
+        results['runs'].append(record)
+        measure(job, params, variant, seed, results)
+        results['seconds'] = time.monotonic() - started
+        workdir.write_results(results)
+  progress.finish(workdir, results, say)
+
+
+def train_variant(job: Job, variant: str, seed: int) -> tuple[Any, dict]:
+  """Trains one variant with one seed, or continues it: (final parameters, record for `results.json`)."""
+  experiment, workdir, say = job.experiment, job.workdir, job.say
+  options, identity = experiment.config.training, {'variant': variant, 'seed': seed}
+  say(f'-- {variant}, seed {seed}')
+  fitter = trainer.Trainer(
+      experiment.objective(variant), optimizer.make(experiment.optimizer, options.steps), experiment.mesh,
+      fully_sharded=options.fully_sharded, microbatches=options.microbatches)
+  batches = loader.batches(
+      job.corpus.train, batch_size=options.batch_size, length=options.length, seed=seed,
+      process_index=jax.process_index(), process_count=jax.process_count())
+  saved = checkpoints.Checkpoints(
+      workdir.checkpoints(variant, seed), keep_newest=options.keep_newest, keep_best=options.keep_best,
+      best_metric='cross_entropy', report=say.error)
+  state = _initial_state(job, variant, seed, fitter, saved, batches)
+  workdir.drop_records_after(int(state.step), variant, seed)
+  schedule = optimizer.learning_rate(experiment.optimizer, options.steps)
+  lines = progress.Steps(say, options.steps, options.batch_size * options.length, memory_bytes)
+  record = {**identity, 'steps': options.steps, 'tokens': options.steps * options.batch_size * options.length,
+            'seconds': 0.0}
+
+  def log(step, metrics):
+    record['seconds'] += metrics['seconds']
+    logged = lines.record(step, {**metrics, 'learning_rate': float(schedule(step - 1))})
+    workdir.log({'kind': 'train', **identity, **logged})
+
+  def visit(step, state):
+    measured = _visit(job, state.params)
+    for kind, entry in measured:
+      workdir.log({'kind': kind, **identity, 'step': step, **entry})
+    return {'cross_entropy': measured[-1][1]['cross_entropy']}
+
+  def save(step, state, metrics, position):
+    saved.save(step, state._asdict(), metrics=metrics, data=position, metadata={
+        **identity, 'model': experiment.model.to_dict(), 'tokens': job.corpus.fingerprint})
+
+  hooks = trainer.Hooks(
+      lambda seconds: say(f'first step after {seconds:.1f} s (compilation included)'), log, visit, save, saved.wait,
+      lines.bar)
+  plan = trainer.Schedule(
+      options.steps, options.log_every, options.save_every, trainer.log_spaced(options.steps, options.measurements))
+  state = fitter.fit(state, batches, plan, hooks, job.stop)
+  saved.close()
+  return state.params, {
+      **record, 'tokens_per_second': lines.throughput, 'checkpoint': workdir.checkpoints(variant, seed)}
+
+
+def measure(job: Job, params: Any, variant: str, seed: int, results: dict) -> None:
+  """Evaluates a trained model at every precision and appends to `results`."""
+  experiment, config, model = job.experiment, job.experiment.config, job.experiment.model
+  static = params if trees.inputs(params) else experiment.static_ranges(params, job.corpus.train)
+  options = {'learned': static is params, 'weight_pattern': config.ptq.weight_pattern,
+             'group_size': config.ptq.group_size}
+  for precision in experiment.precisions:
+    tree = precisions.rewrite(static, precision, **options)
+    for text in job.corpus.validation:
+      job.stop.check(f'{variant}, seed {seed} is trained, its evaluation not finished')
+      score = perplexity.score(
+          tree, model, text.tokens, text.num_bytes, length=config.training.length,
+          batch_size=config.evaluation.batch_size, implementation=config.evaluation.implementation,
+          mesh=experiment.mesh)
+      results['evaluations'].append(scoring.record(score, precision, text.name, variant, seed, job.say))
+  probe = _probe(job)
+  identity = {'variant': variant, 'seed': seed}
+  results['outlier_summary'] += [{**identity, **entry} for entry in outliers.analyze(params, model, probe)[0]]
+  if seed == config.seeds[0]:
+    quantized = precisions.rewrite(
+        static, precisions.Precision(config.ptq.weights, experiment.qat.bits, 'static'), **options)
+    results['histograms'] += [
+        {**identity, **entry} for entry in outliers.histograms(params, quantized, model, probe)]
+
+
+def memory_bytes() -> int:
+  """Peak memory: of the first device where it tells, else of the process."""
+  statistics = jax.local_devices()[0].memory_stats() or {}
+  return statistics.get('peak_bytes_in_use') or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _open(config, path):
+  experiment = experiments.Experiment(config)
+  return experiment, workdirs.Workdir(
+      path or f'runs/{config.name}', {**config.to_dict(), 'model': experiment.model.to_dict()})
+
+
+def _initial_state(job, variant, seed, fitter, saved, batches) -> training_step.TrainState:
+  """The state of the newest checkpoint, to which `batches` is set too, or else that before the first step."""
+  params = _initial_params(job, variant, seed, fitter)
+  if saved.latest_step() is None:
+    return fitter.initialize(params)
+  restored = saved.restore(target=fitter.abstract_state(params)._asdict())
+  if restored.metadata['tokens'] != job.corpus.fingerprint:
+    raise errors.UserError(f'config.data.train is another text than {job.workdir.path} was trained on so far')
+  batches.set_state(restored.data)
+  job.say(f'continuing at step {restored.step}')
+  return training_step.TrainState(**restored.state)
+
+
+def _initial_params(job, variant, seed, fitter):
+  """Random parameters, or those of `config.init_from`, as the variant trains them."""
+  experiment, tokens = job.experiment, job.corpus.train
+  if experiment.source is not None:
+    return experiment.starting_tree(variant, tokens)
+  params = fitter.compute(functools.partial(trainer.model_params, experiment.model), jax.random.key(seed))
+  if variant not in experiments.QUANTIZED:
+    return params
+  options = experiment.config.training
+  sample = loader.calibration_windows(
+      tokens, count=min(_RANGE_WINDOWS, options.batch_size), length=options.length, seed=seed)
+  ranges = qat.starting_ranges(params, experiment.qat, experiment.model, sample)
+  return experiment.training_tree(variant, params, jax.device_get(ranges))
+
+
+def _visit(job, params) -> list[tuple[str, dict]]:
+  """Measurements in the course of training: (kind, record) pairs, the validation loss last."""
+  experiment, text = job.experiment, job.corpus.validation[0]
+  sites, weights = outliers.analyze(params, experiment.model, _probe(job))
+  length = experiment.config.training.length
+  score = perplexity.score(
+      params, experiment.model, text.tokens[: _VALIDATION_WINDOWS * length], text.num_bytes, length=length,
+      batch_size=experiment.config.evaluation.batch_size, mesh=experiment.mesh)
+  ranges = jax.device_get(qat.ranges(params))
+  return [
+      *(('site', entry) for entry in sites), *(('weight', entry) for entry in weights),
+      *(('range', {'path': path, 'low': float(low), 'high': float(high)}) for path, (low, high) in ranges.items()),
+      ('validation', {'cross_entropy': score.nats / score.predicted, 'perplexity': score.perplexity})]
+
+
+def _probe(job):
+  """The batch that outliers are measured on: the first windows of the first validation text, [8, length]."""
+  length = job.experiment.config.training.length
+  rows, _ = perplexity.windows(job.corpus.validation[0].tokens[: 8 * length], length)
+  return sharding.place_whole(job.experiment.mesh, rows)
+
+
+class _Stop:
+  """Asks for preemption with a count that rises over all variants: processes agree on a count, once."""
+
+  def __init__(self, preempted: preemption.Preemption):
+    self._preempted, self._asked = preempted, 0
+
+  def requested(self, step: int) -> bool:
+    """Whether to save a checkpoint and leave; every process asks alike."""
+    del step
+    self._asked += 1
+    return self._preempted.requested(self._asked)
+
+  def check(self, line: str) -> None:
+    """Raises `trainer.Interrupted` where nothing needs to be saved."""
+    if self.requested(0):
+      raise trainer.Interrupted(line)

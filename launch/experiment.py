@@ -1,0 +1,134 @@
+"""An experiment: a configuration of `launch.train` with its parts made and checked, before any long work."""
+
+import functools
+from typing import Any
+
+import jax
+
+from jaxquant import errors
+from jaxquant.calibration import driver
+from jaxquant.evaluation import precisions
+from jaxquant.layers import sharding
+from jaxquant.models import config as model_config
+from jaxquant.models import decoder
+from jaxquant.models import validate
+from jaxquant.numerics import trees
+from jaxquant.training import optimizer
+from jaxquant.training import qat
+from jaxquant.training import regularizers
+from jaxquant.training import step as training_step
+from jaxquant.transforms import recipes
+from launch import corpora
+from launch import models
+from launch import scoring
+from launch import settings
+from launch import validation
+from launch import workdir
+
+QUANTIZED, REGULARIZED = ('qat', 'both'), ('kurtosis', 'both')
+
+
+class Experiment:
+  """The parts that a configuration names.
+
+  Attributes:
+    config: the configuration.
+    mesh: all devices.
+    model, optimizer, qat, recipe, precisions: what the groups of the configuration describe.
+    source: the tree of `config.init_from`, or None.
+  """
+
+  def __init__(self, config: Any):
+    """Raises `UserError` or `CheckpointError` for whatever cannot work."""
+    validation.check(config, settings.train())
+    self.config = config
+    self.mesh = sharding.data_mesh()
+    self.model = model_config.DecoderConfig.from_dict({**config.model.to_dict(), 'max_length': max(
+        config.model.max_length, config.training.length)})
+    self.optimizer = optimizer.OptimizerConfig(**config.optimizer)
+    self.qat = qat.QATConfig(**config.qat)
+    self.recipe = recipes.Recipe(
+        weights=16, activations=self.qat.bits, site_patterns=tuple(pattern for pattern, _ in self.qat.ranges),
+        ranges=config.ptq.ranges, percentile=config.ptq.percentile)
+    self.precisions = precisions.named(config.evaluation.precisions, config.ptq.weights, self.qat.bits)
+    self._site_names = tuple(site.name for site in decoder.model_sites(self.model))
+    self._regularizers = tuple(
+        make(**options) if options.weight else None
+        for make, options in ((regularizers.OutputKurtosis, config.kurtosis), (regularizers.WeightKurtosis, config.kure)))
+    self._check()
+    corpora.check(config.data, self.tokenizer, self.model.vocabulary)
+    self.source = _source(config, self.model)
+
+  @property
+  def tokenizer(self) -> str:
+    """The tokenizer to use: that of the configuration, or of the model to start from; empty to train one."""
+    return self.config.data.tokenizer or self.config.init_from
+
+  def objective(self, variant: str) -> training_step.Objective:
+    """The loss of a variant."""
+    return training_step.Objective(self.model, *(self._regularizers if variant in REGULARIZED else ()))
+
+  def training_tree(self, variant: str, params: Any, ranges: Any = None) -> Any:
+    """The float tree as a variant trains it; `ranges` to start from, by site, as `qat.prepare` takes them."""
+    return qat.prepare(params, self.qat, self._site_names, ranges) if variant in QUANTIZED else params
+
+  def calibrates(self) -> bool:
+    """Whether some tree of this experiment needs calibrated ranges, having learned none."""
+    return bool(set(self.config.variants) - set(QUANTIZED)) or (self.source is not None and not qat.ranges(self.source))
+
+  def calibration_batches(self, tokens) -> list:
+    """A sample of the training tokens to calibrate on; raises `UserError` if there are too few."""
+    options = self.config.ptq
+    try:
+      return scoring.calibration_batches(tokens, options.calibration_windows, self.config.training.length, options.seed)
+    except errors.UserError as error:
+      raise errors.UserError(f'config.ptq.calibration_windows: {error}') from error
+
+  def static_ranges(self, params: Any, tokens) -> Any:
+    """The float tree with static ranges, calibrated on a sample of the training tokens."""
+    return driver.run(
+        params, decoder.staged(self.model), self.recipe.steps(), self.calibration_batches(tokens)).params
+
+  def starting_tree(self, variant: str, tokens) -> Any:
+    """`source` as a variant trains it on, with its learned ranges or else calibrated ones."""
+    learned = qat.ranges(self.source)
+    params = precisions.rewrite(
+        self.source, precisions.Precision(), learned=bool(learned) and variant not in QUANTIZED)
+    if variant in QUANTIZED and not learned:
+      learned = qat.ranges(self.static_ranges(params, tokens))
+    return self.training_tree(variant, params, learned)
+
+  def _check(self):
+    config = self.config
+    for key, known in (('variants', workdir.VARIANTS), ('seeds', None)):
+      values = config[key]
+      if not values or len(set(values)) < len(values):
+        raise errors.UserError(f'config.{key} is {values}: name at least one, and none twice')
+      if known and (unknown := [value for value in values if value not in known]):
+        raise errors.UserError(f'config.{key}: there is no {unknown[0]!r}, only {", ".join(known)}')
+    if min(config.seeds) < 0:
+      raise errors.UserError(f'config.seeds: {min(config.seeds)} is negative')
+    if config.evaluation.implementation not in scoring.IMPLEMENTATIONS:
+      raise errors.UserError(f'config.evaluation.implementation is {config.evaluation.implementation!r}; '
+                             f'there are {", ".join(scoring.IMPLEMENTATIONS)}')
+    devices, options = self.mesh.devices.size, config.training
+    if options.batch_size % (devices * options.microbatches):
+      raise errors.UserError(f'config.training.batch_size {options.batch_size} does not divide over {devices} devices '
+                             f'and {options.microbatches} microbatches')
+    abstract = validate.abstract_params(self.model)
+    jax.eval_shape(functools.partial(qat.prepare, config=self.qat, site_names=self._site_names), abstract)
+    for group in ('kurtosis', 'kure'):
+      if not trees.matching(config[group].pattern, trees.linears(abstract)):
+        raise errors.UserError(f'config.{group}.pattern {config[group].pattern!r} matches no linear layer')
+    scoring.check_weights(abstract, config.ptq.weights, config.ptq.weight_pattern, config.ptq.group_size)
+
+
+def _source(config, model) -> Any:
+  if not config.init_from:
+    return None
+  source = models.Model(config.init_from, config.init_variant or None)
+  params = source.load().state['params']
+  validate.validate(params, model)
+  if path := models.quantized_linear(params):
+    raise errors.UserError(f'config.init_from: {source.path} holds integer codes, as in {path}, which cannot be trained')
+  return params

@@ -1,0 +1,72 @@
+"""The processes and devices of a run, set up before JAX starts: flags, clusters, the cache of compiled programs."""
+
+import os
+
+from absl import flags
+
+from jaxquant import errors
+
+_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0 of a run of several processes.')
+_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes of the run.', lower_bound=1)
+_PROCESS = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.', lower_bound=0)
+_LOCAL_DEVICES = flags.DEFINE_list('local_device_ids', None, 'Devices of this process; all that it sees by default.')
+_CACHE = flags.DEFINE_string(
+    'compilation_cache', None, 'Where compiled programs are kept; empty: nowhere. By default $JAX_COMPILATION_CACHE_DIR '
+    'or ~/.cache/jaxquant.')
+
+# Steps of small models are hundreds of short kernels: recorded as graphs, they cost a launch each no more.
+_GPU_FLAGS = '--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL'
+
+
+def start() -> int:
+  """Sets defaults that must stand before JAX starts, joins the other processes of the run, and starts JAX.
+
+  The others are those of the flags, or of a Slurm step or an Open MPI job.
+
+  Returns:
+    The number of this process.
+
+  Raises:
+    UserError: the flags do not go together, the other processes cannot be joined, or there is no such device.
+  """
+  explicit = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+  several = any(value is not None for value in explicit)
+  if several:
+    _check(*explicit)
+  if '--xla_gpu_enable_command_buffer' not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_GPU_FLAGS}'.strip()
+  import jax  # pylint: disable=g-import-not-at-top  # here, so that --help and mistakes in flags are answered at once
+  _keep_compiled_programs(jax.config)
+  try:
+    if several:
+      devices = [int(i) for i in _LOCAL_DEVICES.value] if _LOCAL_DEVICES.value else None
+      jax.distributed.initialize(*explicit, local_device_ids=devices)
+    elif _cluster_size() > 1:
+      jax.distributed.initialize()
+    return jax.process_index()
+  except RuntimeError as error:
+    raise errors.UserError(f'JAX cannot start: {error}') from error
+
+
+def _check(address: str | None, count: int | None, index: int | None) -> None:
+  if None in (address, count, index):
+    raise errors.UserError('--coordinator_address, --num_processes and --process_id go together')
+  if index >= count:
+    raise errors.UserError(f'--process_id={index} is not below --num_processes={count}')
+  if not address.rpartition(':')[2].isdigit():
+    raise errors.UserError(f'--coordinator_address={address} is not host:port')
+  if wrong := [device for device in _LOCAL_DEVICES.value or () if not device.isdigit()]:
+    raise errors.UserError(f'--local_device_ids: {wrong[0]!r} is not the number of a device')
+
+
+def _cluster_size() -> int:
+  """Processes that a cluster has started for this run; 1 inside an allocation whose tasks were not started."""
+  tasks = os.environ.get('SLURM_NTASKS') if 'SLURM_STEP_NODELIST' in os.environ else None
+  return int(tasks or os.environ.get('OMPI_COMM_WORLD_SIZE') or 1)
+
+
+def _keep_compiled_programs(config) -> None:
+  folder = _CACHE.value
+  if folder is None:
+    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR', os.path.join('~', '.cache', 'jaxquant'))
+  config.update('jax_compilation_cache_dir', os.path.expanduser(folder) or None)

@@ -1,0 +1,81 @@
+"""Calibrated ranges: what each method records, and the quantizers it makes."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.calibration import transform as transforms
+from jaxquant.numerics import quantizers
+from jaxquant.transforms import activation_ranges
+
+_SITE = 'mlp/input'
+
+
+def _batches():
+  """Three batches of four sequences, [4, 6, 10], with an outlier in the second."""
+  x = np.random.default_rng(0).normal(size=(3, 4, 6, 10)).astype(np.float32)
+  x[1, 2, 3, 4] = 30
+  return x
+
+
+def _calibrated(batches, params=None, **options):
+  """(params, record of the site) after observing `batches`."""
+  made = activation_ranges.activation_ranges((_SITE,), 4, **options)
+  params = params or {'mlp': {}}
+  state = made.init(params)
+  for batch in batches:
+    state = made.observe(state, transforms.Batch(jnp.arange(len(batch)), {_SITE: jnp.asarray(batch)}))
+  params, record, decisions = made.search(params, state)
+  return made.rewrite(params, record, decisions), record[_SITE]
+
+
+class ActivationRangesTest(parameterized.TestCase):
+
+  def test_each_method_records_the_range_of_its_name(self):
+    x = _batches()
+    low, high = x.min((2, 3)), x.max((2, 3))
+    moving = lambda a: 0.5 * (0.5 * a[0] + 0.5 * a[1]) + 0.5 * a[2]
+    for options, want, tolerance in (
+        ({'method': 'minmax'}, (low.min(), high.max()), 1e-7),
+        ({'method': 'average'}, (low.mean(), high.mean()), 1e-6),
+        ({'method': 'moving_average', 'momentum': 0.5}, (moving(low.min(1)), moving(high.max(1))), 1e-6),
+        ({'method': 'percentile', 'percentile': 98}, np.percentile(x, [2, 98]), 0.02)):
+      with self.subTest(options['method']):
+        params, record = _calibrated(x, **options)
+        np.testing.assert_allclose((record['low'], record['high']), want, rtol=tolerance)
+        quantizer = params['mlp']['input']['quantizer']
+        self.assertIsInstance(quantizer, quantizers.ClipQuantizer)
+        self.assertEqual((quantizer.low, quantizer.high, quantizer.bits), (record['low'], record['high'], 4))
+
+  def test_within_extrema_no_value_is_off_by_more_than_half_a_step(self):
+    x = _batches()
+    params, record = _calibrated(x)
+    error = np.abs(jax.jit(params['mlp']['input']['quantizer'].__call__)(x) - x)
+    self.assertLessEqual(error.max(), (record['high'] - record['low']) / 15 / 2 * 1.0001)
+
+  def test_other_entries_of_a_specification_stay(self):
+    scale = jnp.ones(10)
+    old = quantizers.StepQuantizer(jnp.float32(1), 8)
+    params, _ = _calibrated(_batches(), {'mlp': {'input': {'scale': scale, 'quantizer': old}, 'up': 1}}, align_zero=True)
+    self.assertIs(params['mlp']['input']['scale'], scale)
+    self.assertEqual(params['mlp']['up'], 1)
+    self.assertTrue(params['mlp']['input']['quantizer'].align_zero)
+
+  @parameterized.parameters(*activation_ranges.METHODS)
+  def test_a_constant_activation_gets_a_range_that_works(self, method):
+    x = np.full((1, 2, 3, 4), 100, np.float32)
+    params, record = _calibrated(x, method=method)
+    self.assertLess(record['low'], record['high'])
+    np.testing.assert_allclose(params['mlp']['input']['quantizer'](jnp.asarray(x[0])), x[0], rtol=0.01)
+
+  def test_refuses_an_unknown_method(self):
+    with self.assertRaisesRegex(
+        errors.UserError, "unknown range calibration 'mse'; there are minmax, average, moving_average, percentile"):
+      activation_ranges.activation_ranges((_SITE,), 4, method='mse')
+
+
+if __name__ == '__main__':
+  absltest.main()
