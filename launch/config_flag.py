@@ -15,18 +15,18 @@ from jaxquant import errors
 
 
 class _Parser(flags.ArgumentParser):
-  """Runs a configuration file; raises `UserError` for whatever goes wrong in it, and for overrides of unknown keys."""
+  """Runs a configuration file; raises `flags.Error` for whatever goes wrong in it, and for overrides of unknown keys."""
 
-  def parse(self, path):
-    if not isinstance(path, str):
-      return path
-    file, *argument = path.split(':', 1)
+  def parse(self, argument):
+    file, *rest = argument.split(':', 1)
+    if not os.path.isfile(file):
+      raise flags.Error(f'--config={argument}: there is no file {file!r}')
     try:
-      config = runpy.run_path(file)['get_config'](*argument)
+      config = runpy.run_path(file)['get_config'](*rest)
     except Exception as error:
-      raise errors.UserError(_reason(error, file)) from error
+      raise flags.Error(f'--config={argument}: {_reason(error, file)}') from error
     if not isinstance(config, ml_collections.ConfigDict):
-      raise errors.UserError(f'get_config() returns {type(config).__name__}, not a ConfigDict')
+      raise flags.Error(f'--config={argument}: get_config() returns {type(config).__name__}, not a ConfigDict')
     config.lock()
     for flag in flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False):
       if override := re.match(r'--?(?:no)?config\.([^=]+)', flag):
@@ -51,8 +51,6 @@ def _reason(error: Exception, file: str) -> str:
   """What went wrong and in which line of the file, without a trace."""
   if isinstance(error, KeyError) and error.args == ('get_config',):
     return 'the file defines no get_config()'
-  if isinstance(error, OSError) and error.filename == file:
-    return error.strerror
   if isinstance(error, SyntaxError):
     return f'line {error.lineno}: {error.msg}'
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
@@ -63,11 +61,12 @@ def _reason(error: Exception, file: str) -> str:
 
 
 def _check_key(config: ml_collections.ConfigDict, path: str, flag: str) -> None:
+  """Raises `flags.Error` if `config` has no key `path` for an override to change."""
   node = config
   for key in path.split('.'):
     name = key.partition('[')[0]
     if not isinstance(node, ml_collections.ConfigDict) or name not in node:
-      raise errors.UserError(f'{flag}: the configuration has no key {path}{_suggestion(path, _keys(config))}')
+      raise flags.Error(f'{flag}: the configuration has no key {path}{_suggestion(path, _keys(config))}')
     node = node[name]
 
 

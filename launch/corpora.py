@@ -1,6 +1,7 @@
 """Texts and tokenizers as a configuration names them."""
 
 import contextlib
+import functools
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -45,10 +46,14 @@ def check(data: Any, tokenizer: str, vocabulary: int) -> None:
   """
   if not data.validation:
     raise errors.UserError('config.data.validation names no text to report on')
-  for key, value in {'train': data.train, **{f'validation.{name}': data.validation[name] for name in data.validation}}.items():
-    with _naming(f'config.data.{key}'):
-      if _sources(value) != (STANDARD_LIBRARY,):
-        text.check_readable(_sources(value))
+  with _naming('config.data.train'):
+    _check_readable(data.train)
+  for name in data.validation:
+    with _naming(f'config.data.validation.{name}'):
+      _check_readable(data.validation[name])
+      # To the end, unlike the training text: these are short, and read for the first time after the training text.
+      for _ in _documents(data.validation[name], 'validation', data.field):
+        pass
   if tokenizer and (size := tokenizers.Tokenizer.load(tokenizer).vocab_size) > vocabulary:
     raise errors.UserError(
         f'the tokenizer {tokenizer} has {size} tokens, more than config.model.vocabulary, {vocabulary}')
@@ -75,10 +80,7 @@ def load(data: Any, tokenizer: str, vocabulary: int, folder: pathlib.Path, batch
 
 def read_text(name: str, sources: tuple[str, ...], tokenizer: tokenizers.Tokenizer, field: str = 'text') -> Text:
   """A text to score, tokenized by the evaluation protocol (data.tokenizers); `UserError` if there is nothing to score."""
-  if sources == (STANDARD_LIBRARY,):
-    content = text.join_documents(standard_library.documents('validation'))
-  else:
-    content = text.read_text(sources, field=field)
+  content = text.join_documents(_documents(sources, 'validation', field))
   tokens = tokenizer.encode_text(content)
   if len(tokens) < 2:
     raise errors.UserError(f'{", ".join(sources)}: a single token leaves none to predict')
@@ -86,9 +88,7 @@ def read_text(name: str, sources: tuple[str, ...], tokenizer: tokenizers.Tokeniz
 
 
 def _prepare(data, tokenizer, vocabulary, folder, path):
-  sources = _sources(data.train)
-  local = sources == (STANDARD_LIBRARY,)
-  documents = lambda: standard_library.documents('train') if local else text.read_documents(sources, field=data.field)
+  documents = functools.partial(_documents, data.train, 'train', data.field)
   saved = folder / 'tokenizer.json'
   if not saved.exists():
     made = tokenizers.Tokenizer.load(tokenizer) if tokenizer else tokenizers.Tokenizer.train(documents(), vocabulary)
@@ -97,10 +97,10 @@ def _prepare(data, tokenizer, vocabulary, folder, path):
     made.save(partial)
     os.replace(partial, saved)
   loaded = tokenizers.Tokenizer.load(saved)
-  if local:
+  if _sources(data.train) == (STANDARD_LIBRARY,):
     token_file.prepare_documents(documents(), loaded, path)
   else:
-    token_file.prepare_files(sources, loaded, path, field=data.field)
+    token_file.prepare_files(_sources(data.train), loaded, path, field=data.field)
 
 
 def _load(data, folder, path, batch_tokens) -> Corpus:
@@ -111,6 +111,17 @@ def _load(data, folder, path, batch_tokens) -> Corpus:
         f'config.data.train has {len(tokens)} tokens, fewer than the {batch_tokens + 1} of one batch')
   return Corpus(tokenizer, tokens, fingerprint, tuple(
       read_text(name, _sources(data.validation[name]), tokenizer, data.field) for name in data.validation))
+
+
+def _check_readable(value):
+  if _sources(value) != (STANDARD_LIBRARY,):
+    text.check_readable(_sources(value))
+
+
+def _documents(value, split, field):
+  if _sources(value) == (STANDARD_LIBRARY,):
+    return standard_library.documents(split)
+  return text.read_documents(_sources(value), field=field)
 
 
 def _sources(value) -> tuple[str, ...]:

@@ -56,8 +56,8 @@ class Experiment:
         make(**options) if options.weight else None
         for make, options in ((regularizers.OutputKurtosis, config.kurtosis), (regularizers.WeightKurtosis, config.kure)))
     self._check()
-    corpora.check(config.data, self.tokenizer, self.model.vocabulary)
     self.source = _source(config, self.model)
+    corpora.check(config.data, self.tokenizer, self.model.vocabulary)
 
   @property
   def tokenizer(self) -> str:
@@ -126,7 +126,10 @@ class Experiment:
 def _source(config, model) -> Any:
   if not config.init_from:
     return None
-  source = models.Model(config.init_from, config.init_variant or None)
+  try:
+    source = models.Model(config.init_from, config.init_variant or None)
+  except errors.UserError as error:
+    raise errors.UserError(f'config.init_from: {error}') from error
   params = source.load().state['params']
   validate.validate(params, model)
   if path := models.quantized_linear(params):

@@ -1,5 +1,6 @@
 """Is a configuration complete, are its values of the right types and within bounds? Asked before anything is done."""
 
+import math
 import re
 from typing import Any
 
@@ -14,7 +15,8 @@ _ELEMENTS = {
 }
 _BOUNDS = {
     **{f'model.{key}': (1, None) for key in (
-        'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'feed_forward', 'max_length')},
+        'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'feed_forward', 'max_length')},
+    'model.vocabulary': (1, 2**24),
     **{f'training.{key}': (1, None) for key in (
         'steps', 'batch_size', 'length', 'microbatches', 'log_every', 'save_every', 'measurements', 'keep_newest')},
     'training.keep_best': (0, None),
@@ -70,6 +72,8 @@ def _check_value(name: str, key: str, value: Any) -> None:
   """Checks what a tuple holds, bounds, bits and regular expressions; `key` is the name without a leading `ptq.`."""
   for element in value if isinstance(value, tuple) and key in _ELEMENTS else ():
     _check_type(name, element, (_ELEMENTS[key],))
+  if isinstance(value, float) and not math.isfinite(value):
+    raise errors.UserError(f'config.{name} is {value}')
   low, high = _BOUNDS.get(key, (None, None))
   if value is not None and low is not None and not low <= value <= (value if high is None else high):
     raise errors.UserError(

@@ -1,4 +1,4 @@
-"""Rules: which setting or transform owns which linear or site. Full match, first wins, nothing is left over silently."""
+"""Rules: which setting or transform owns which linear or site. Full match, first wins, nothing left over silently."""
 
 import re
 from collections.abc import Iterable, Sequence

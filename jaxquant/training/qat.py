@@ -46,6 +46,8 @@ class QATConfig:
   def __post_init__(self):
     if self.method not in METHODS:
       raise errors.UserError(f'qat.method is {self.method!r}; there are {", ".join(METHODS)}')
+    if not 2 <= self.bits <= 8:
+      raise errors.UserError(f'qat.bits must be 2 to 8, not {self.bits}')
     if any(width <= 0 for _, width in self.ranges):
       raise errors.UserError('qat.ranges: half widths must be positive')
 
@@ -69,7 +71,7 @@ def prepare(params: dict, config: QATConfig, site_names: tuple[str, ...], start:
     raise errors.UserError(f'training needs float weights, but {coded[0]} holds integer codes')
   for name, width in rules.assign(config.ranges, site_names, 'qat.ranges', every=False).items():
     low, high = (start or {}).get(name, (-width, width))
-    specification = {**trees.get(params, name, {}), 'quantizer': _quantizer(config, low, high)}
+    specification = {**trees.get(params, name, {}), 'quantizer': _quantizer(config, low, high).projected()}
     params = trees.put(params, name, specification)
   if config.weight_bits < 16:
     quantizer = quantizers.WeightQuantizer(

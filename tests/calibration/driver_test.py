@@ -101,9 +101,9 @@ class RoutingTest(parameterized.TestCase):
     sites = [site.name for site in decoder.model_sites(networks.config(style))]
     self.assertCountEqual(trees.inputs(result.params), sites)
     self.assertCountEqual(result.decisions, [*trees.linears(params), *sites])
+    expected = jax.jit(lambda kernel: quantize.quantize(kernel, formats.IntFormat(3)))
     jax.tree.map(
-        np.testing.assert_array_equal, _kernels(result.params),
-        {path: quantize.quantize(kernel, formats.IntFormat(3)) for path, kernel in _kernels(params).items()})
+        np.testing.assert_array_equal, _kernels(result.params), jax.tree.map(expected, _kernels(params)))
 
   def test_decisions_are_plain_numbers_by_path_and_blocks_are_reported(self):
     lines = []
@@ -143,8 +143,9 @@ class StreamsTest(absltest.TestCase):
     def counting(sites):
       def observe(state, batch):
         return state.at[batch.ids].add(batch.activations[sites[0]].shape[0] // batch.ids.shape[0])
-      return transform.Transform(
-          lambda params: jnp.zeros(6, jnp.int32), observe, lambda params, state: (params, {sites[0]: {'seen': state}}, {}))
+
+      search = lambda params, state: (params, {sites[0]: {'seen': state}}, {})
+      return transform.Transform(lambda params: jnp.zeros(6, jnp.int32), observe, search)
 
     step = driver.Step('sites', [('layers/1/mlp/input', counting), ('.*', None)])
     self.assertEqual(_run([step], _batches(2, 1, 3)).decisions, {'layers/1/mlp/input': {'seen': [1] * 6}})
@@ -195,7 +196,7 @@ class RefusalsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (driver.Step('linears', [('layers/.*', _round)]), 'rules for linears: no rule claims (embedding|head)'),
-      (driver.Step('linears', [('layers/7/.*', _round), ('.*', None)]), r"rules for linears: 'layers/7/\.\*' wins none"),
+      (driver.Step('linears', [('layers/7/.*', _round), ('.*', None)]), "rules for linears: 'layers/7/.*' wins none"),
       (driver.Step('sites', [('layers/./attention/q', _ranges), ('.*', None)]), 'rules for sites: .* wins none of 13'))
   def test_rules_that_do_not_fit_the_model(self, step, message):
     with self.assertRaisesRegex(errors.UserError, message):

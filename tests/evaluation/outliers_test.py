@@ -33,7 +33,7 @@ def _planted() -> dict:
   at = lambda path: trees.get(params, f'layers/0/{path}')
   changes = {
       'attention_norm/scale': at('attention_norm/scale').at[5].set(80.0),
-      'mlp/down/kernel': at('mlp/down/kernel').at[3, 2].set(-20.0),
+      'mlp/down/kernel': at('mlp/down/kernel').at[3, 2].set(-2.5),
       'attention/o/kernel': at('attention/o/kernel') * 0.01,
       'mlp/up/kernel': quantize.quantize(at('mlp/up/kernel'), formats.parse('int2'))}
   for path, value in changes.items():
@@ -110,7 +110,7 @@ class AnalyzeTest(parameterized.TestCase):
     for path, kernel in kernels.items():
       np.testing.assert_allclose(records[path]['kurtosis'], _kurtosis(kernel.ravel()), rtol=1e-4)
       np.testing.assert_allclose(records[path]['absolute_maximum'], np.abs(kernel).max(), rtol=1e-6)
-    self.assertGreater(records['layers/0/mlp/down']['kurtosis'], 50)
+    self.assertGreater(records['layers/0/mlp/down']['kurtosis'], 20)
     self.assertBetween(records['layers/0/attention/o']['kurtosis'], 2, 4)
 
 

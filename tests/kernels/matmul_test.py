@@ -95,9 +95,10 @@ class QuantizedMatmulTest(parameterized.TestCase):
 
   @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), bits=[(8, 8), (6, 8)])
   def test_sums_beyond_the_integers_of_float32_are_exact(self, implementation, bits):
-    # Sums of odd and even products near the largest, of one sign: they lose digits wherever float32 adds them past 2^24.
+    # Products near the largest, odd and even, of one sign: digits are lost wherever float32 adds them past 2^24.
     rng = np.random.default_rng(0)
-    x, w = (rng.integers(2 ** (b - 1) * 3 // 4, 2 ** (b - 1), shape) for b, shape in zip(bits, ((9, 20_000), (20_000, 8))))
+    large = lambda bits, *shape: rng.integers(2 ** (bits - 1) * 3 // 4, 2 ** (bits - 1), shape)
+    x, w = large(bits[0], 9, 20_000), large(bits[1], 20_000, 8)
     self.assertGreater((x @ w).min(), 2**25)
     got = _run(dict(x_codes=x.astype(np.int8), w_codes=w.astype(np.int8), x_scale=np.float32(1),
                     w_scale=np.ones((1, 8), np.float32)), implementation, bits)

@@ -43,7 +43,12 @@ class NodesTest(parameterized.TestCase):
 
   def test_a_tree_is_rebuilt_from_its_description_and_its_arrays(self):
     tree, saved = _tree(), {}
-    spec = json.loads(json.dumps(nodes.encode(tree, lambda path, value: saved.update({path: value}) or str(value.dtype))))
+
+    def save(path, value):
+      saved[path] = value
+      return str(value.dtype)
+
+    spec = json.loads(json.dumps(nodes.encode(tree, save)))
     self.assertEqual(saved, trees.arrays(tree))
 
     def load(path, dtype):
@@ -78,7 +83,8 @@ class NodesTest(parameterized.TestCase):
       ({'__node__': 'FloatTensor', 'codes': None}, "a/b: unknown node 'FloatTensor' with fields ['codes']"),
       ({'__node__': 'StepQuantizer', 'bits': 4}, "a/b: unknown node 'StepQuantizer' with fields ['bits']"),
       ({'__node__': 'DynamicQuantizer', 'format': {'__format__': 'int8'}, 'group_size': None, 'per_tensor': False,
-        'extra': 1}, "a/b: unknown node 'DynamicQuantizer' with fields ['extra', 'format', 'group_size', 'per_tensor']"))
+        'extra': 1},
+       "a/b: unknown node 'DynamicQuantizer' with fields ['extra', 'format', 'group_size', 'per_tensor']"))
   def test_refuses_nodes_it_does_not_know_by_path(self, spec, message):
     with self.assertRaises(errors.CheckpointError) as caught:
       nodes.decode({'a': {'b': spec}}, lambda path, value: value)

@@ -1,4 +1,4 @@
-"""The quantize/dequantize pair: error of at most half a step, exact where it can be, the same under every transformation."""
+"""Quantize and dequantize: errors of at most half a step, exact where they can be, under JAX's transformations too."""
 
 from absl.testing import absltest
 from absl.testing import parameterized

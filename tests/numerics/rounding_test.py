@@ -27,7 +27,7 @@ def _pullback(function, static):
 
 
 def _vjp(function, static, x, *ends):
-  """(values of `function(x, *ends, *static)`, its gradients, their cotangent: random, or ones where `x` is a vector)."""
+  """(values of `function(x, *ends, *static)`, its gradients, the cotangent: random, or ones where `x` is a vector)."""
   g = np.ones_like(x) if x.ndim == 1 else _random(*x.shape, seed=9).astype(x.dtype)
   values, gradients = _pullback(function, static)((jnp.asarray(x), *map(jnp.float32, ends)), jnp.asarray(g))
   return values, gradients, np.asarray(g, np.float64)

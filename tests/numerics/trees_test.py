@@ -62,7 +62,8 @@ class TreesTest(parameterized.TestCase):
   @parameterized.parameters(jnp.nan, jnp.inf, -jnp.inf)
   def test_non_finite_values_are_named_by_path_inside_nodes_too(self, value):
     clip = quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(value), 4)
-    tree = {'a': {'kernel': _quantized(), 'bias': jnp.array([0, value], jnp.bfloat16)}, 'b': {'input': {'quantizer': clip}}}
+    bias = jnp.array([0, value], jnp.bfloat16)
+    tree = {'a': {'kernel': _quantized(), 'bias': bias}, 'b': {'input': {'quantizer': clip}}}
     with self.assertRaises(errors.NonFiniteError) as caught:
       trees.check_finite(tree)
     self.assertEqual(str(caught.exception), 'non-finite values in a/bias, b/input/quantizer/high')

@@ -59,7 +59,8 @@ class ActivationRangesTest(parameterized.TestCase):
   def test_other_entries_of_a_specification_stay(self):
     scale = jnp.ones(10)
     old = quantizers.StepQuantizer(jnp.float32(1), 8)
-    params, _ = _calibrated(_batches(), {'mlp': {'input': {'scale': scale, 'quantizer': old}, 'up': 1}}, align_zero=True)
+    params = {'mlp': {'input': {'scale': scale, 'quantizer': old}, 'up': 1}}
+    params, _ = _calibrated(_batches(), params, align_zero=True)
     self.assertIs(params['mlp']['input']['scale'], scale)
     self.assertEqual(params['mlp']['up'], 1)
     self.assertTrue(params['mlp']['input']['quantizer'].align_zero)

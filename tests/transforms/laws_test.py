@@ -82,6 +82,8 @@ _CASES = {
 _DTYPES = ['float32', 'bfloat16']
 _every_case = parameterized.product(case=list(_CASES), style=list(networks.STYLES), dtype=_DTYPES)
 _PATH = 'layers/0'
+_quantize = networks.quick_jit(lambda kernel: quantize.quantize(kernel, formats.IntFormat(8)))
+_dequantize = networks.quick_jit(quantize.dequantize)
 
 
 def _names(case: str, style: str) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ class LawsTest(parameterized.TestCase):
     transform, batches = _transform(_CASES[case].make, _names(case, style), style), _calibration(style, dtype)[1]
     trees_made = []
     for part, factor in ((batches[:2], 1.0), (batches[2:], 1.5)):
-      params = jax.tree.map(lambda x: x * factor, _params(style))
+      params = jax.tree.map(lambda x: np.asarray(x) * np.float32(factor), _params(style))
       params, record, decisions = transform.search(params, _observed(transform, params, part))
       trees_made.append(transform.rewrite(params, record, jax.tree.map(lambda x: x.item(), decisions)))
     # Dtypes share a transform: `search` sees the weights alone, `observe` also activations.
@@ -234,13 +236,13 @@ class LawsTest(parameterized.TestCase):
   @_every_case
   def test_8_no_worse_than_a_plainer_method(self, case, style, dtype):
     inputs, _, forward = _calibration(style, dtype)
-    exact = forward(_params(style), inputs).astype(jnp.float32)
+    exact = np.asarray(forward(_params(style), inputs), np.float32)
 
     def error(make):
       tree = _applied(make, _names(case, style), style, dtype)[0]
       # Codes that meet floats are dequantized; doing so here saves a compilation for each format.
-      tree = trees.map_nodes(lambda path, x: quantize.dequantize(x) if isinstance(x, qtensor.QTensor) else x, tree)
-      return float(jnp.mean((forward(tree, inputs).astype(jnp.float32) - exact) ** 2))
+      tree = trees.map_nodes(lambda path, x: _dequantize(x) if isinstance(x, qtensor.QTensor) else x, tree)
+      return np.mean((np.asarray(forward(tree, inputs), np.float32) - exact) ** 2)
 
     self.assertLessEqual(error(_CASES[case].make), error(_CASES[case].plainer))
 
@@ -253,7 +255,7 @@ class LawsTest(parameterized.TestCase):
     if _CASES[case].owns == 'sites':
       for path in trees.linears(after):
         kernel = trees.get(after, path)['kernel']
-        after = trees.put(after, f'{path}/kernel', quantize.quantize(kernel, formats.IntFormat(8)))
+        after = trees.put(after, f'{path}/kernel', _quantize(kernel))
     elif not _CASES[case].weight_only:
       for site in decoder.staged(config).blocks[0][1].sites:
         quantizer = quantizers.ClipQuantizer(jnp.float32(-3), jnp.float32(4), 8)
