@@ -37,9 +37,9 @@ def tokens(rows: int, seed: int = 0) -> jax.Array:
   return jnp.asarray(np.random.default_rng(seed).integers(0, 32, (rows, 8)), jnp.int32)
 
 
-def quick_jit(function):
-  """Returns `jax.jit(function)`, compiled without LLVM's optimizations, that is, in half the time."""
-  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
+def quick_jit(function, **options):
+  """Returns `jax.jit(function, **options)`, compiled without LLVM's optimizations, that is, in half the time."""
+  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0}, **options)
 
 
 @functools.cache

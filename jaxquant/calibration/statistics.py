@@ -1,7 +1,7 @@
 """Statistics of activations that merge: halves of a calibration set, or devices, give what the whole gives.
 
-Each kind has `observed(x)`, x being [sequences, tokens, features], and `merged(other)`, but for the moving average, which
-has no merge; both return a new statistic, and `ends(...)` reads a range from it.
+Each kind has `observed(x)`, x being [sequences, tokens, features], and all but the moving average have `merged(other)`;
+both return a new statistic, and `ends(...)` reads a range from it.
 """
 
 import dataclasses
