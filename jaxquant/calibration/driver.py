@@ -22,11 +22,13 @@ class Step(NamedTuple):
   Attributes:
     owns: `linears` or `sites`, what the rules distribute.
     rules: (regular expression on the whole path, factory or None) pairs; a factory makes the transform for the names
-      it wins in a block, None leaves them as they are. Every name needs an owner.
+      it wins in a block, None leaves them as they are.
+    every: whether every name needs an owner; otherwise names that no rule matches are left as they are.
   """
 
   owns: str
   rules: Sequence[tuple[str, Factory | None]]
+  every: bool = True
 
 
 class Result(NamedTuple):
@@ -121,7 +123,7 @@ def _plan(params, model, steps) -> dict[str, list[transforms.Transform]]:
       names = trees.linears(params)
     else:
       names = [f'{path}/{site.name}' if path else site.name for path, block in model.blocks for site in block.sites]
-    owners = rules_lib.assign(step.rules, names, f'rules for {step.owns}')
+    owners = rules_lib.assign(step.rules, names, f'rules for {step.owns}', every=step.every)
     claims = {}
     for name, factory in owners.items():
       if factory is not None:

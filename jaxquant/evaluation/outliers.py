@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.layers import linear
+from jaxquant.layers import sharding
 from jaxquant.layers import tap
 from jaxquant.models import config as model_config
 from jaxquant.models import decoder
@@ -98,7 +99,7 @@ def histograms(params: Any, quantized: Any, config: model_config.DecoderConfig, 
   for name in [name for name in points if name.endswith('/input')]:
     pairs.append((name, 'activation', points[name], points[name.removesuffix('input') + 'quantized_input']))
   for path in trees.matching(r'layers/.*', trees.linears(params)):
-    before, after = (jax.device_get(linear.dense_kernel(trees.get(tree, path))) for tree in (params, quantized))
+    before, after = (jax.device_get(_kernel(trees.get(tree, path))) for tree in (params, quantized))
     pairs.append((path, 'weight', before, after))
   records = []
   for path, quantity, before, after in pairs:
@@ -116,4 +117,9 @@ def histograms(params: Any, quantized: Any, config: model_config.DecoderConfig, 
 def _activations(params, tokens, *, config):
   model = decoder.Decoder(config, taps=(tap.Tap(r'layers/.*input', lambda x: x.astype(jnp.float32)),))
   _, recorded = model.apply({'params': params}, tokens, mutable=[tap.COLLECTION])
-  return tap.by_point(recorded[tap.COLLECTION])
+  return jax.tree.map(sharding.constrain_replicated, tap.by_point(recorded[tap.COLLECTION]))
+
+
+@jax.jit
+def _kernel(layer):
+  return sharding.constrain_replicated(linear.dense_kernel(layer))

@@ -93,7 +93,7 @@ def train_step(state: TrainState, tokens, *, objective: Objective, tx, microbatc
   params = qat.project(optax.apply_updates(state.params, updates))
   kernels = [g for g, label in zip(jax.tree.leaves(gradients), jax.tree.leaves(optimizers.labels(gradients)))
              if label == 'weights']
-  metrics['gradient_norm'] = optax.global_norm(kernels)
+  metrics['gradient_norm'] = optax.tree.norm(kernels)
   return TrainState(params, optimizer, state.step + 1), metrics
 
 

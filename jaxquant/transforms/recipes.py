@@ -47,9 +47,9 @@ class Recipe:
     if self.activations < 16:
       calibrate = functools.partial(
           activation_ranges.activation_ranges, bits=self.activations, method=self.ranges, percentile=self.percentile)
-      steps.append(driver.Step('sites', [*((pattern, calibrate) for pattern in self.site_patterns), ('.*', None)]))
+      steps.append(driver.Step('sites', [(pattern, calibrate) for pattern in self.site_patterns], every=False))
     if self.weights < 16:
       rounding = functools.partial(
           round_to_nearest.round_to_nearest, fmt=formats.IntFormat(self.weights), group_size=self.group_size)
-      steps.append(driver.Step('linears', [(self.weight_pattern, rounding), ('.*', None)]))
+      steps.append(driver.Step('linears', [(self.weight_pattern, rounding)], every=False))
     return steps

@@ -19,7 +19,7 @@ from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from tests import networks
 
-_statistics = jax.jit(outliers.site_statistics)
+_statistics = networks.quick_jit(outliers.site_statistics)
 
 
 def _kurtosis(x) -> np.ndarray:
@@ -121,7 +121,8 @@ class HistogramsTest(absltest.TestCase):
     for name in (site.name for site in decoder.model_sites(networks.config('llama'))):
       quantizer = quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(1), 4)
       quantized = trees.put(quantized, f'{name}/quantizer', quantizer)
-    quantized = precisions.rewrite(quantized, precisions.Precision(4, 4, 'static'), learned=False)
+    rewrite = functools.partial(precisions.rewrite, precision=precisions.Precision(4, 4, 'static'), learned=False)
+    quantized = networks.quick_jit(rewrite)(quantized)
     records = outliers.histograms(params, quantized, networks.config('llama'), tokens)
     return {(record['path'], record['quantity'], record['stage']): record for record in records}
 

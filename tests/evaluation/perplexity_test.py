@@ -28,6 +28,7 @@ from tests import source
 # Five windows of eight, and one of three.
 _TOKENS = np.random.default_rng(7).integers(0, 32, 43)
 _BYTES = 100
+_FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 
 
 def _score(params=None, style: str = 'llama', **options) -> perplexity.Score:
@@ -119,8 +120,7 @@ class ScoreTest(parameterized.TestCase):
     self.assertBetween(abs(simulated.nats / _score().nats - 1), 1e-6, 0.01)
 
   def test_eight_devices_score_like_one(self):
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': _FLAGS}
     result = subprocess.run([sys.executable, __file__, 'mesh'], env=environment, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)
     np.testing.assert_allclose(json.loads(result.stdout), [_score(length=3)[:2]] * 3, rtol=1e-6)

@@ -11,12 +11,13 @@ from jaxquant.layers import inputs
 from jaxquant.layers import positions
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
+from tests import networks
 
 _BATCH, _TOKENS, _HEADS, _KV_HEADS, _DIM = 2, 7, 4, 2, 6
 _WIDTH = 12
 _ENDS = {'query': (-2.0, 1.5), 'key': (-1.0, 1.0), 'value': (-1.2, 2.0), 'probabilities': (0.0, 0.9)}
 _NONE = dict.fromkeys(attention.OPERANDS)
-_attend = jax.jit(attention.attend, static_argnames='backend')
+_attend = networks.quick_jit(attention.attend, static_argnames='backend')
 
 
 def _random(*shape, seed=0):
@@ -72,8 +73,8 @@ class AttendTest(parameterized.TestCase):
     np.testing.assert_allclose(np.float32(got), np.float32(plain), atol=tolerance, rtol=tolerance)
 
   def test_gradients_reach_the_ranges_of_all_operands(self):
-    loss = lambda specifications: jnp.sum(_attend(*_qkv(), specifications, 'auto') ** 2)
-    gradients = jax.jit(jax.grad(loss))(_specifications(*attention.OPERANDS))
+    loss = lambda specifications: jnp.sum(attention.attend(*_qkv(), specifications, 'auto') ** 2)
+    gradients = networks.quick_jit(jax.grad(loss))(_specifications(*attention.OPERANDS))
     for name in attention.OPERANDS:
       quantizer = gradients[name]['quantizer']
       ends = (quantizer.high,) if name == 'probabilities' else (quantizer.low, quantizer.high)
@@ -106,13 +107,13 @@ class AttentionTest(parameterized.TestCase):
   def test_module_projects_rotates_quantizes_and_attends_in_this_order(self, rope_theta, quantized):
     x, params = jnp.asarray(_random(_BATCH, _TOKENS, _WIDTH)), self._params()
     tree = params | {name: value for name, value in _specifications(*quantized).items() if value}
-    got = jax.jit(self._module(rope_theta).apply)({'params': tree}, x)
+    got = networks.quick_jit(self._module(rope_theta).apply)({'params': tree}, x)
     np.testing.assert_allclose(got, self._reference(params, x, rope_theta, quantized), atol=1e-5)
 
   def test_input_of_the_site_is_that_of_all_three_projections(self):
     x, params = jnp.asarray(_random(_BATCH, _TOKENS, _WIDTH)), self._params()
     specification = {'quantizer': quantizers.DynamicQuantizer(formats.parse('uint4'))}
-    apply = jax.jit(self._module(None).apply)
+    apply = networks.quick_jit(self._module(None).apply)
     shared = apply({'params': params | {'input': specification}}, x)
     own = apply({'params': params | {name: {**params[name], 'input': specification} for name in 'qkv'}}, x)
     np.testing.assert_array_equal(shared, own)

@@ -10,8 +10,9 @@ from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
+from tests import networks
 
-_prepare = jax.jit(inputs.prepare)
+_prepare = networks.quick_jit(inputs.prepare)
 _CLIP = quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(1.5), 4)
 _STATIC = {
     'clip': _CLIP,
@@ -95,12 +96,11 @@ class PendingTest(parameterized.TestCase):
   def _values_and_gradients(self, quantizer, late: bool):
     gate, up, weights = _random(5, 8), _random(5, 8, seed=1), _random(5, 8, seed=2)
 
-    @jax.jit
     def loss(quantizer, gate, up):
       x = inputs.Pending(_swiglu, (gate, up)) if late else _swiglu(gate, up)
       return jnp.sum(inputs.prepare({'quantizer': quantizer} if quantizer else None, x).values * weights)
 
-    return jax.value_and_grad(loss, (0, 1, 2))(quantizer, gate, up)
+    return networks.quick_jit(jax.value_and_grad(loss, (0, 1, 2)))(quantizer, gate, up)
 
   @parameterized.parameters(*_STATIC, 'dynamic', 'none')
   def test_values_and_gradients_are_those_of_the_activation(self, name):
@@ -117,8 +117,8 @@ class PendingTest(parameterized.TestCase):
 
   def test_codes_are_those_of_the_activation(self):
     gate, up = _random(5, 8), _random(5, 8, seed=1)
-    prepare = jax.jit(lambda *arrays: inputs.prepare({'quantizer': _CLIP}, inputs.Pending(_swiglu, arrays)).codes)
-    np.testing.assert_array_equal(prepare(gate, up).codes, _CLIP.codes(_swiglu(gate, up)).codes)
+    prepare = lambda *arrays: inputs.prepare({'quantizer': _CLIP}, inputs.Pending(_swiglu, arrays)).codes
+    np.testing.assert_array_equal(networks.quick_jit(prepare)(gate, up).codes, _CLIP.codes(_swiglu(gate, up)).codes)
 
 
 if __name__ == '__main__':

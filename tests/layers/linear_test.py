@@ -14,6 +14,7 @@ from jaxquant.layers import linear
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
+from tests import networks
 
 _INPUTS, _OUTPUTS = 16, 6
 _QUANTIZERS = {
@@ -26,11 +27,11 @@ _QUANTIZERS = {
 }
 
 
-_linear = jax.jit(linear.linear, static_argnames=('implementation', 'transpose'))
-_embed = jax.jit(linear.embed, static_argnames='dtype')
-_quantize = jax.jit(quantize.quantize, static_argnames=('fmt', 'axis', 'group_size'))
-_dequantize = jax.jit(quantize.dequantize)
-_values = jax.jit(lambda quantizer, x: quantizer(x))
+_linear = networks.quick_jit(linear.linear, static_argnames=('implementation', 'transpose'))
+_embed = networks.quick_jit(linear.embed, static_argnames='dtype')
+_quantize = networks.quick_jit(quantize.quantize, static_argnames=('fmt', 'axis', 'group_size'))
+_dequantize = networks.quick_jit(quantize.dequantize)
+_values = networks.quick_jit(lambda quantizer, x: quantizer(x))
 
 
 def _random(*shape, seed=0):
@@ -107,7 +108,7 @@ class ValuesTest(parameterized.TestCase):
 
   def test_site_that_several_layers_share_equals_an_input_of_their_own(self):
     x, specification = _random(3, _INPUTS), {'shift': _random(_INPUTS, seed=3), 'quantizer': _QUANTIZERS['clip']}
-    shared = jax.jit(inputs.prepare)(specification, x)
+    shared = networks.quick_jit(inputs.prepare)(specification, x)
     for kernel in (_kernel(), _random(_INPUTS, _OUTPUTS)):
       own = _linear({'kernel': kernel, 'input': specification}, x)
       np.testing.assert_allclose(_linear({'kernel': kernel}, shared), own, atol=1e-6)
@@ -118,7 +119,8 @@ class ValuesTest(parameterized.TestCase):
     layer = {'kernel': kernel, 'kernel_quantizer': quantizer}
     rounded = {'kernel': _quantize(kernel, formats.parse('int4'), group_size=4)}
     np.testing.assert_array_equal(_linear(layer, x), _linear(rounded, x))
-    gradient = jax.grad(lambda kernel: jnp.sum(_linear({**layer, 'kernel': kernel}, x)))(kernel)
+    gradient = networks.quick_jit(
+        jax.grad(lambda kernel: jnp.sum(linear.linear({**layer, 'kernel': kernel}, x))))(kernel)
     np.testing.assert_allclose(gradient, jnp.sum(x, axis=0)[:, None] * jnp.ones_like(kernel), rtol=1e-6)
 
 
@@ -135,7 +137,8 @@ class EmbeddingTest(parameterized.TestCase):
 
   def test_gradient_reaches_the_rows_that_are_looked_up(self):
     table = _random(5, 3)
-    gradient = jax.grad(lambda table: jnp.sum(_embed({'kernel': table}, jnp.int32([1, 4, 1]), 'float32')))(table)
+    loss = lambda table: jnp.sum(linear.embed({'kernel': table}, jnp.int32([1, 4, 1]), jnp.float32))
+    gradient = networks.quick_jit(jax.grad(loss))(table)
     np.testing.assert_array_equal(gradient[:, 0], [0, 2, 0, 0, 1])
 
 
@@ -148,10 +151,10 @@ class GradientTest(parameterized.TestCase):
 
     def loss(integer, x, quantizer, scale, bias):
       scaled = dataclasses.replace(kernel, scale=scale)
-      layer = {'kernel': scaled if integer else _dequantize(scaled), 'bias': bias}
-      return jnp.vdot(_linear({**layer, 'input': {'quantizer': quantizer}}, x), cotangent).astype(jnp.float32)
+      layer = {'kernel': scaled if integer else quantize.dequantize(scaled), 'bias': bias}
+      return jnp.vdot(linear.linear({**layer, 'input': {'quantizer': quantizer}}, x), cotangent).astype(jnp.float32)
 
-    gradients = jax.jit(jax.grad(loss, (1, 2, 3, 4)), static_argnums=0)
+    gradients = networks.quick_jit(jax.grad(loss, (1, 2, 3, 4)), static_argnums=0)
     arguments = _random(3, _INPUTS).astype(dtype), _QUANTIZERS[quantizer], kernel.scale, _random(_OUTPUTS)
     integer, straight = (gradients(integer, *arguments) for integer in (True, False))
     tolerance = {'rtol': 1e-5, 'atol': 1e-4} if dtype == 'float32' else {'rtol': 0.05, 'atol': 0.1}
@@ -172,7 +175,7 @@ class LinearModuleTest(absltest.TestCase):
   def test_runs_whatever_the_tree_holds(self):
     x = _random(3, _INPUTS)
     specification = {'quantizer': _QUANTIZERS['clip']}
-    apply = jax.jit(linear.Linear(_OUTPUTS).apply)
+    apply = networks.quick_jit(linear.Linear(_OUTPUTS).apply)
     for kernel in (_random(_INPUTS, _OUTPUTS, seed=1), _kernel()):
       layer = {'kernel': kernel, 'bias': _random(_OUTPUTS), 'input': specification}
       np.testing.assert_allclose(apply({'params': layer}, x), _linear(layer, x), atol=1e-5)

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.layers import positions
+from tests import networks
 
 
-@jax.jit
+@networks.quick_jit
 def _rotate(x, where, theta: float = 10_000.0):
   """Rotates x [tokens, heads, head_dim] to the positions `where` [tokens]."""
   return positions.rotate(x, positions.rotary_angles(where, x.shape[-1], theta))

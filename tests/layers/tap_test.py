@@ -32,7 +32,7 @@ def _quantized(style: str) -> dict:
 def _recorded(style: str, remat: bool = False) -> dict:
   """The activations at all points of the quantized network."""
   config = dataclasses.replace(networks.config(style), remat=remat)
-  apply = jax.jit(functools.partial(decoder.Decoder(config, taps=_IDENTITY).apply, mutable=[tap.COLLECTION]))
+  apply = networks.quick_jit(functools.partial(decoder.Decoder(config, taps=_IDENTITY).apply, mutable=[tap.COLLECTION]))
   _, recorded = apply({'params': _quantized(style)}, networks.tokens(2))
   return tap.by_point(recorded[tap.COLLECTION])
 

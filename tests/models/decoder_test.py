@@ -102,10 +102,10 @@ def _reference(params: dict, config: model_config.DecoderConfig, ids) -> np.ndar
 
 def _logits(style: str, params=None, ids=None, **overrides):
   params, ids = params or _params(style), networks.tokens(3) if ids is None else ids
-  return networks.evaluator(_config(style, **overrides))(params, ids)
+  return networks.evaluator(_config(style, **overrides), jit=networks.quick_jit)(params, ids)
 
 
-@functools.partial(jax.jit, static_argnames=('names', 'axis'))
+@functools.partial(networks.quick_jit, static_argnames=('names', 'axis'))
 def _quantized(params: dict, *, names: tuple[str, ...] = ('int8', 'uint4'), axis: int = -2) -> dict:
   """The tree with codes, of the formats `names` by turns, for every kernel: embeddings and head too."""
   for i, path in enumerate(trees.linears(params)):
@@ -114,7 +114,7 @@ def _quantized(params: dict, *, names: tuple[str, ...] = ('int8', 'uint4'), axis
   return params
 
 
-@jax.jit
+@networks.quick_jit
 def _dequantized(params: dict) -> dict:
   is_coded = lambda value: isinstance(value, qtensor.QTensor)
   return trees.map_nodes(lambda path, value: quantize.dequantize(value) if is_coded(value) else value, params)
@@ -146,7 +146,7 @@ class ForwardTest(parameterized.TestCase):
 
     def loss_and_gradients(remat):
       loss = lambda params: jnp.sum(jnp.sin(model(remat).apply({'params': params}, networks.tokens(3))))
-      return jax.jit(jax.value_and_grad(loss))(_trained('llama'))
+      return networks.quick_jit(jax.value_and_grad(loss))(_trained('llama'))
 
     shapes = [jax.eval_shape(model(remat).init, jax.random.key(0), networks.tokens(1)) for remat in (False, True)]
     self.assertEqual(*shapes)
@@ -219,7 +219,7 @@ class InitialTreeTest(parameterized.TestCase):
 
   def test_kernels_are_normal_and_those_that_write_the_residual_stream_smaller(self):
     config = _config('opt', width=64, vocabulary=64, max_length=64, feed_forward=64, kv_heads=4, layers=2)
-    init = jax.jit(decoder.Decoder(config).init)
+    init = networks.quick_jit(decoder.Decoder(config).init)
     for path, leaf in trees.arrays(init(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))['params']).items():
       if path.endswith('/kernel'):
         small = path.endswith(('/o/kernel', '/down/kernel'))

@@ -12,6 +12,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.training import optimizer
+from tests import networks
 
 _STEPS = 5
 
@@ -37,7 +38,7 @@ def _gradients(step: int, scale: float = 1.0) -> dict:
 def _trained(config: optimizer.OptimizerConfig, scale: float = 1.0) -> dict:
   """The arrays after some steps, by path."""
   tx, params = optimizer.make(config, _STEPS), _params()
-  state, update = tx.init(params), jax.jit(tx.update)
+  state, update = tx.init(params), networks.quick_jit(tx.update)
   for step in range(_STEPS):
     updates, state = update(_gradients(step, scale), state, params)
     params = optax.apply_updates(params, updates)
@@ -89,7 +90,7 @@ class MakeTest(parameterized.TestCase):
 
   def test_gradients_of_ranges_are_not_in_the_norm_that_clips_the_others(self):
     config = optimizer.OptimizerConfig(epsilon=1.0)
-    update = jax.jit(lambda gradients: optimizer.make(config, _STEPS).update(
+    update = networks.quick_jit(lambda gradients: optimizer.make(config, _STEPS).update(
         gradients, optimizer.make(config, _STEPS).init(_params()), _params()))
     huge = lambda path, leaf: jax.tree.map(lambda g: g * 1e6, leaf) if path.endswith('quantizer') else leaf
     _, plain = update(_gradients(0))

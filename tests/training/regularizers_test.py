@@ -10,10 +10,11 @@ import numpy as np
 
 from jaxquant import errors
 from jaxquant.training import regularizers
+from tests import networks
 
 _EPSILON = 1e-8
-_kurtosis = jax.jit(regularizers.kurtosis)
-_gradient = jax.jit(jax.grad(lambda y, weights: jnp.sum(regularizers.kurtosis(y) * weights)))
+_kurtosis = networks.quick_jit(regularizers.kurtosis)
+_gradient = networks.quick_jit(jax.grad(lambda y, weights: jnp.sum(regularizers.kurtosis(y) * weights)))
 
 
 def _random(*shape, seed=0):
@@ -154,7 +155,7 @@ class WeightKurtosisTest(parameterized.TestCase):
     gradient = jax.grad(lambda params: regularizer.penalty(params)[0])
     descend = lambda _, params: jax.tree.map(lambda w, g: w - 0.5 * g, params, gradient(params))
     params = {'layers': {'0': {'kernel': jnp.float32(_random(64, 6))}}}
-    params = jax.jit(lambda params: jax.lax.fori_loop(0, 300, descend, params))(params)
+    params = networks.quick_jit(lambda params: jax.lax.fori_loop(0, 300, descend, params))(params)
     np.testing.assert_allclose(regularizer.penalty(params)[1], 1.8, atol=0.05)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -28,6 +29,7 @@ from tests import networks
 from tests import source
 
 _MODEL = networks.config('llama')
+_FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 
 
 def _rows(step: int) -> np.ndarray:
@@ -39,7 +41,7 @@ def _train(devices: int, fully_sharded: bool = False, microbatches: int = 1) -> 
   sites = tuple(site.name for site in decoder.model_sites(_MODEL))
   params = qat.prepare(networks.params('llama'), qat.QATConfig(), sites)
   tx = optimizer.make(optimizer.OptimizerConfig(learning_rate=0.01, warmup_steps=1, epsilon=1e-3), 10)
-  objective = training_step.Objective(_MODEL, regularizers.OutputKurtosis(1e-3, reduction='sum'))
+  objective = training_step.Objective(_MODEL, regularizers.OutputKurtosis(1e-3))
   fitter = trainer.Trainer(
       objective, tx, sharding.data_mesh(jax.devices()[:devices]), fully_sharded=fully_sharded,
       microbatches=microbatches)
@@ -63,8 +65,7 @@ def _train(devices: int, fully_sharded: bool = False, microbatches: int = 1) -> 
 class DevicesTest(absltest.TestCase):
 
   def test_devices_and_shardings_and_microbatches_train_alike(self):
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': _FLAGS}
     result = subprocess.run([sys.executable, __file__, 'devices'], env=environment, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)
     one, replicated, sharded = json.loads(result.stdout)
@@ -107,10 +108,14 @@ class _Batches:
 
 class FitTest(absltest.TestCase):
 
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.fitter = trainer.Trainer(training_step.Objective(_MODEL), optax.sgd(0.1), sharding.data_mesh())
+
   def setUp(self):
     super().setUp()
     self.calls = []
-    self.fitter = trainer.Trainer(training_step.Objective(_MODEL), optax.sgd(0.1), sharding.data_mesh())
 
   def _fit(self, schedule: trainer.Schedule, start: int = 0, stop=_Stop(), poison: int | None = None):
     """Runs the loop with every hook writing down what it is called with."""
@@ -125,12 +130,15 @@ class FitTest(absltest.TestCase):
 
     hooks = {name: note(name) for name in trainer.Hooks._fields} | {'visit': visit, 'save': save}
     state = self.fitter.initialize(networks.params('llama'))._replace(step=jnp.int32(start))
-    if poison is not None:
-      run = self.fitter.step
-      spoil = lambda state: state._replace(params=trees.put(state.params, 'head/kernel', jnp.full((16, 32), jnp.nan)))
-      self.fitter.step = lambda state, rows: run(spoil(state) if state.step == poison else state, rows)
-    batches = _Batches()
-    return self.fitter.fit(state, batches, schedule, trainer.Hooks(**hooks), stop), batches
+    run, batches = self.fitter.step, _Batches()
+
+    def step(state, rows):
+      if state.step == poison:
+        state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
+      return run(state, rows)
+
+    with mock.patch.object(self.fitter, 'step', step):
+      return self.fitter.fit(state, batches, schedule, trainer.Hooks(**hooks), stop), batches
 
   def _steps(self, name: str) -> list[int]:
     return [call[1] for call in self.calls if call[0] == name]
@@ -149,6 +157,12 @@ class FitTest(absltest.TestCase):
     metrics = next(call[2] for call in self.calls if call[0] == 'log')
     self.assertContainsSubset({'loss', 'cross_entropy', 'gradient_norm', 'seconds', 'steps'}, metrics)
     self.assertTrue(all(isinstance(value, (int, float)) for value in metrics.values()))
+
+  def test_a_step_takes_over_the_memory_of_the_state(self):
+    state = self.fitter.initialize(networks.params('llama'))
+    after, _ = self.fitter.step(state, _rows(0))
+    self.assertTrue(all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params)))
+    self.assertFalse(any(leaf.is_deleted() for leaf in jax.tree.leaves((after, networks.params('llama')))))
 
   def test_a_later_start_goes_on_from_there(self):
     state, batches = self._fit(trainer.Schedule(5, 1, 5, frozenset({0, 4})), start=3)
@@ -172,7 +186,8 @@ class FitTest(absltest.TestCase):
 
 class LogSpacedTest(parameterized.TestCase):
 
-  @parameterized.parameters((1000, 4, {0, 1, 10, 100, 1000}), (1, 8, {0, 1}), (4, 50, {0, 1, 2, 3, 4}), (30, 1, {0, 1, 30}))
+  @parameterized.parameters(
+      (1000, 4, {0, 1, 10, 100, 1000}), (1, 8, {0, 1}), (4, 50, {0, 1, 2, 3, 4}), (30, 1, {0, 1, 30}))
   def test_steps(self, steps, count, want):
     self.assertEqual(trainer.log_spaced(steps, count), want)
 
