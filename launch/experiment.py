@@ -56,7 +56,8 @@ class Experiment:
         make(**options) if options.weight else None
         for make, options in ((regularizers.OutputKurtosis, config.kurtosis), (regularizers.WeightKurtosis, config.kure)))
     self._check()
-    self.source = _source(config, self.model)
+    with jax.set_mesh(self.mesh):
+      self.source = _source(config, self.model)
     corpora.check(config.data, self.tokenizer, self.model.vocabulary)
 
   @property

@@ -1,6 +1,7 @@
 """The processes and devices of a run, set up before JAX starts: flags, clusters, the cache of compiled programs."""
 
 import os
+import socket
 
 from absl import flags
 
@@ -57,6 +58,11 @@ def _check(address: str | None, count: int | None, index: int | None) -> None:
     raise errors.UserError(f'--coordinator_address={address} is not host:port')
   if wrong := [device for device in _LOCAL_DEVICES.value or () if not device.isdigit()]:
     raise errors.UserError(f'--local_device_ids: {wrong[0]!r} is not the number of a device')
+  if index == 0:
+    try:  # where JAX would crash
+      socket.create_server(('', int(address.rpartition(':')[2]))).close()
+    except (OSError, OverflowError) as error:
+      raise errors.UserError(f'--coordinator_address={address}: the port cannot be opened ({error})') from error
 
 
 def _cluster_size() -> int:

@@ -115,13 +115,13 @@ def _mode(config) -> str:
 
 
 def _save(workdir, model, params, say):
-  saved = checkpoints.Checkpoints(workdir.checkpoints('quantized', model.seed), keep_newest=1, report=say.error)
+  saved = checkpoints.Checkpoints(workdir.checkpoints(model.variant, model.seed), keep_newest=1, report=say.error)
   if saved.latest_step() is None:
     saved.save(0, {'params': params}, metadata={'model': model.config['model'], 'source': str(model.path)})
   saved.close()
   if jax.process_index() == 0:
     shutil.copy(model.path / 'tokenizer.json', workdir.path / 'tokenizer.json')
-    say(f'saved {workdir.checkpoints("quantized", model.seed)}')
+    say(f'saved {workdir.checkpoints(model.variant, model.seed)}')
 
 
 if __name__ == '__main__':
