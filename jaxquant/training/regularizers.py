@@ -134,5 +134,11 @@ class WeightKurtosis:
   def penalty(self, params: dict):
     """(penalty, mean kurtosis over the kernels); float32 scalars."""
     kernels = [trees.get(params, path)['kernel'] for path in trees.matching(self.pattern, trees.linears(params))]
-    values = jnp.stack([jnp.mean(kurtosis(kernel.T)) for kernel in kernels])
+    values = jnp.stack([jnp.mean(kurtosis(_standardized(kernel.T))) for kernel in kernels])
     return self.weight * jnp.mean((values - self.target) ** 2), jnp.mean(values)
+
+
+def _standardized(weights):
+  """Weights in units of their deviation, a constant for the derivative: they are small enough for epsilon to count."""
+  deviation = jnp.std(weights, axis=-1, keepdims=True)
+  return weights / jax.lax.stop_gradient(jnp.maximum(deviation, jnp.finfo(jnp.float32).tiny))
