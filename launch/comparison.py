@@ -1,6 +1,5 @@
 """Trains the variants of an experiment, each with every seed, and measures what came of them at every precision."""
 
-import functools
 import resource
 import time
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ from launch import scoring
 from launch import workdir as workdirs
 
 _VALIDATION_WINDOWS = 64
-_RANGE_WINDOWS = 8
 
 
 class Job(NamedTuple):
@@ -174,14 +172,8 @@ def _initial_params(job, variant, seed, fitter):
   experiment, tokens = job.experiment, job.corpus.train
   if experiment.source is not None:
     return experiment.starting_tree(variant, tokens)
-  params = fitter.compute(functools.partial(trainer.model_params, experiment.model), jax.random.key(seed))
-  if variant not in experiments.QUANTIZED:
-    return params
-  options = experiment.config.training
-  sample = loader.calibration_windows(
-      tokens, count=min(_RANGE_WINDOWS, options.batch_size), length=options.length, seed=seed)
-  ranges = qat.starting_ranges(params, experiment.qat, experiment.model, sample)
-  return experiment.training_tree(variant, params, jax.device_get(ranges))
+  make = lambda key: experiment.training_tree(variant, trainer.model_params(experiment.model, key))
+  return fitter.compute(make, jax.random.key(seed))
 
 
 def _visit(job, params) -> list[tuple[str, dict]]:

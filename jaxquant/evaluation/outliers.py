@@ -77,9 +77,7 @@ def _weights(kernels):
 
 
 def _weight_statistics(weights):
-  # In units of their deviation, since weights are small enough for the kurtosis's epsilon to count.
-  deviation = jnp.maximum(jnp.std(weights), jnp.finfo(jnp.float32).tiny)
-  return {'kurtosis': regularizers.kurtosis(weights / deviation), 'absolute_maximum': jnp.max(jnp.abs(weights))}
+  return {'kurtosis': regularizers.kurtosis(weights), 'absolute_maximum': jnp.max(jnp.abs(weights))}
 
 
 def histograms(params: Any, quantized: Any, config: model_config.DecoderConfig, tokens) -> list[dict]:

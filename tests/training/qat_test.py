@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
-from jaxquant.layers import tap
 from jaxquant.models import decoder
 from jaxquant.models import validate
 from jaxquant.numerics import formats
@@ -111,17 +110,6 @@ class PrepareTest(parameterized.TestCase):
 
 
 class RangesTest(parameterized.TestCase):
-
-  def test_starting_ranges_are_widths_in_root_mean_squares(self):
-    config = qat.QATConfig(ranges=(('.*/attention/input', 1.5), ('layers/.*', 2.0)))
-    ranges = qat.starting_ranges(networks.params('llama'), config, _MODEL, networks.tokens(3))
-    model = decoder.Decoder(_MODEL, taps=(tap.Tap('.*/input', lambda x: x),))
-    apply = networks.quick_jit(functools.partial(model.apply, mutable=[tap.COLLECTION]))
-    activations = tap.by_point(apply({'params': networks.params('llama')}, networks.tokens(3))[1][tap.COLLECTION])
-    self.assertCountEqual(ranges, _BLOCK_SITES)
-    for name, ends in ranges.items():
-      width = 1.5 if name == 'layers/0/attention/input' else 2.0
-      np.testing.assert_allclose(ends, np.array([-width, width]) * np.sqrt(np.mean(activations[name] ** 2)), rtol=1e-5)
 
   def test_projection_repairs_ranges_and_nothing_else(self):
     params = _prepare()
