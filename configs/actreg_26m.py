@@ -24,6 +24,6 @@ def get_config():
       steps=2500, batch_size=96, length=512, log_every=100, save_every=2500, measurements=14, keep_newest=1)
   config.optimizer.update(learning_rate=3e-3, warmup_steps=150, schedule='cosine', weight_decay=0.1)
   config.qat.align_zero = True
-  config.kurtosis.update(weight=1e-4, stride=4)
+  config.kurtosis.update(weight=1e-4, stride=2, every=4)
   config.evaluation.batch_size = 64
   return config

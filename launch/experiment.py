@@ -67,7 +67,8 @@ class Experiment:
 
   def objective(self, variant: str) -> training_step.Objective:
     """The loss of a variant."""
-    return training_step.Objective(self.model, *(self._regularizers if variant in REGULARIZED else ()))
+    penalties = self._regularizers if variant in REGULARIZED else (None, None)
+    return training_step.Objective(self.model, *penalties, weight_start=self.qat.weight_start)
 
   def training_tree(self, variant: str, params: Any, ranges: Any = None) -> Any:
     """The float tree as a variant trains it; `ranges` to start from, by site, as `qat.prepare` takes them."""

@@ -15,9 +15,6 @@ _CACHE = flags.DEFINE_string(
     'compilation_cache', None, 'Where compiled programs are kept; empty: nowhere. By default $JAX_COMPILATION_CACHE_DIR '
     'or ~/.cache/jaxquant.')
 
-# Steps of small models are hundreds of short kernels: recorded as graphs, they cost a launch each no more.
-_GPU_FLAGS = '--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL'
-
 
 def start() -> int:
   """Sets defaults that must stand before JAX starts, joins the other processes of the run, and starts JAX.
@@ -34,8 +31,6 @@ def start() -> int:
   several = any(value is not None for value in explicit)
   if several:
     _check(*explicit)
-  if '--xla_gpu_enable_command_buffer' not in os.environ.get('XLA_FLAGS', ''):
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_GPU_FLAGS}'.strip()
   import jax  # pylint: disable=g-import-not-at-top  # here, so that --help and mistakes in flags are answered at once
   _keep_compiled_programs(jax.config)
   try:

@@ -77,8 +77,7 @@ def prepare(params, model, config):
   """
   if path := models.quantized_linear(params):
     raise errors.UserError(f'{model.path} is quantized already: {path} holds integer codes')
-  for path in trees.linears(params):
-    params = trees.put(params, f'{path}/kernel_quantizer', None)
+  params = trees.without(params, 'kernel_quantizer')
   mode, learned = _mode(config), trees.inputs(params)
   calibrates = mode == 'static' and not learned
   recipe = recipes.Recipe(

@@ -80,8 +80,7 @@ def rewrite(
       raise errors.UserError(f'{site}: there is no static range of {precision.activations} bits')
   if precision.mode != 'static':
     params = with_inputs(params, sites, precision, learned)
-  for path in trees.linears(params):
-    params = trees.put(params, f'{path}/kernel_quantizer', None)
+  params = trees.without(params, 'kernel_quantizer')
   if precision.weights < 16:
     linears = trees.matching(weight_pattern, trees.linears(params))
     rounding = round_to_nearest.round_to_nearest(

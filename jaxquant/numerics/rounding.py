@@ -76,8 +76,9 @@ clip_quantize.defvjp(_clip_forward, _clip_backward)
 
 def _totals(*arrays):
   """The sum of all elements of each array, rows first: sums over rows fuse with elementwise work on the same arrays."""
-  rows = jax.lax.optimization_barrier(jnp.stack([jnp.sum(x, axis=-1).reshape(-1) for x in arrays]))
-  return jnp.sum(rows, axis=-1)
+  rows = jax.lax.optimization_barrier(tuple(jnp.sum(x, axis=-1).reshape(-1) for x in arrays))
+  add = lambda sums, more: tuple(map(jnp.add, sums, more))
+  return jax.lax.reduce(rows, (jnp.float32(0),) * len(rows), add, (0,))
 
 
 def align_zero(low, high, bits: int):

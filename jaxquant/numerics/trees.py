@@ -53,6 +53,13 @@ def inputs(params: dict) -> tuple[str, ...]:
   return tuple(path for path, value in walk(params) if isinstance(value, dict) and 'quantizer' in value)
 
 
+def without(params: dict, entry: str) -> dict:
+  """The tree whose linear layers lack `entry`, such as `kernel_quantizer`."""
+  for path in linears(params):
+    params = put(params, f'{path}/{entry}', None)
+  return params
+
+
 def map_nodes(function: Callable[[str, Any], Any], tree: Any) -> Any:
   """Rebuilds `tree` with `function(path, value)` in place of every node and array."""
 

@@ -28,6 +28,7 @@ class QATConfig:
       activation, not of the first one: inputs of `o` and `down` grow tenfold early on, and nothing pulls the network
       back out of a range that it has outgrown (docs/results.md has the measurements).
     weight_bits: round kernels too, symmetric per output channel, with straight-through gradients; 16 leaves them.
+    weight_start: training step, from 1, at which that rounding begins; the network before it learns with float kernels.
     weight_pattern: which linears' kernels, a regular expression on their whole path.
     weight_group_size: inputs that share a weight scale; None for all.
   """
@@ -37,6 +38,7 @@ class QATConfig:
   align_zero: bool = False
   ranges: tuple = ((r'layers/\d+/attention/o/input', 2.0), (r'layers/.*', 3.0))
   weight_bits: int = 16
+  weight_start: int = 1
   weight_pattern: str = r'layers/.*'
   weight_group_size: int | None = None
 

@@ -9,6 +9,7 @@ import optax
 from jaxquant.layers import tap
 from jaxquant.models import config as model_config
 from jaxquant.models import decoder
+from jaxquant.numerics import trees
 from jaxquant.training import losses
 from jaxquant.training import optimizer as optimizers
 from jaxquant.training import qat
@@ -24,11 +25,24 @@ class TrainState(NamedTuple):
 
 
 class Objective(NamedTuple):
-  """The loss: cross entropy of next tokens, plus either regularizer."""
+  """The loss: cross entropy of next tokens, plus either regularizer.
+
+  Attributes:
+    model: the model.
+    output_kurtosis, weight_kurtosis: the regularizers, or None.
+    weight_start: training step from which kernel quantizers round; a loss that starts later than 1 does not round.
+  """
 
   model: model_config.DecoderConfig
   output_kurtosis: regularizers.OutputKurtosis | None = None
   weight_kurtosis: regularizers.WeightKurtosis | None = None
+  weight_start: int = 1
+
+  def at(self, step: int) -> 'Objective':
+    """The loss of the step-th training step, counted from 1."""
+    due = self.output_kurtosis and step % self.output_kurtosis.every == 0
+    return self._replace(output_kurtosis=self.output_kurtosis if due else None,
+                         weight_start=1 if step >= self.weight_start else self.weight_start)
 
   def __call__(self, params, tokens, batch_tokens: int):
     """Loss and its parts.
@@ -43,6 +57,8 @@ class Objective(NamedTuple):
     """
     taps = (self.output_kurtosis.tap(),) if self.output_kurtosis else ()
     model = decoder.Decoder(self.model, taps=taps)
+    if self.weight_start > 1:
+      params = trees.without(params, 'kernel_quantizer')
     logits, recorded = model.apply({'params': params}, tokens[:, :-1], mutable=[tap.COLLECTION] if taps else [])
     loss = jnp.mean(losses.cross_entropy(logits, tokens[:, 1:]))
     metrics = {'cross_entropy': loss}

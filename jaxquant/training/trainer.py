@@ -45,7 +45,7 @@ class Hooks(NamedTuple):
   """What the loop calls back.
 
   Attributes:
-    compiled: (seconds): the first step, compilation included, is done.
+    compiled: (step, seconds): a step that had to be compiled is done, after so many seconds.
     log: (step, metrics): metrics of the last step, with the `seconds` and `steps` since the log before.
     visit: (step, state): measurements at the steps of the schedule; returns metrics to choose the best checkpoint by.
     save: (step, state, metrics, data state): asynchronous.
@@ -53,7 +53,7 @@ class Hooks(NamedTuple):
     stepped: (step): a step has been handed to the device.
   """
 
-  compiled: Callable[[float], None]
+  compiled: Callable[[int, float], None]
   log: Callable[[int, dict], None]
   visit: Callable[[int, training_step.TrainState], dict]
   save: Callable[[int, training_step.TrainState, dict, Any], None]
@@ -62,7 +62,7 @@ class Hooks(NamedTuple):
 
 
 class Trainer:
-  """Holds what does not change during training: objective, optimizer, mesh and the compiled step."""
+  """Holds what does not change during training: objective, optimizer, mesh and the compiled steps."""
 
   def __init__(
       self, objective: training_step.Objective, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *,
@@ -77,8 +77,7 @@ class Trainer:
       microbatches: parts of the global batch whose gradients are averaged.
     """
     self.mesh, self.tx, self._fully = mesh, tx, fully_sharded
-    step = functools.partial(training_step.train_step, objective=objective, tx=tx, microbatches=microbatches)
-    self._step = jax.jit(step, donate_argnums=0)
+    self._objective, self._microbatches, self._programs = objective, microbatches, {}
 
   def shardings(self, state: Any) -> Any:
     """Where the arrays of a state, given as such or abstractly, live on the mesh."""
@@ -98,9 +97,27 @@ class Trainer:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, self.shardings(abstract))
 
-  def step(self, state: training_step.TrainState, local_rows: np.ndarray):
-    """One step on a global batch, of which `local_rows` [rows, length + 1] are this process's: (state, metrics)."""
-    return self._step(state, sharding.place_rows(self.mesh, local_rows))
+  def step(self, state: training_step.TrainState, local_rows: np.ndarray, number: int):
+    """One step on a global batch.
+
+    Args:
+      state: the state before it; donated.
+      local_rows: this process's rows of the batch, int32 [rows, length + 1].
+      number: which step this is, from 1.
+
+    Returns:
+      (state, metrics), as `training.step.train_step` has them.
+    """
+    return self._program(number)(state, sharding.place_rows(self.mesh, local_rows))
+
+  def _program(self, number):
+    """The step, not compiled before its first call: there is one program for each loss that steps may have."""
+    objective = self._objective.at(number)
+    if objective not in self._programs:
+      step = functools.partial(
+          training_step.train_step, objective=objective, tx=self.tx, microbatches=self._microbatches)
+      self._programs[objective] = jax.jit(step, donate_argnums=0)
+    return self._programs[objective]
 
   def fit(
       self, state: training_step.TrainState, batches: Iterator[dict[str, np.ndarray]], schedule: Schedule,
@@ -122,18 +139,19 @@ class Trainer:
       Interrupted: `stop` said so, after a checkpoint.
     """
     step = int(state.step)
-    best, clock, logged, compiled = {}, time.monotonic(), step, False
+    best, clock, logged = {}, time.monotonic(), step
     with jax.set_mesh(self.mesh):
       if step == 0 and 0 in schedule.visit:
         best, clock = hooks.visit(0, state), time.monotonic()
       while step < schedule.steps:
-        state, metrics = self.step(state, next(batches)['tokens'])
+        programs, before = len(self._programs), time.monotonic()
+        state, metrics = self.step(state, next(batches)['tokens'], step + 1)
         step += 1
         hooks.stepped(step)
-        if not compiled:  # the first step compiles; throughput is measured from the second
+        if len(self._programs) > programs:  # this step was compiled; throughput is measured from the next
           jax.block_until_ready(metrics)
-          hooks.compiled(time.monotonic() - clock)
-          clock, logged, compiled = time.monotonic(), step, True
+          hooks.compiled(step, time.monotonic() - before)
+          clock, logged = time.monotonic(), step
         leaving = stop.requested(step)
         saving = step % schedule.save_every == 0 or step == schedule.steps or leaving
         visiting = step in schedule.visit

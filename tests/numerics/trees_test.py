@@ -36,6 +36,10 @@ class TreesTest(parameterized.TestCase):
     self.assertIs(trees.put(tree, 'a/b', 3)['z'], tree['z'])
     self.assertEqual(tree, {'a': {'b': 1}, 'z': {'y': 2}})
 
+  def test_without_takes_an_entry_from_all_linears(self):
+    tree = {'a': {'kernel': 1, 'bias': 2}, 'b': {'c': {'kernel': 3}}, 'd': {'bias': 4}}
+    self.assertEqual(trees.without(tree, 'bias'), {'a': {'kernel': 1}, 'b': {'c': {'kernel': 3}}, 'd': {'bias': 4}})
+
   def test_linears_hold_kernels_and_inputs_hold_quantizers(self):
     quantizer = quantizers.DynamicQuantizer(formats.IntFormat(8))
     tree = {

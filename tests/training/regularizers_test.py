@@ -108,13 +108,23 @@ class OutputKurtosisTest(parameterized.TestCase):
     penalty, mean = self._penalty(ys, 40, reduction='sum')
     np.testing.assert_allclose([penalty, mean], [0.5 * 40 * sum(means), np.mean(means)], rtol=1e-5)
 
-  def test_stride_measures_every_other_position_of_each_sequence(self):
-    ys = [_random(2, 7, 8)]
-    for stride in (2, 3):
-      for reduction, factor in (('mean', 1), ('sum', 14)):
-        mean = _reference(ys[0][:, ::stride])[0].mean()
-        penalty, reported = self._penalty(ys, 14, stride=stride, reduction=reduction)
-        np.testing.assert_allclose([penalty, reported], [0.5 * factor * mean, mean], rtol=1e-5)
+  @parameterized.parameters((2, 2), (3, 3), (4, 2), (5, 1), (12, 6))
+  def test_stride_measures_every_so_many_sequences(self, stride, every):
+    ys = [_random(6, 7, 8)]
+    for reduction, factor in (('mean', 1), ('sum', 42)):
+      mean = _reference(ys[0][::every])[0].mean()
+      penalty, reported = self._penalty(ys, 42, stride=stride, reduction=reduction)
+      np.testing.assert_allclose([penalty, reported], [0.5 * factor * mean, mean], rtol=1e-5)
+
+  # 1000 features are summed in two runs, 1021 of them, a prime, one by one.
+  @parameterized.parameters((8, 1), (8, 2), (1000, 2), (1021, 1))
+  def test_gradient_is_that_of_the_sample(self, features, stride):
+    regularizer = regularizers.OutputKurtosis(0.5, stride=stride)
+    y = np.float32(_random(4, 3, features) + 0.5)
+    penalty = lambda y: regularizer.penalty([regularizer.tap().function(y)], 12)[0]
+    want = np.zeros(y.shape)
+    want[::stride] = 0.5 * _reference(y[::stride])[1] / (12 / stride)
+    np.testing.assert_allclose(jax.grad(penalty)(y), want, atol=1e-4 * np.abs(want).max())
 
   def test_pattern_matches_the_whole_path_of_a_linear(self):
     tap = regularizers.OutputKurtosis(1.0, pattern='layers/0/.*|head').tap()
@@ -124,7 +134,8 @@ class OutputKurtosisTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(reduction='max'), "kurtosis.reduction is 'max'; there are mean and sum"),
-      (dict(stride=0), 'kurtosis.stride must be at least 1, not 0'))
+      (dict(stride=0), 'kurtosis.stride must be at least 1, not 0'),
+      (dict(every=0), 'kurtosis.every must be at least 1, not 0'))
   def test_mistakes_are_named(self, options, message):
     with self.assertRaisesRegex(errors.UserError, message):
       regularizers.OutputKurtosis(1.0, **options)

@@ -52,7 +52,7 @@ def _train(devices: int, fully_sharded: bool = False, microbatches: int = 1) -> 
     for step in range(3):
       in_place.append(jax.tree.all(jax.tree.map(
           lambda leaf, want: leaf.sharding.is_equivalent_to(want, leaf.ndim), state, wanted)))
-      state, values = fitter.step(state, _rows(step))
+      state, values = fitter.step(state, _rows(step), step + 1)
       metrics.append({name: float(value) for name, value in values.items()})
   kernel = state.params['layers']['0']['mlp']['up']['kernel']
   return {
@@ -132,10 +132,10 @@ class FitTest(absltest.TestCase):
     state = self.fitter.initialize(networks.params('llama'))._replace(step=jnp.int32(start))
     run, batches = self.fitter.step, _Batches()
 
-    def step(state, rows):
+    def step(state, rows, number):
       if state.step == poison:
         state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
-      return run(state, rows)
+      return run(state, rows, number)
 
     with mock.patch.object(self.fitter, 'step', step):
       return self.fitter.fit(state, batches, schedule, trainer.Hooks(**hooks), stop), batches
@@ -144,6 +144,7 @@ class FitTest(absltest.TestCase):
     return [call[1] for call in self.calls if call[0] == name]
 
   def test_everything_happens_at_its_step(self):
+    self.fitter = trainer.Trainer(training_step.Objective(_MODEL), optax.sgd(0.1), sharding.data_mesh())  # not compiled
     state, batches = self._fit(trainer.Schedule(7, log_every=4, save_every=3, visit=frozenset({0, 2, 7})))
     self.assertEqual((state.step, batches.taken), (7, 7))
     self.assertEqual(self._steps('visit'), [0, 2, 7])
@@ -160,9 +161,22 @@ class FitTest(absltest.TestCase):
 
   def test_a_step_takes_over_the_memory_of_the_state(self):
     state = self.fitter.initialize(networks.params('llama'))
-    after, _ = self.fitter.step(state, _rows(0))
+    after, _ = self.fitter.step(state, _rows(0), 1)
     self.assertTrue(all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params)))
     self.assertFalse(any(leaf.is_deleted() for leaf in jax.tree.leaves((after, networks.params('llama')))))
+
+  def test_kurtosis_is_measured_at_the_steps_that_are_due(self):
+    objective = training_step.Objective(_MODEL, regularizers.OutputKurtosis(1e-3, every=3))
+    self.fitter = trainer.Trainer(objective, optax.sgd(0.1), sharding.data_mesh())
+    self._fit(trainer.Schedule(7, 1, 7, frozenset()))
+    logs = {call[1]: call[2] for call in self.calls if call[0] == 'log'}
+    self.assertEqual([step for step, metrics in logs.items() if 'kurtosis' in metrics], [3, 6])
+    for step, metrics in logs.items():
+      penalty = 3e-3 * 7 * metrics['kurtosis'] if step in (3, 6) else 0
+      self.assertAlmostEqual(metrics['loss'] - metrics['cross_entropy'], penalty, delta=1e-5)
+    # Either program is compiled once, and its first step is not part of the measured speed.
+    self.assertEqual(self._steps('compiled'), [1, 3])
+    self.assertEqual([metrics['steps'] for metrics in logs.values()], [0, 1, 0, 1, 1, 1, 1])
 
   def test_a_later_start_goes_on_from_there(self):
     state, batches = self._fit(trainer.Schedule(5, 1, 5, frozenset({0, 4})), start=3)
