@@ -22,7 +22,7 @@ def get_config():
   config.data.train = ('standard_library',)
   config.data.validation.documentation = 'standard_library'
   config.training.update(steps=400, batch_size=16, length=128, log_every=50, save_every=200, measurements=8)
-  config.optimizer.update(learning_rate=6e-3, warmup_steps=50, schedule='linear')
+  config.optimizer.update(learning_rate=3e-3, warmup_steps=50, schedule='linear')
   config.qat.align_zero = True
   # So few steps do not grow the inputs of o and down to the scale that the default ranges are made for.
   config.qat.ranges = ((r'layers/\d+/(attention|mlp)/input', 3.0), (r'layers/.*', 0.3))
