@@ -107,7 +107,7 @@ def train_variant(job: Job, variant: str, seed: int) -> tuple[Any, dict]:
         **identity, 'model': experiment.model.to_dict(), 'tokens': job.corpus.fingerprint})
 
   hooks = trainer.Hooks(
-      lambda step, seconds: say(f'step {step} done after {seconds:.1f} s, with its compilation'), log, visit, save,
+      lambda step, seconds: say(f'compiled in {seconds:.1f} s, step {step} included'), log, visit, save,
       saved.wait, lines.bar)
   plan = trainer.Schedule(
       options.steps, options.log_every, options.save_every, trainer.log_spaced(options.steps, options.measurements))

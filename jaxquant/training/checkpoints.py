@@ -127,10 +127,10 @@ class Checkpoints:
         damages[candidate] = f'checkpoint step {candidate} in {self._directory} is damaged: {damage}'
         if step is not None:
           raise errors.CheckpointError(damages[step]) from damage
-        self._tell(damages[candidate])
         continue
       if damages:
-        self._tell(f'using checkpoint step {candidate}')
+        for line in (*damages.values(), f'using checkpoint step {candidate}'):
+          self._tell(line)
         if self._manager:
           self._open(set_aside=damages)
       return restored

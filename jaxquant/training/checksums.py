@@ -35,8 +35,8 @@ def checksum(tree: Any) -> dict[str, int]:
   Returns:
     By path (`layers/0/q/kernel/codes`) a number of 32 bits. Shapes and dtypes are not part of it: compare them too.
   """
-  sums = {path: _checksum(key_data(leaf)) for path, leaf in trees.arrays(tree).items()}
-  return {path: int(value) for path, value in jax.device_get(sums).items()}
+  # One array at a time, since dozens of collectives under way can lock up devices that are threads of a CPU of few cores.
+  return {path: int(_checksum(key_data(leaf))) for path, leaf in trees.arrays(tree).items()}
 
 
 def is_key(array: Any) -> bool:

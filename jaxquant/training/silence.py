@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import sys
+import warnings
 
 from absl import logging as absl_logging
 
@@ -18,6 +19,7 @@ def orbax() -> None:
   with_trace = logging.Formatter().format
   absl_logging.get_absl_logger().addFilter(lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname)
   logging.getLogger('asyncio').addFilter(lambda record: 'orbax' not in with_trace(record))
+  warnings.filterwarnings('ignore', r"coroutine 'async_serialize.* was never awaited", RuntimeWarning)
   report = sys.unraisablehook
 
   def report_others(unraisable):

@@ -1,13 +1,32 @@
 """A user's mistake gets one line that names the culprit and its exit code, and leaves earlier results alone."""
 
-import fcntl
-import json
+import hashlib
 import pathlib
+import shutil
+import socket
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from tests import launching
+
+_PTQ = '--config=configs/ptq/rtn_w4a4.py'
+_BAD_CONFIGS = {
+    'broken': 'def get_config(:\n',
+    'raises': 'def get_config():\n  size = 3\n  return size.shape\n',
+    'imports': 'import nosuchmodule\n',
+    'empty': 'x = 1\n',
+    'none': 'def get_config():\n  pass\n',
+    'added': 'from launch import settings\ndef get_config():\n  c = settings.train()\n  c.batchsize = 3\n  return c\n',
+    'typed': 'from launch import settings\ndef get_config():\n  c = settings.train()\n  c.training.steps = "3"\n',
+    'blind': 'from launch import settings\ndef get_config():\n  return settings.train()\n',
+}
+
+
+def _digest(folder: pathlib.Path) -> dict[str, str]:
+  """The contents of all files below `folder`."""
+  files = [path for path in folder.rglob('*') if path.is_file()]
+  return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 class BadInputTest(parameterized.TestCase):
@@ -15,81 +34,191 @@ class BadInputTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.folder = pathlib.Path(absltest.get_default_test_tmpdir()) / 'bad_input'
-    cls.folder.mkdir(parents=True, exist_ok=True)
-    cls.config = launching.write_files(cls.folder)
+    cls.folder = launching.folder() / 'bad_input'
+    cls.folder.mkdir(exist_ok=True)
     (cls.folder / 'empty.txt').write_text('')
+    (cls.folder / 'blank.txt').write_text(' \n\n')
     (cls.folder / 'latin.txt').write_bytes('Dvo\u0159\u00e1k '.encode('iso8859-2') * 10)
     (cls.folder / 'short.txt').write_text('Fewer tokens than one batch of them. ' * 3)
-    (cls.folder / 'broken.py').write_text('def get_config(:\n')
+    (cls.folder / 'letter.txt').write_text('a')
     (cls.folder / 'file').write_text('not a folder')
+    for name, text in _BAD_CONFIGS.items():
+      (cls.folder / f'{name}.py').write_text(text)
 
-  def assert_refused(self, launched, *words, code=2):
-    status, _, error = launched
-    self.assertEqual(status, code, error)
-    self.assertLen(error.strip().splitlines(), 1, error)
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(self.create_tempdir().full_path) / 'workdir'
+
+  def _format(self, flags):
+    """The flags with the configuration (unless there is one), the workdir (likewise) and names of folders filled in."""
+    given = {flag.partition('=')[0] for flag in flags}
+    common = [f'--workdir={self.workdir}'] if '--workdir' not in given else []
+    return common + [flag.format(config=launching.config(), folder=self.folder, workdir=self.workdir) for flag in flags]
+
+  def assert_refused(self, finished, *words, code=2):
+    self.assertEqual(finished.code, code, finished)
+    self.assertLen(finished.error.splitlines(), 1, finished.error)
     for word in words:
-      self.assertIn(word, error)
+      self.assertIn(word, finished.error)
 
   @parameterized.named_parameters(
       ('no_config', [], ['--config=FILE']),
-      ('missing_config', ['--config=nowhere.py'], ['nowhere.py']),
-      ('syntax_error', ['--config={folder}/broken.py'], ['broken.py', 'line 1']),
-      ('unknown_flag', ['--config={config}', '--nosuchflag=1'], ['nosuchflag']),
-      ('unknown_key', ['--config={config}', '--config.training.stepz=3'], ['stepz', 'training.steps']),
-      ('wrong_type', ['--config={config}', '--config.training.steps=many'], ['training.steps', 'many']),
-      ('stray_argument', ['--config={config}', 'extra'], ['extra']),
-      ('missing_text', ['--config={config}', "--config.data.train=('nowhere.txt',)"], ['nowhere.txt']),
-      ('empty_text', ['--config={config}', "--config.data.train=('{folder}/empty.txt',)"], ['empty.txt']),
-      ('not_utf8', ['--config={config}', "--config.data.train=('{folder}/latin.txt',)"], ['latin.txt', 'UTF-8']),
-      ('too_short', ['--config={config}', "--config.data.train=('{folder}/short.txt',)"], ['tokens', 'batch']),
-      ('group_size', ['--config={config}', '--config.ptq.group_size=24'], ['group size 24', 'divide']),
-      ('unwritable', ['--config={config}', '--workdir={folder}/file/below'], ['file/below']),
-      ('unknown_variant', ['--config={config}', "--config.variants=('best',)"], ['best', 'baseline']),
-      ('heads', ['--config={config}', '--config.model.heads=5'], ['heads', '5']),
-      ('coordinator_alone', ['--config={config}', '--num_processes=2'], ['num_processes']),
+      ('missing_config', ['--config=nowhere.py'], ['nowhere.py', 'no file']),
+      ('config_without_value', ['--config'], ['--config']),
+      ('folder_for_a_config', ['--config={folder}'], ['{folder}', 'no file']),
+      ('text_for_a_config', ['--config={folder}/latin.txt'], ['latin.txt']),
+      ('syntax_error', ['--config={folder}/broken.py'], ['broken.py', 'line 1', 'invalid syntax']),
+      ('raising', ['--config={folder}/raises.py'], ['raises.py', 'line 3', 'AttributeError', 'shape']),
+      ('missing_module', ['--config={folder}/imports.py'], ['imports.py', 'line 1', 'nosuchmodule']),
+      ('no_function', ['--config={folder}/empty.py'], ['empty.py', 'get_config']),
+      ('no_result', ['--config={folder}/none.py'], ['none.py', 'NoneType']),
+      ('unknown_key_in_file', ['--config={folder}/added.py'], ['config.batchsize']),
+      ('wrong_type_in_file', ['--config={folder}/typed.py'], ['typed.py', 'line 4', 'TypeError']),
+      ('no_validation_text', ['--config={folder}/blind.py'], ['config.data.validation']),
+      ('needless_argument', ['{config}:large'], ['tiny.py:large', 'takes 0 positional arguments']),
+      ('config_of_another_launcher', [_PTQ], ['config.activation_mode']),
+      ('unknown_flag', ['{config}', '--nosuchflag=1'], ["'nosuchflag'"]),
+      ('flag_of_another_launcher', ['{config}', '--model=x'], ["'model'"]),
+      ('misspelt_flag', ['{config}', '--workdri=x'], ['workdir']),
+      ('misspelt_key', ['{config}', '--config.training.stepz=3'], ['training.stepz', 'did you mean training.steps?']),
+      ('misspelt_group', ['{config}', '--config.trainin.steps=3'], ['did you mean training.steps?']),
+      ('key_without_group', ['{config}', '--config.steps=3'], ['did you mean training.steps?']),
+      ('key_before_config', ['--config.training.steps=3', '{config}'], ['--config.training.steps=3']),
+      ('key_without_value', ['{config}', '--config.training.steps'], ['--config.training.steps']),
+      ('wrong_type', ['{config}', '--config.training.steps=many'], ['--config.training.steps=many']),
+      ('fraction', ['{config}', '--config.training.steps=1.5'], ['--config.training.steps=1.5']),
+      ('wrong_type_in_tuple', ['{config}', "--config.seeds=('one',)"], ['config.seeds', "'one'", 'int']),
+      ('unknown_variant', ['{config}', '--config.variants=best'], ['config.variants', "'best'", 'baseline']),
+      ('no_variant', ['{config}', '--config.variants=()'], ['config.variants']),
+      ('variant_twice', ['{config}', "--config.variants=('qat','qat')"], ['config.variants']),
+      ('stray_argument', ['{config}', 'extra'], ["'extra'"]),
+      ('missing_text', ['{config}', '--config.data.train=nowhere.txt'], ['config.data.train', 'nowhere.txt']),
+      ('empty_text', ['{config}', '--config.data.train={folder}/empty.txt'], ['empty.txt', 'no text']),
+      ('not_utf8', ['{config}', '--config.data.train={folder}/latin.txt'], ['latin.txt', 'byte 3 is not UTF-8']),
+      ('too_short', ['{config}', '--config.data.train={folder}/short.txt'], ['tokens', 'fewer than the 129']),
+      ('unnamed_validation', ['{config}', '--config.data.validation.text='], ['config.data.validation.text']),
+      ('blank_validation', ['{config}', '--config.data.validation.text={folder}/blank.txt'], ['blank.txt', 'no text']),
+      ('one_letter', ['{config}', '--config.data.validation.text={folder}/letter.txt'], ['letter.txt', 'token']),
+      ('few_windows', ['{config}', '--config.ptq.calibration_windows=9999'], ['config.ptq.calibration_windows']),
+      ('no_tokenizer', ['{config}', '--config.data.tokenizer={folder}/empty.txt'], ['empty.txt', 'tokenizer']),
+      ('group_size', ['{config}', '--config.ptq.group_size=24'], ['layers/0', 'group size 24 does not divide 32']),
+      ('heads', ['{config}', '--config.model.heads=5'], ['model.heads 5', 'model.width 32']),
+      ('batch', ['{config}', '--config.training.microbatches=3'], ['batch_size 8', '3 microbatches']),
+      ('missing_source', ['{config}', '--config.init_from=nowhere'], ['config.init_from', 'nowhere']),
+      ('unwritable', ['{config}', '--workdir={folder}/file/below'], ['{folder}/file/below', 'Not a directory']),
+      ('coordinator_alone', ['{config}', '--num_processes=2'], ['--coordinator_address']),
+      ('process_out_of_range', [
+          '{config}', '--num_processes=2', '--process_id=2', '--coordinator_address=localhost:1'], ['--process_id=2']),
   )
   def test_training_refuses(self, flags, words):
-    workdir = self.create_tempdir().full_path
-    flags = [flag.format(config=self.config, folder=self.folder) for flag in flags]
-    if not any(flag.startswith('--workdir') for flag in flags):
-      flags.append(f'--workdir={workdir}')
-    self.assert_refused(launching.run('train', *flags), *words)
-    self.assertFalse((pathlib.Path(workdir) / 'checkpoints').exists())
+    finished = launching.run('train', *self._format(flags))
+    self.assert_refused(finished, *(word.format(folder=self.folder) for word in words))
+    self.assertFalse((self.workdir / 'checkpoints').exists())
 
   @parameterized.named_parameters(
-      ('no_model', 'evaluate', ['--text={folder}/train.txt'], ['--model']),
-      ('missing_model', 'evaluate', ['--model=nowhere', '--text={folder}/train.txt'], ['nowhere']),
-      ('no_text', 'evaluate', ['--model={folder}'], ['--text']),
-      ('not_a_workdir', 'quantize', ['--model={folder}', '--config=configs/ptq/rtn_w4a4.py'], ['config.json']),
+      ('no_model', 'evaluate', ['--text={folder}/short.txt'], ['--model=DIR']),
+      ('missing_model', 'evaluate', ['--model=nowhere', '--text={folder}/short.txt'], ['nowhere', 'not a workdir']),
+      ('no_text', 'evaluate', ['--model={trained}'], ['--text=FILE']),
+      ('missing_text', 'evaluate', ['--model={trained}', '--text=nowhere.txt'], ['nowhere.txt']),
+      ('blank_text', 'evaluate', ['--model={trained}', '--text={folder}/blank.txt'], ['blank.txt', 'no text']),
+      ('variant', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--variant=qat'], [
+          'variant qat', 'baseline seed 0, both seed 0']),
+      ('seed', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--seed=7'], ['seed 7']),
+      ('long_windows', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--length=33'], [
+          '--length=33', '32']),
+      ('no_batch', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--batch_size=0'], ['--batch_size=0']),
+      ('no_config', 'quantize', ['--model={trained}'], ['--config=FILE']),
+      ('not_a_workdir', 'quantize', [_PTQ, '--model={folder}'], ['config.json']),
+      ('training_config', 'quantize', ['{config}', '--model={trained}'], ['is no setting']),
+      ('group_size', 'quantize', [_PTQ, '--model={trained}', '--config.group_size=24'], [
+          'layers/0', 'group size 24 does not divide 32']),
+      ('pattern', 'quantize', [_PTQ, '--model={trained}', '--config.weight_pattern=blocks'], ["'blocks'"]),
+      ('mode', 'quantize', [_PTQ, '--model={trained}', '--config.activation_mode=lazy'], ["'lazy'", 'static, dynamic']),
+      ('calibration', 'quantize', [_PTQ, '--model={trained}', '--calibration={folder}/latin.txt'], ['latin.txt', 'UTF-8']),
+      ('own_workdir', 'quantize', [_PTQ, '--model={trained}', '--workdir={trained}'], ['another configuration']),
   )
   def test_other_launchers_refuse(self, launcher, flags, words):
-    flags = [flag.format(folder=self.folder) for flag in flags] + [f'--workdir={self.create_tempdir().full_path}']
+    trained = launching.trained()
+    before = _digest(trained)
+    flags = self._format([flag.replace('{trained}', str(trained)) for flag in flags])
     self.assert_refused(launching.run(launcher, *flags), *words)
+    self.assertEqual(_digest(trained), before)
+
+  def test_model_of_another_size_is_no_start_for_training(self):
+    flags = [f'--config.init_from={launching.trained()}', '--config.model.width=64', f'--workdir={self.workdir}']
+    finished = launching.run('train', launching.config(), *flags)
+    self.assert_refused(finished, 'embedding/kernel', '(300, 32) instead of (300, 64)', code=3)
+
+  def test_broken_checkpoint_ends_with_code_3(self):
+    model = self.workdir.with_name('model')
+    shutil.copytree(launching.trained(), model)
+    for path in model.glob('checkpoints/both-seed0/*/manifest/*'):
+      path.write_bytes(b'{}')
+    flags = [f'--model={model}', f'--text={self.folder}/short.txt', f'--workdir={self.workdir}']
+    finished = launching.run('evaluate', *flags)
+    self.assert_refused(finished, f'no checkpoint to restore in {model}/checkpoints/both-seed0; ', code=3)
+    for step in launching.steps(model, 'both-seed0'):
+      self.assertIn(f'checkpoint step {step} in {model}/checkpoints/both-seed0 is damaged: ', finished.error)
+    self.assertEqual(launching.run('evaluate', *flags, '--variant=baseline').code, 0)
 
   def test_workdir_of_another_configuration_is_refused_and_kept(self):
-    workdir = pathlib.Path(self.create_tempdir().full_path)
-    (workdir / 'config.json').write_text(json.dumps({'name': 'other'}))
-    (workdir / 'metrics.jsonl').write_text('{}\n')
-    self.assert_refused(
-        launching.run('train', f'--config={self.config}', f'--workdir={workdir}'), str(workdir), 'another configuration')
-    self.assertEqual(json.loads((workdir / 'config.json').read_text()), {'name': 'other'})
+    trained = launching.trained()
+    before = _digest(trained)
+    finished = launching.run('train', launching.config(), f'--workdir={trained}', '--config.optimizer.b1=0.5')
+    self.assert_refused(finished, str(trained), 'another configuration', 'evaluation.precisions was [] and is now')
+    self.assertEqual(_digest(trained), before)
 
-  def test_second_launch_on_a_workdir_is_refused(self):
-    workdir = pathlib.Path(self.create_tempdir().full_path)
-    with open(workdir / '.lock', 'a') as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      self.assert_refused(
-          launching.run('train', f'--config={self.config}', f'--workdir={workdir}'), str(workdir), 'another launch')
+  def test_second_launch_on_a_workdir_is_refused_and_the_first_goes_on(self):
+    flags = ['train', launching.config(), f'--workdir={self.workdir}', '--config.training.steps=2']
+    first = launching.Launch(*flags)
+    first.until((self.workdir / 'config.json').exists)
+    self.assert_refused(launching.run(*flags), f'the workdir {self.workdir} is in use by another launch')
+    self.assertEqual(first.finish().code, 0)
 
-  def test_non_finite_loss_stops_with_code_4_and_no_checkpoint_of_it(self):
-    workdir = pathlib.Path(self.create_tempdir().full_path)
-    launched = launching.run(
-        'train', f'--config={self.config}', f'--workdir={workdir}', "--config.variants=('baseline',)",
-        '--config.optimizer.learning_rate=1e30', '--config.optimizer.clip_norm=1e30')
-    self.assert_refused(launched, 'loss', 'step', code=4)
-    saved = workdir / 'checkpoints' / 'baseline-seed0'
-    self.assertEmpty([path.name for path in saved.glob('*') if path.name.isdigit()])
+  def test_non_finite_loss_ends_with_code_4_and_keeps_what_was_finished_before(self):
+    flags = [launching.config(), f'--workdir={self.workdir}', "--config.variants=('baseline','kurtosis')",
+             '--config.kurtosis.weight=3e35', '--config.kurtosis.reduction=sum']
+    finished = launching.run('train', *flags)
+    self.assert_refused(finished, 'step 1: the loss is inf', code=4)
+    self.assertEmpty(launching.steps(self.workdir, 'kurtosis-seed0'))
+    flags = [f'--model={self.workdir}', '--variant=baseline', f'--text={launching.folder()}/validation.txt']
+    self.assertEqual(launching.run('evaluate', *flags, f'--workdir={self.workdir}-scores').code, 0)
+
+  def test_non_finite_parameters_are_not_saved_though_the_loss_is_finite(self):
+    flags = [launching.config(), f'--workdir={self.workdir}', '--config.training.steps=1',
+             '--config.optimizer.warmup_steps=0', '--config.optimizer.learning_rate=3e38',
+             '--config.optimizer.weight_decay=1e3']
+    finished = launching.run('train', *flags)
+    self.assert_refused(finished, 'step 1: non-finite values in', 'kernel', code=4)
+    self.assertEmpty(launching.steps(self.workdir))
+
+  def test_text_that_changed_between_two_launches_is_refused(self):
+    text = self.workdir.with_name('changing.txt')
+    shutil.copy(launching.folder() / 'train.txt', text)
+    flags = [launching.config(), f'--workdir={self.workdir}', f'--config.data.train={text}', '--config.training.steps=2']
+    self.assertEqual(launching.run('train', *flags).code, 0)
+    text.write_text(text.read_text() + 'One sentence more.')
+    self.assert_refused(launching.run('train', *flags), 'config.data.train is another text than')
+
+  def test_mended_configuration_may_use_the_workdir_of_a_launch_that_did_nothing(self):
+    flags = ['train', launching.config(), f'--workdir={self.workdir}', '--config.training.steps=1']
+    self.assertEqual(launching.run(*flags, '--config.ptq.calibration_windows=9999').code, 2)
+    (self.workdir / 'tokenizer.json').write_text('that of the failed launch')
+    finished = launching.run(*flags)
+    self.assertEqual(finished.code, 0, finished)
+
+  def test_full_disk_is_named(self):
+    self.workdir.mkdir()
+    (self.workdir / 'results.json.partial').symlink_to('/dev/full')
+    finished = launching.run('train', launching.config(), f'--workdir={self.workdir}', '--config.training.steps=1')
+    self.assert_refused(finished, f'cannot write {self.workdir}/results.json: No space left on device')
+
+  def test_port_in_use_is_named(self):
+    with socket.create_server(('', 0)) as taken:
+      address = f'localhost:{taken.getsockname()[1]}'
+      finished = launching.run(
+          'train', launching.config(), f'--coordinator_address={address}', '--num_processes=2', '--process_id=0')
+    self.assert_refused(finished, f'--coordinator_address={address}', 'in use')
 
 
 if __name__ == '__main__':

@@ -1,112 +1,131 @@
-"""Whole runs of the launchers: what they leave, and that interruptions and numbers of processes change no bit of it."""
+"""Whole runs of the launchers leave every file and measurement, and the settings of a training do what they say."""
 
-import json
-import pathlib
-import signal
-import socket
-import time
+import re
 
 from absl.testing import absltest
+import numpy as np
 
-from jaxquant.training import restoring
 from tests import launching
 
-_BASELINE = "--config.variants=('baseline',)"
-_PRECISIONS = "--config.evaluation.precisions=('W16A16',)"
-
-
-def checksums(workdir: pathlib.Path, step: int = 12, run: str = 'baseline-seed0') -> dict:
-  """What the manifest of a checkpoint says of every array, checksums included."""
-  return restoring.read_manifest(workdir / 'checkpoints' / run, step)['entries']
-
-
-def evaluations(workdir: pathlib.Path) -> list[dict]:
-  """The evaluations in `results.json`."""
-  return json.loads((workdir / 'results.json').read_text())['evaluations']
+_RTN = '--config=configs/ptq/rtn_w4a4.py'
+_LINE = (r'step (?P<step>\d+)/12 [\d.]+% loss (?P<loss>[\d.]+) lr (?P<learning_rate>[\d.e-]+)'
+         r'( tokens/s [\d,]+ ETA (\d+m)?\d+s)? memory [\d.]+G')
 
 
 class RunsTest(absltest.TestCase):
 
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.folder = pathlib.Path(absltest.get_default_test_tmpdir()) / 'runs'
-    cls.folder.mkdir(parents=True, exist_ok=True)
-    cls.config = launching.write_files(cls.folder)
-    cls.straight = cls.folder / 'straight'
-    cls.status, cls.output, cls.error = launching.run(
-        'train', f'--config={cls.config}', f'--workdir={cls.straight}')
-
   def setUp(self):
     super().setUp()
-    self.assertEqual(self.status, 0, self.error)
+    self.workdir = launching.folder() / self.id()
+
+  def train(self, *flags):
+    """Trains the tiny configuration, with `flags`, in a workdir of this test."""
+    finished = launching.run('train', launching.config(), f'--workdir={self.workdir}', *flags)
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    return finished
 
   def test_training_leaves_every_file_and_every_measurement(self):
+    workdir = launching.trained()
     for name in ('config.json', 'metrics.jsonl', 'results.json', 'report.html', 'tokenizer.json'):
-      self.assertTrue((self.straight / name).is_file(), name)
-    measured = {(e['variant'], e['weights'], e['activations'], e['activation_mode']) for e in evaluations(self.straight)}
+      self.assertTrue((workdir / name).is_file(), name)
+    measured = launching.evaluations(workdir)
     precisions = [(16, 16, 'none'), (16, 4, 'static'), (4, 16, 'none'), (4, 4, 'static'), (4, 4, 'dynamic')]
-    self.assertEqual(measured, {(v, *p) for v in ('baseline', 'both') for p in precisions})
-    for evaluation in evaluations(self.straight):
+    self.assertEqual(
+        [(e['variant'], e['weights'], e['activations'], e['activation_mode']) for e in measured],
+        [(variant, *precision) for variant in ('baseline', 'both') for precision in precisions])
+    for evaluation in measured:
       self.assertGreater(evaluation['perplexity'], 1)
       self.assertGreater(evaluation['bits_per_byte'], 0)
       self.assertGreater(evaluation['tokens'], 100)
-    kinds = {json.loads(line)['kind'] for line in (self.straight / 'metrics.jsonl').read_text().splitlines()}
-    self.assertEqual(kinds, {'train', 'validation', 'site', 'weight', 'range'})
-    self.assertRegex(self.output, r'step 12/12 100\.0% loss [\d.]+ .*lr [\d.e-]+ tokens/s [\d,]+ ETA \d+s memory [\d.]+G')
+    for variant, kinds in (('baseline', ('site', 'weight')), ('both', ('site', 'weight', 'range'))):
+      self.assertEqual([record['step'] for record in launching.records(workdir, 'train', variant)], [1, 4, 8, 12])
+      for kind in (*kinds, 'validation'):
+        steps = {record['step'] for record in launching.records(workdir, kind, variant)}
+        self.assertEqual(steps, {0, 1, 12}, (variant, kind))
+    self.assertEmpty(launching.records(workdir, 'range', 'baseline'))
 
   def test_quantized_checkpoint_evaluates_as_it_was_measured(self):
-    text = f'--text={self.folder / "validation.txt"}'
-    quantized, scored = self.folder / 'quantized', self.folder / 'scored'
-    status, _, error = launching.run(
-        'quantize', f'--model={self.straight}', '--config=configs/ptq/rtn_w4a4.py', text, f'--workdir={quantized}',
-        '--config.calibration_windows=8')
-    self.assertEqual(status, 0, error)
-    status, _, error = launching.run(
-        'evaluate', f'--model={quantized}', text, f'--workdir={scored}', '--implementation=xla')
-    self.assertEqual(status, 0, error)
-    trained = next(e for e in evaluations(self.straight) if e['variant'] == 'both' and e['weights'] == 4
-                   and e['activation_mode'] == 'static')
+    model, quantized, scored = launching.trained(), self.workdir / 'quantized', self.workdir / 'scored'
+    text = f'--text={launching.folder() / "validation.txt"}'
+    flags = [_RTN, '--config.calibration_windows=8']
+    finished = launching.run('quantize', *flags, f'--model={model}', text, f'--workdir={quantized}')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    finished = launching.run('evaluate', f'--model={quantized}', text, f'--workdir={scored}', '--implementation=xla')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    trained = next(e for e in launching.evaluations(model)
+                   if (e['variant'], e['weights'], e['activation_mode']) == ('both', 4, 'static'))
     for workdir in (quantized, scored):
-      self.assertAlmostEqual(evaluations(workdir)[0]['perplexity'], trained['perplexity'], delta=1e-6 * trained['perplexity'])
-    status, _, error = launching.run(
-        'quantize', f'--model={quantized}', '--config=configs/ptq/rtn_w4a4.py', f'--workdir={self.folder / "twice"}')
-    self.assertEqual(status, 2, error)
-    self.assertIn('quantized already', error)
+      np.testing.assert_allclose(launching.evaluations(workdir)[0]['perplexity'], trained['perplexity'], rtol=1e-6)
+    finished = launching.run('quantize', *flags, f'--model={quantized}', f'--workdir={self.workdir / "twice"}')
+    self.assertEqual(finished.code, 2)
+    self.assertIn('quantized already', finished.error)
 
-  def test_sigterm_and_kill_resume_to_the_same_bits(self):
-    for number, expected in ((signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)):
-      workdir = self.folder / f'stopped-{number}'
-      arguments = ('train', f'--config={self.config}', f'--workdir={workdir}', _BASELINE, _PRECISIONS)
-      process = launching.start(*arguments)
-      metrics = workdir / 'metrics.jsonl'
-      while not (metrics.exists() and '"step": 4' in metrics.read_text()):
-        self.assertIsNone(process.poll())
-        time.sleep(0.01)
-      process.send_signal(number)
-      error = process.communicate(timeout=120)[1]
-      self.assertEqual(process.returncode, expected, error)
-      status, _, error = launching.run(*arguments)
-      self.assertEqual(status, 0, error)
-      self.assertEqual(checksums(workdir), checksums(self.straight))
+  def test_lines_are_the_records_and_a_file_gets_no_bar(self):
+    output = self.train().output
+    self.assertNotIn('\r', output)
+    lines = [line for line in output.splitlines() if line.startswith('step ')]
+    records = launching.records(self.workdir, 'train')
+    self.assertLen(lines, len(records))
+    for line, record in zip(lines, records):
+      match = re.fullmatch(_LINE, line)
+      self.assertIsNotNone(match, line)
+      for key, text in match.groupdict().items():
+        self.assertAlmostEqual(float(text), record[key], delta=5e-3 * record[key] + 1e-9, msg=line)
 
-  def test_two_processes_equal_one_with_two_devices(self):
-    with socket.socket() as probe:
-      probe.bind(('127.0.0.1', 0))
-      address = f'127.0.0.1:{probe.getsockname()[1]}'
-    together, apart = self.folder / 'together', self.folder / 'apart'
-    common = (f'--config={self.config}', _BASELINE, _PRECISIONS)
-    processes = [
-        launching.start('train', *common, f'--workdir={apart}', f'--coordinator_address={address}', '--num_processes=2',
-                        f'--process_id={i}') for i in range(2)]
-    for process in processes:
-      error = process.communicate(timeout=300)[1]
-      self.assertEqual(process.returncode, 0, error)
-    status, _, error = launching.run('train', *common, f'--workdir={together}', devices=2)
-    self.assertEqual(status, 0, error)
-    self.assertEqual(checksums(apart), checksums(together))
-    one, two = (evaluations(workdir)[0]['perplexity'] for workdir in (self.straight, together))
-    self.assertAlmostEqual(one, two, delta=1e-3 * one)
+  def test_terminal_shows_a_bar_and_the_same_lines(self):
+    # This launch is not forked, so it also shows that forked ones compute what `python -m launch.train` does.
+    code, sent = launching.run_on_terminal('train', launching.config(), f'--workdir={self.workdir}')
+    self.assertEqual(code, 0, sent)
+    bar = r'\r\x1b\[K\[(#*)(\.*)\] step (\d+)/12( ETA \d+s)?'
+    drawn = list(re.finditer(bar, sent))
+    self.assertNotEmpty(drawn)
+    for match in drawn:
+      filled, rest, step = match.group(1, 2, 3)
+      self.assertEqual((len(filled), len(rest)), (30 * int(step) // 12, 30 - 30 * int(step) // 12))
+    left = re.sub(bar, '', sent).replace('\r\x1b[K', '').replace('\r\n', '\n')
+    self.assertNotRegex(left, r'[\r\x1b]')
+    lines = [line for line in left.splitlines() if line.startswith('step ')]
+    self.assertLen([line for line in lines if re.fullmatch(_LINE, line)], 4, left)
+    self.assertEqual(launching.checksums(self.workdir), launching.checksums(launching.trained()))
+
+  def test_every_seed_is_measured_and_the_table_gives_mean_and_deviation(self):
+    finished = self.train('--config.seeds=(0,3)', '--config.training.steps=4')
+    perplexities = {e['seed']: e['perplexity'] for e in launching.evaluations(self.workdir)}
+    self.assertEqual(list(perplexities), [0, 3])
+    self.assertNotEqual(perplexities[0], perplexities[3])
+    mean, deviation = np.mean([*perplexities.values()]), np.std([*perplexities.values()], ddof=1)
+    table = finished.output[finished.output.index('Perplexity on text') :]
+    self.assertIn('mean ± sample standard deviation of 2 seeds', table)
+    shown = re.search(r'baseline +([\d.]+) ± ([\d.]+)', table)
+    self.assertIsNotNone(shown, table)
+    np.testing.assert_allclose([float(shown[1]), float(shown[2])], [mean, deviation], rtol=0, atol=0.051)
+    self.assertIn(f'<td>{shown[1]} <small>± {shown[2]}</small></td>', (self.workdir / 'report.html').read_text())
+
+  def test_microbatches_change_no_loss(self):
+    self.train('--config.training.microbatches=2')
+    whole, parts = (launching.records(workdir, 'train') for workdir in (launching.trained(), self.workdir))
+    self.assertEqual([record['step'] for record in parts], [1, 4, 8, 12])
+    np.testing.assert_allclose([record['loss'] for record in parts], [record['loss'] for record in whole], rtol=1e-4)
+
+  def test_quantized_training_starts_from_a_trained_model(self):
+    trained = launching.trained()
+    self.train(f'--config.init_from={trained}', '--config.init_variant=baseline', '--config.variants=qat')
+    untrained, *_, last = launching.records(trained, 'validation')
+    start, *_, end = launching.records(self.workdir, 'validation', 'qat')
+    first = launching.records(self.workdir, 'train', 'qat')[0]
+    self.assertLess(last['cross_entropy'], untrained['cross_entropy'] - 0.5)
+    # The first validation is that of the trained model, but for 4-bit activations, whose ranges are calibrated.
+    self.assertAlmostEqual(start['cross_entropy'], last['cross_entropy'], delta=0.05)
+    self.assertLess(first['loss'], untrained['cross_entropy'] - 0.5)
+    self.assertLess(end['cross_entropy'], start['cross_entropy'])
+    ranges, fixed = (
+        {record['path']: (record['low'], record['high']) for record in launching.records(workdir, 'range', variant)
+         if record['step'] == 0} for workdir, variant in ((self.workdir, 'qat'), (trained, 'both')))
+    self.assertEqual(ranges.keys(), fixed.keys())
+    for path, (low, high) in ranges.items():
+      self.assertLess(low, 0)
+      self.assertGreater(high, 0)
+      self.assertNotEqual((low, high), fixed[path])
 
 
 if __name__ == '__main__':
