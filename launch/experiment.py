@@ -133,7 +133,10 @@ def _source(config, model) -> Any:
   except errors.UserError as error:
     raise errors.UserError(f'config.init_from: {error}') from error
   params = source.load().state['params']
-  validate.validate(params, model)
+  try:
+    validate.validate(params, model)
+  except errors.CheckpointError as error:  # as it fits the model that it was saved of, it is not broken
+    raise errors.UserError(f'config.init_from: {source.path} holds another model than config.model: {error}') from error
   if path := models.quantized_linear(params):
     raise errors.UserError(f'config.init_from: {source.path} holds integer codes, as in {path}, which cannot be trained')
   return params

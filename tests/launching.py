@@ -12,6 +12,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pydoc_data import topics
@@ -96,6 +97,8 @@ def run_on_terminal(launcher: str, *arguments: Any) -> tuple[int, str]:
       [sys.executable, '-m', f'launch.{launcher}', *map(str, arguments)], cwd=source.ROOT, env=_environment(),
       stdin=subprocess.DEVNULL, stdout=inside, stderr=inside) as process:
     os.close(inside)
+    watchdog = threading.Timer(_SECONDS, process.kill)
+    watchdog.start()
     sent = b''
     try:
       while part := os.read(terminal, 1 << 16):
@@ -103,6 +106,7 @@ def run_on_terminal(launcher: str, *arguments: Any) -> tuple[int, str]:
     except OSError:  # how a terminal says that nobody writes to it any more
       pass
     os.close(terminal)
+    watchdog.cancel()
   return process.returncode, sent.decode()
 
 

@@ -79,9 +79,9 @@ def arrays(tree: Any) -> dict[str, Any]:
 
 def check_finite(tree: Any) -> None:
   """Raises `NonFiniteError` naming every floating array of `tree` that holds a NaN or an infinity."""
+  # One array at a time: dozens of collectives under way can lock up devices that are threads of a CPU of few cores.
   floats = {k: v for k, v in arrays(tree).items() if jnp.issubdtype(v.dtype, jnp.floating)}
-  finite = jax.device_get({k: jnp.all(jnp.isfinite(v)) for k, v in floats.items()})
-  if bad := [path for path, ok in finite.items() if not ok]:
+  if bad := [path for path, v in floats.items() if not jnp.all(jnp.isfinite(v))]:
     raise errors.NonFiniteError(f'non-finite values in {", ".join(bad)}')
 
 

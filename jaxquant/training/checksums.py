@@ -35,7 +35,7 @@ def checksum(tree: Any) -> dict[str, int]:
   Returns:
     By path (`layers/0/q/kernel/codes`) a number of 32 bits. Shapes and dtypes are not part of it: compare them too.
   """
-  # One array at a time, since dozens of collectives under way can lock up devices that are threads of a CPU of few cores.
+  # One array at a time: dozens of collectives under way can lock up devices that are threads of a CPU of few cores.
   return {path: int(_checksum(key_data(leaf))) for path, leaf in trees.arrays(tree).items()}
 
 

@@ -76,6 +76,15 @@ class DevicesTest(parameterized.TestCase):
         self.assertEqual(found.count(record), 1, record)
     self.assertEqual((_is_sharded(apart), _is_sharded(together)), (fully_sharded, fully_sharded))
 
+  def test_mistake_that_one_process_meets_ends_both_and_is_said_once(self):
+    # Process 0 alone opens the workdir.
+    flags = f'--workdir={launching.trained()}', '--config.optimizer.b1=0.5'
+    first, second = (launch.finish() for launch in _start_both(*flags))
+    self.assertEqual((first.code, second.code), (2, 2), (first, second))
+    self.assertIn('holds a run of another configuration', first.error)
+    self.assertLen(first.error.splitlines(), 1, first.error)
+    self.assertEqual(second.error, '')
+
 
 if __name__ == '__main__':
   absltest.main()

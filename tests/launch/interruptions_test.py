@@ -50,7 +50,7 @@ class InterruptionsTest(parameterized.TestCase):
     metrics = self.workdir / 'metrics.jsonl'
     return metrics.exists() and text in metrics.read_text()
 
-  @parameterized.parameters(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+  @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
   def test_request_to_stop_is_followed_after_a_checkpoint(self, number):
     launch = launching.Launch(*self.flags, _SAVING)
     launch.until(lambda: self.seen('"step": 3,'))

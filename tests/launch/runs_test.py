@@ -76,7 +76,7 @@ class RunsTest(absltest.TestCase):
     # This launch is not forked, so it also shows that forked ones compute what `python -m launch.train` does.
     code, sent = launching.run_on_terminal('train', launching.config(), f'--workdir={self.workdir}')
     self.assertEqual(code, 0, sent)
-    bar = r'\r\x1b\[K\[(#*)(\.*)\] step (\d+)/12( ETA \d+s)?'
+    bar = r'\r\x1b\[K\[(#*)(\.*)\] step (\d+)/12( ETA (\d+m)?\d+s)?'
     drawn = list(re.finditer(bar, sent))
     self.assertNotEmpty(drawn)
     for match in drawn:

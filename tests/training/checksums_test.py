@@ -27,6 +27,16 @@ for dtype in (np.float32, jax.numpy.int4):
     array = jax.device_put(values.astype(dtype), jax.sharding.NamedSharding(mesh, spec))
     print(len(array.devices()), checksums.checksum(array)[''])
 """
+# More collectives than XLA lets be under way on a device of a CPU, on more devices than a small machine has cores.
+_MANY_SHARDED = """
+import jax, numpy as np
+from jaxquant.numerics import trees
+from jaxquant.training import checksums
+array = jax.device_put(np.ones((16, 24)), jax.NamedSharding(jax.make_mesh((8,), ('a',)), jax.P('a')))
+tree = {str(i): array for i in range(300)}
+trees.check_finite(tree)
+print(len(checksums.checksum(tree)))
+"""
 
 
 def _random(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -53,6 +63,14 @@ def _reference(array: np.ndarray) -> int:
   else:
     words = np.ascontiguousarray(array).view(f'u{array.dtype.itemsize}')
   return sum(mix((int(word) + mix(i)) % 2**32) for i, word in enumerate(words.ravel())) % 2**32
+
+
+def _run_on_eight_devices(program: str) -> str:
+  """The output of a program in Python."""
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  return subprocess.run(
+      [sys.executable, '-c', program], cwd=source.ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+      check=True).stdout
 
 
 def _checksum(array) -> int:
@@ -89,12 +107,13 @@ class ChecksumsTest(parameterized.TestCase):
     self.assertLen(set(values), len(values))
 
   def test_is_the_same_on_every_sharding(self):
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
-    result = subprocess.run(
-        [sys.executable, '-c', _SHARDED], cwd=source.ROOT, env=environment, capture_output=True, text=True, check=True)
+    output = _run_on_eight_devices(_SHARDED)
     values = np.arange(16 * 24).reshape(16, 24) ** 2
     expected = [_checksum(jnp.asarray(values.astype(dtype))) for dtype in (np.float32, jnp.int4) for _ in range(4)]
-    self.assertEqual(result.stdout.split(), ' '.join(f'8 {value}' for value in expected).split())
+    self.assertEqual(output.split(), ' '.join(f'8 {value}' for value in expected).split())
+
+  def test_many_sharded_arrays_do_not_lock_up_the_devices(self):
+    self.assertEqual(_run_on_eight_devices(_MANY_SHARDED), '300\n')
 
   def test_names_arrays_by_path_and_takes_random_keys(self):
     key = jax.random.key(3)
