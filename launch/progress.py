@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxquant.calibration import driver
 from jaxquant.report import page
 from jaxquant.report import tables
 
@@ -85,6 +86,22 @@ class Steps:
       eta = f' ETA {_duration((self._steps - step) * self._tokens / speed)}' if speed else ''
       self._say.bar(step / self._steps, f'step {step}/{self._steps}{eta}')
       self._drawn = time.monotonic()
+
+
+def blocks(say: Printer) -> Callable[[driver.Progress], None]:
+  """What the calibration driver reports to: a line when the next block begins, a bar in between."""
+  last = []
+
+  def report(progress: driver.Progress) -> None:
+    eta = progress.seconds / progress.done * (progress.total - progress.done)
+    text = f'{progress.done}/{progress.total} {progress.block or "the head"} {progress.work} ETA {_duration(eta)}'
+    if progress.done == progress.total or (last and last[-1] != progress.block):
+      say(f'calibrated {last[-1] if last else progress.block or "the head"} '
+          f'{progress.done / progress.total:.0%} ETA {_duration(eta)}')
+    say.bar(progress.done / progress.total, text)
+    last[:] = [progress.block or 'the head']
+
+  return report
 
 
 def finish(workdir, results: dict[str, Any], say: Printer) -> None:

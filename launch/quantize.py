@@ -50,7 +50,7 @@ def main() -> None:
         model.training_tokens())
     texts = model_flags.texts(tokenizer)
     batches = scoring.calibration_batches(tokens, config.calibration_windows, model.length, config.seed)
-    result = driver.run(params, decoder.staged(model.decoder), recipe.steps(), batches, report=say)
+    result = driver.run(params, decoder.staged(model.decoder), recipe.steps(), batches, report=progress.blocks(say))
     _save(workdir, model, result.params, say)
     evaluations = [scoring.evaluate(result.params, model, text, say) for text in texts]
   sizes = {'float32': 4 * trees.size(restored.state['params']), 'stored': scoring.stored_bytes(result.params)}

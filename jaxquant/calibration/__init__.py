@@ -2,7 +2,12 @@
 
   sites        what a model tells calibration about itself: sites and blocks, as data
   transform    the Transform contract: init, observe, search, rewrite
+  statistics   mergeable statistics: ranges of a tensor
+  channels     mergeable statistics: channels, second moments (Hessians)
+  samples      mergeable statistics: a sample of whole sequences
   rules        which transform owns which linear or site
-  statistics   mergeable statistics of activations
+  plan         steps and schedules: which transform runs on which block, on which stream
   driver       block by block: observe, search, rewrite, propagate
+  learning     gradient descent on windows of blocks against the full-precision stream
+  stores       where blocks come from and where finished ones are kept
 """

@@ -1,6 +1,7 @@
 """What a model tells calibration about itself, as data: its sites, its blocks, and how they follow each other.
 
-A site is an activation that linear layers read. Each model family declares its own.
+A site is an activation that linear layers read. Each model family declares its own; so does whoever calibrates a
+function of their own (README.md has an example).
 """
 
 from collections.abc import Callable
@@ -12,39 +13,58 @@ class Site(NamedTuple):
 
   Attributes:
     name: path of its input specification and of its tap point, e.g. `attention/input`.
-    producer: path of the norm or linear that computes it, into which a shift or scale can be folded; None if there is
-      none (the output of attention's mix of several tensors, for one).
+    producer: path of the norm or linear that computes it, into which a scale of its channels can be folded; None if
+      there is none (a nonlinearity that does not commute with scales is between them, for one).
     consumers: paths of the linears that read it.
     reads_residual: it is the (normalized) residual stream, where outlier channels gather.
-    feeds_residual: a residual branch reads it too (post-norm blocks), so folding must compensate there.
+    residual: path of the entry that undoes a fold for the residual branch that reads the producer's output too
+      (post-norm blocks); None if no such branch does.
+    shifts: whether a shift of its channels can be folded into the producer as well.
+    repeats, run: how often each run of the producer's channels is read (grouped key and value heads): channel
+      (i * repeats + j) * run + k of the site is channel i * run + k of the producer, for every j < repeats.
   """
 
   name: str
   producer: str | None
   consumers: tuple[str, ...]
   reads_residual: bool = False
-  feeds_residual: bool = False
+  residual: str | None = None
+  shifts: bool = False
+  repeats: int = 1
+  run: int = 1
 
 
 class Block(NamedTuple):
   """A part of a model that is calibrated at once. Static and hashable; one object for all blocks of a shape.
 
   Attributes:
-    sites: the activations its linears read.
+    sites: the activations its linears read, in the order in which they are computed.
     forward: (params, inputs) -> outputs.
     taps: (params, inputs) -> (outputs, activations of a `transform.Batch`).
+    judge: (site name, inner, params, activation of the site before its input specification) -> what a search compares:
+      the output of the whole module that the site opens (attention, MLP), or, if `inner`, what that module's last
+      linear reads (the attention's mix, the gated product); for a site with a single consumer that linear's output.
   """
 
   sites: tuple[Site, ...]
   forward: Callable[[Any, Any], Any]
   taps: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+  judge: Callable[[str, bool, Any, Any], Any] | None = None
+
+  def site(self, name: str) -> Site:
+    """The site called `name`."""
+    return next(site for site in self.sites if site.name == name)
+
+  def site_of(self, linear: str) -> Site | None:
+    """The site that the linear at path `linear` reads, if it is any (an embedding only looks rows up)."""
+    return next((site for site in self.sites if linear in site.consumers), None)
 
 
 class StagedModel(NamedTuple):
   """A model cut into blocks.
 
   Attributes:
-    embed: (params, token ids) -> inputs of the first block.
+    embed: (params without the blocks, token ids) -> inputs of the first block.
     blocks: (path of the block's subtree, Block) in order; the last, at the root (''), is what follows the layers.
   """
 

@@ -3,16 +3,48 @@
 An optimizer sees a gradient at every step; a quantizer sees activations many times, then rewrites the tree once, and
 may decide something static (an axis, a bit width) that cannot be traced. Hence four pure functions:
 
-  init     params -> state                                 shapes only; works under eval_shape
+  init     params, shapes of a batch -> state              shapes only; works under eval_shape
   observe  state, batch -> state                           jitted; states merge (calibration.statistics)
   search   params, state -> params, record, decisions      jitted; decisions are indices of candidates
   rewrite  params, record, decisions -> params             decisions are Python values now and may become static
 
 `params` is the subtree of one block and paths are relative to it. A transform closes over options, never over arrays.
+A method is a factory: options are bound by functools.partial, and the driver calls it with what it owns in a block.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from jaxquant import errors
+from jaxquant.calibration import sites
+
+
+class Claim(NamedTuple):
+  """What a transform owns in a block. Hashable: equal claims in equal blocks share one transform, hence one compile.
+
+  Attributes:
+    names: paths of linears or names of sites, relative to the block.
+    block: the block.
+  """
+
+  names: tuple[str, ...]
+  block: sites.Block
+
+  @property
+  def sites(self) -> tuple[sites.Site, ...]:
+    """The sites called `names`."""
+    return tuple(self.block.site(name) for name in self.names)
+
+  def by_site(self) -> dict[str, tuple[str, ...]]:
+    """{name of a site: the claimed linears that read it}, in the order of the sites.
+
+    Raises:
+      UserError: a linear that reads no site, so that nothing is known of its input.
+    """
+    if lost := [name for name in self.names if self.block.site_of(name) is None]:
+      raise errors.UserError(f'{lost[0]} reads no site of its block, so it cannot be calibrated')
+    read = {site.name: tuple(name for name in self.names if name in site.consumers) for site in self.block.sites}
+    return {site: linears for site, linears in read.items() if linears}
 
 
 class Batch(NamedTuple):
@@ -20,18 +52,43 @@ class Batch(NamedTuple):
 
   Attributes:
     ids: int32 [sequences], the identity of every sequence in the calibration set.
-    activations: {tap point: [sequences, tokens, features]}; `<site>/input` before the site's input specification,
-      `<site>/quantized_input` after it.
+    activations: {tap point: [sequences, tokens, features]}; `<site>` before the site's input specification,
+      `ready(<site>)` after it, as the products read it.
+    teacher: the same of the full-precision model, for transforms that need it; else None.
   """
 
   ids: Any
   activations: dict[str, Any]
+  teacher: dict[str, Any] | None = None
 
 
 class Transform(NamedTuple):
-  """A quantization method on the linears or sites of one block. See the module's docstring."""
+  """A quantization method on the linears or sites of one block. See the module's docstring.
 
-  init: Callable[[Any], Any]
+  Attributes:
+    init, observe, search, rewrite: the four functions.
+    needs_teacher: whether `observe` reads the full-precision stream beside the one that the step observes.
+  """
+
+  init: Callable[[Any, Batch], Any]
   observe: Callable[[Any, Batch], Any]
   search: Callable[[Any, Any], tuple[Any, dict, dict]]
   rewrite: Callable[[Any, dict, dict], Any] = lambda params, record, decisions: params
+  needs_teacher: bool = False
+
+
+def ready(site: str) -> str:
+  """The tap point behind the input specification of a site: `quantized_input` for `input`."""
+  head, _, last = site.rpartition('/')
+  return f'{head}/quantized_{last}' if head else f'quantized_{last}'
+
+
+def without_data(search: Callable[[Any], tuple[Any, dict, dict]], check: Callable[[Any], None]) -> Transform:
+  """A transform that observes nothing: `check` sees the params first, then `search` rewrites them."""
+
+  def init(params, batch):
+    del batch
+    check(params)
+    return {}
+
+  return Transform(init, lambda state, batch: state, lambda params, state: search(params))

@@ -83,9 +83,8 @@ def rewrite(
   params = trees.without(params, 'kernel_quantizer')
   if precision.weights < 16:
     linears = trees.matching(weight_pattern, trees.linears(params))
-    rounding = round_to_nearest.round_to_nearest(
-        linears, formats.IntFormat(precision.weights), group_size=group_size)
-    params, _, _ = rounding.search(params, rounding.init(params))
+    grid = quantizers.WeightQuantizer(formats.IntFormat(precision.weights), group_size=group_size)
+    params, _, _ = round_to_nearest.round_linears(params, linears, grid)
   return params
 
 

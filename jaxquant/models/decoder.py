@@ -18,6 +18,7 @@ from jaxquant.layers import norms
 from jaxquant.layers import sharding
 from jaxquant.layers import tap
 from jaxquant.models import config as model_config
+from jaxquant.numerics import trees
 
 _ACTIVATIONS = {
     'silu': jax.nn.silu,
@@ -50,6 +51,14 @@ class MLP(nn.Module):
     return dense(config.width, 'down', initializer=_residual_initializer(config))(hidden)
 
 
+def _attention(config, implementation, taps, **kwargs) -> attention.Attention:
+  return attention.Attention(
+      heads=config.heads, kv_heads=config.kv_heads, head_dim=config.head_dim, width=config.width,
+      use_bias=config.bias, rope_theta=config.rope_theta if config.positions == 'rotary' else None,
+      backend=config.attention_backend, implementation=implementation, taps=taps,
+      output_initializer=_residual_initializer(config), **kwargs)
+
+
 class Block(nn.Module):
   """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -61,12 +70,7 @@ class Block(nn.Module):
   def __call__(self, x):
     config = self.config
     norm = lambda name: norms.NORMS[config.norm](config.norm_epsilon, name=name)
-    mix = attention.Attention(
-        heads=config.heads, kv_heads=config.kv_heads, head_dim=config.head_dim, width=config.width,
-        use_bias=config.bias, rope_theta=config.rope_theta if config.positions == 'rotary' else None,
-        backend=config.attention_backend, implementation=self.implementation, taps=self.taps,
-        output_initializer=_residual_initializer(config), name='attention')
-    x = x + mix(norm('attention_norm')(x))
+    x = x + _attention(config, self.implementation, self.taps, name='attention')(norm('attention_norm')(x))
     x = x + MLP(config, self.implementation, self.taps, name='mlp')(norm('mlp_norm')(x))
     return sharding.constrain_batch(x)
 
@@ -149,11 +153,16 @@ class Decoder(nn.Module):
 def block_sites(config: model_config.DecoderConfig) -> tuple[sites.Site, ...]:
   """The sites of a block, paths relative to it."""
   expand = ('mlp/gate', 'mlp/up') if config.gated else ('mlp/up',)
+  shifts = config.norm == 'layer'
+  # A positive scale of `up` passes through a product with the gate, and through a ReLU.
+  scales_pass = config.gated or config.activation == 'relu'
   return (
-      sites.Site('attention/input', 'attention_norm', ('attention/q', 'attention/k', 'attention/v'), True),
-      sites.Site('attention/o/input', 'attention/v', ('attention/o',)),
-      sites.Site('mlp/input', 'mlp_norm', expand, True),
-      sites.Site('mlp/down/input', 'mlp/up' if config.gated else None, ('mlp/down',)),
+      sites.Site('attention/input', 'attention_norm', ('attention/q', 'attention/k', 'attention/v'), True, shifts=shifts),
+      # Probabilities sum to one, so that a shift of the values passes through the mix, too.
+      sites.Site('attention/o/input', 'attention/v', ('attention/o',), shifts=config.bias,
+                 repeats=config.heads // config.kv_heads, run=config.head_dim),
+      sites.Site('mlp/input', 'mlp_norm', expand, True, shifts=shifts),
+      sites.Site('mlp/down/input', 'mlp/up' if scales_pass else None, ('mlp/down',)),
   )
 
 
@@ -184,10 +193,25 @@ def staged(config: model_config.DecoderConfig, implementation: str = 'simulated'
     y, recorded = module.apply({'params': params}, x, mutable=[tap.COLLECTION], **kwargs)
     return y, tap.by_point(recorded[tap.COLLECTION])
 
+  last_input = (tap.Tap('(o|down)/input', lambda x: x),)
+  modules = {'attention': lambda taps: _attention(config, implementation, taps),
+             'mlp': lambda taps: MLP(config, implementation, taps)}
+
+  def judge(site, inner, params, x):
+    site = layer.site(site)
+    if len(path := site.name.split('/')) == 3:
+      return linear.linear(trees.get(params, site.consumers[0]), x, implementation=implementation)
+    module, variables = modules[path[0]], {'params': params[path[0]]}
+    if not inner:
+      return module(()).apply(variables, x)
+    recorded = module(last_input).apply(variables, x, mutable=[tap.COLLECTION])[1]
+    return next(iter(tap.by_point(recorded[tap.COLLECTION]).values()))
+
   layer = sites.Block(
       block_sites(config),
       lambda params, x: block.apply({'params': params}, x),
-      lambda params, x: observe(tapped_block, params, x))
+      lambda params, x: observe(tapped_block, params, x),
+      judge)
   head = sites.Block(
       (model_sites(config)[-1],),
       lambda params, x: model.apply({'params': params}, x, method='logits'),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxquant.numerics import formats
 from jaxquant.numerics import nodes
+from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import rounding
 
@@ -177,9 +178,12 @@ class WeightQuantizer:
     """Raises `UserError` naming `path` if the group size does not divide a kernel of `shape`."""
     quantize.group_count(shape[self.axis], self.group_size, path)
 
+  def quantized(self, kernel) -> qtensor.QTensor:
+    """The kernel as codes."""
+    return quantize.quantize(kernel, self.format, axis=self.axis, group_size=self.group_size)
+
   def __call__(self, kernel):
-    rounded = quantize.quantize(kernel, self.format, axis=self.axis, group_size=self.group_size)
-    return _straight_through(kernel, quantize.dequantize(rounded))
+    return _straight_through(kernel, quantize.dequantize(self.quantized(kernel)))
 
 
 INPUT_QUANTIZERS = (ClipQuantizer, PactQuantizer, StepQuantizer, DynamicQuantizer)

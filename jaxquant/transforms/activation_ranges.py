@@ -1,4 +1,7 @@
-"""Static activation ranges from calibration: what a model trained without quantizers needs for static inference."""
+"""Static activation ranges from calibration: what a model trained without quantizers needs for static inference.
+
+What is observed is the activation as the quantizer will see it: after gathers, shifts and scales at its site.
+"""
 
 import functools
 
@@ -12,12 +15,12 @@ METHODS = tuple(statistics.KINDS)
 
 
 def activation_ranges(
-    sites: tuple[str, ...], bits: int, *, method: str = 'minmax', percentile: float = 99.99, momentum: float = 0.9,
+    claim: transform.Claim, bits: int, *, method: str = 'minmax', percentile: float = 99.99, momentum: float = 0.9,
     align_zero: bool = False) -> transform.Transform:
   """The transform that gives every site a static range, one for the whole tensor.
 
   Args:
-    sites: names of sites (paths of their input specifications), relative to the block.
+    claim: sites.
     bits: of a code.
     method: `minmax`, the extrema of all values; `average`, the mean over sequences of each one's extrema;
       `percentile`, cutting an equal share off either end; `moving_average` over batches, which depends on their order.
@@ -35,12 +38,16 @@ def activation_ranges(
     empty = functools.partial(statistics.MovingExtrema.empty, momentum)
   arguments = (percentile,) if method == 'percentile' else ()
 
-  def init(params):
-    del params
+  sites = claim.names
+
+  def init(params, batch):
+    del batch
+    if taken := [site for site in sites if 'quantizer' in (trees.get(params, site) or {})]:
+      raise errors.UserError(f'{taken[0]} has a quantizer already; its range would be calibrated on what that puts out')
     return {site: empty() for site in sites}
 
   def observe(state, batch):
-    return {site: state[site].observed(batch.activations[site]) for site in sites}
+    return {site: state[site].observed(batch.activations[transform.ready(site)]) for site in sites}
 
   def search(params, state):
     record = {}

@@ -6,6 +6,7 @@ import functools
 from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.numerics import formats
+from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import activation_ranges
 from jaxquant.transforms import round_to_nearest
@@ -49,7 +50,7 @@ class Recipe:
           activation_ranges.activation_ranges, bits=self.activations, method=self.ranges, percentile=self.percentile)
       steps.append(driver.Step('sites', [(pattern, calibrate) for pattern in self.site_patterns], every=False))
     if self.weights < 16:
-      rounding = functools.partial(
-          round_to_nearest.round_to_nearest, fmt=formats.IntFormat(self.weights), group_size=self.group_size)
+      grid = quantizers.WeightQuantizer(formats.IntFormat(self.weights), group_size=self.group_size)
+      rounding = functools.partial(round_to_nearest.round_to_nearest, weight=grid)
       steps.append(driver.Step('linears', [(self.weight_pattern, rounding)], every=False))
     return steps

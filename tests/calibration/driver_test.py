@@ -12,11 +12,13 @@ import numpy as np
 
 from jaxquant import errors
 from jaxquant.calibration import driver
+from jaxquant.calibration import plan
 from jaxquant.calibration import transform
 from jaxquant.models import decoder
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
+from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import activation_ranges
 from jaxquant.transforms import round_to_nearest
@@ -25,9 +27,9 @@ from tests import networks
 _LAYERS = 3
 _CONFIG = networks.config('llama', layers=_LAYERS)
 _MODEL = decoder.staged(_CONFIG)
-# Cached, so that runs of equal steps share their compiled functions.
-_round = functools.cache(functools.partial(round_to_nearest.round_to_nearest, fmt=formats.IntFormat(3)))
-_ranges = functools.cache(functools.partial(activation_ranges.activation_ranges, bits=8))
+_grid = lambda **options: quantizers.WeightQuantizer(formats.IntFormat(3), **options)
+_round = functools.partial(round_to_nearest.round_to_nearest, weight=_grid())
+_ranges = functools.partial(activation_ranges.activation_ranges, bits=8)
 _WEIGHTS = driver.Step('linears', [('layers/.*', _round), ('.*', None)])
 _SITES = driver.Step('sites', [('layers/.*', _ranges), ('.*', None)])
 
@@ -87,7 +89,7 @@ class RoutingTest(parameterized.TestCase):
 
   def test_each_owner_has_its_own_options(self):
     step = driver.Step('linears', [
-        ('layers/0/.*', _round), ('layers/1/.*', functools.partial(_round, group_size=4)), ('.*', None)])
+        ('layers/0/.*', _round), ('layers/1/.*', functools.partial(_round, weight=_grid(group_size=4))), ('.*', None)])
     kernels = _kernels(_run([step]).params)
     self.assertEqual(kernels['layers/0/attention/q'].groups, 1)
     self.assertEqual(kernels['layers/1/attention/q'].groups, 4)
@@ -106,32 +108,71 @@ class RoutingTest(parameterized.TestCase):
         np.testing.assert_array_equal, _kernels(result.params), jax.tree.map(expected, _kernels(params)))
 
   def test_decisions_are_plain_numbers_by_path_and_blocks_are_reported(self):
-    lines = []
-    result = _run([_WEIGHTS, _SITES], report=lines.append)
+    progress = []
+    result = _run([_WEIGHTS, _SITES], report=progress.append)
     self.assertEqual(json.loads(json.dumps(result.decisions)), result.decisions)
     self.assertEqual(set(result.decisions['layers/1/attention/q']), {'relative_error'})
     self.assertEqual(set(result.decisions['layers/1/mlp/down/input']), {'low', 'high'})
-    self.assertLen(lines, _LAYERS + 1)
-    self.assertIn('layers/0 (1 of 4)', lines[0])
-    self.assertIn('the head (4 of 4)', lines[-1])
+    self.assertEqual([(entry.block, entry.done, entry.total) for entry in progress], [
+        (f'layers/{i // 2}', i + 1, 2 * _LAYERS) for i in range(2 * _LAYERS)])
+    self.assertIn('attention/q, attention/v', progress[0].work)
+    self.assertIn('mlp/down/input', progress[1].work)
 
 
-class StreamsTest(absltest.TestCase):
+class StreamsTest(parameterized.TestCase):
 
   def test_a_step_observes_what_the_steps_before_it_made(self):
     result = _run([_WEIGHTS, _SITES])
     rounded = trees.get(_run([_WEIGHTS]).params, 'layers/0')
     _assert_ranges(result.decisions, 'layers/0', _taps(rounded, _streams(_params()))[1])
 
-  def test_the_next_block_sees_the_float_or_the_quantized_stream(self):
+  def test_a_step_observes_the_float_or_the_quantized_stream(self):
     stream, ends = _streams(_params()), {}
     rounded = trees.get(_run([_WEIGHTS]).params, 'layers/1')
-    for propagate in ('float', 'quantized'):
-      result = _run([_WEIGHTS, _SITES], propagate=propagate)
-      source = trees.get(_params() if propagate == 'float' else result.params, 'layers/0')
+    for name in plan.STREAMS:
+      result = _run([_WEIGHTS, _SITES._replace(stream=name)])
+      source = trees.get(_params() if name == 'float' else result.params, 'layers/0')
       _assert_ranges(result.decisions, 'layers/1', _taps(rounded, _forward(source, stream))[1])
-      ends[propagate] = result.decisions['layers/1/mlp/input']['high']
+      ends[name] = result.decisions['layers/1/mlp/input']['high']
     self.assertNotAlmostEqual(ends['float'], ends['quantized'], 3)
+
+  def test_sequential_steps_observe_site_by_site(self):
+    """In each stage the linears before are rounded already."""
+    seen = {}
+
+    def watching(claim):
+      def search(params, state):
+        return params, {name: {} for name in claim.names}, {}
+
+      def rewrite(params, record, decisions):
+        del record, decisions
+        seen[claim.names] = [path for path, kernel in _kernels(params).items() if isinstance(kernel, qtensor.QTensor)]
+        return round_to_nearest.round_linears(params, claim.names, _grid())[0]
+
+      return transform.Transform(lambda params, batch: {}, lambda state, batch: state, search, rewrite)
+
+    step = driver.Step('linears', [('layers/0/.*', watching), ('.*', None)], schedule='sequential')
+    _run([step])
+    stages = [('attention/k', 'attention/q', 'attention/v'), ('attention/o',), ('mlp/gate', 'mlp/up'), ('mlp/down',)]
+    self.assertEqual([sorted(names) for names in seen], [sorted(names) for names in stages])
+    for done, rounded in enumerate(seen.values()):
+      self.assertCountEqual(rounded, [name for names in stages[:done] for name in names])
+
+  def test_the_teacher_is_the_float_model_on_the_float_stream(self):
+    def comparing(claim):
+      site = claim.names[0]
+
+      def observe(state, batch):
+        return jnp.maximum(state, jnp.max(jnp.abs(batch.teacher[site])))
+
+      search = lambda params, state: (params, {site: {'most': state}}, {})
+      return transform.Transform(lambda params, batch: jnp.float32(0), observe, search, needs_teacher=True)
+
+    step = driver.Step('sites', [('layers/1/mlp/input', comparing), ('.*', None)], stream='quantized')
+    got = _run([_WEIGHTS, step]).decisions['layers/1/mlp/input']['most']
+    stream = _forward(trees.get(_params(), 'layers/0'), _streams(_params()))
+    want = np.abs(_taps(trees.get(_params(), 'layers/1'), stream)[1]['mlp/input']).max()
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
   def test_batches_of_different_sizes_count_as_one_set(self):
     step = driver.Step('sites', [('layers/.*', functools.partial(_ranges, method='average')), ('.*', None)])
@@ -140,31 +181,33 @@ class StreamsTest(absltest.TestCase):
       np.testing.assert_allclose(list(parts[site].values()), list(whole[site].values()), rtol=1e-4, err_msg=site)
 
   def test_every_sequence_has_an_identity_of_its_own(self):
-    def counting(sites):
-      def observe(state, batch):
-        return state.at[batch.ids].add(batch.activations[sites[0]].shape[0] // batch.ids.shape[0])
+    def counting(claim):
+      site = claim.names[0]
 
-      search = lambda params, state: (params, {sites[0]: {'seen': state}}, {})
-      return transform.Transform(lambda params: jnp.zeros(6, jnp.int32), observe, search)
+      def observe(state, batch):
+        return state.at[batch.ids].add(batch.activations[site].shape[0] // batch.ids.shape[0])
+
+      search = lambda params, state: (params, {site: {'seen': state}}, {})
+      return transform.Transform(lambda params, batch: jnp.zeros(6, jnp.int32), observe, search)
 
     step = driver.Step('sites', [('layers/1/mlp/input', counting), ('.*', None)])
     self.assertEqual(_run([step], _batches(2, 1, 3)).decisions, {'layers/1/mlp/input': {'seen': [1] * 6}})
 
   def test_decisions_reach_rewrite_as_python_values(self):
     # The axis of a QTensor is static: no traced search could choose it.
-    def choosing(linears):
+    def choosing(claim):
       def search(params, state):
-        return params, {}, {path: {'axis': jnp.argmax(jnp.array([0, 1]))} for path in linears}
+        return params, {}, {path: {'axis': jnp.argmax(jnp.array([0, 1]))} for path in claim.names}
 
       def rewrite(params, record, decisions):
         del record
-        for path in linears:
+        for path in claim.names:
           axis = (-1, -2)[decisions[path]['axis']]
           kernel = quantize.quantize(trees.get(params, path)['kernel'], formats.IntFormat(4), axis=axis)
           params = trees.put(params, f'{path}/kernel', kernel)
         return params
 
-      return transform.Transform(lambda params: {}, lambda state, batch: state, search, rewrite)
+      return transform.Transform(lambda params, batch: {}, lambda state, batch: state, search, rewrite)
 
     result = _run([driver.Step('linears', [('layers/0/mlp/up', choosing), ('.*', None)])])
     self.assertEqual(result.decisions, {'layers/0/mlp/up': {'axis': 1}})
@@ -183,7 +226,7 @@ class CompilingTest(absltest.TestCase):
     _run([step], _batches(2, 2), model=model)
     self.assertEqual((traced.taps.call_count, traced.forward.call_count), (1, 1))
     # The quantized blocks are trees of another structure: one more for these.
-    _run([step], _batches(2, 2), model=model, propagate='quantized')
+    _run([step._replace(stream='quantized')], _batches(2, 2), model=model)
     self.assertEqual(traced.forward.call_count, 2)
 
 
@@ -191,7 +234,7 @@ class RefusalsTest(parameterized.TestCase):
 
   def test_weights_that_are_not_finite_by_path(self):
     params = trees.put(_params(), 'layers/1/attention_norm/scale', jnp.full(16, jnp.nan))
-    with self.assertRaisesRegex(errors.NonFiniteError, 'non-finite values in layers/1/attention_norm/scale$'):
+    with self.assertRaisesRegex(errors.NonFiniteError, 'layers/1: non-finite values in attention_norm/scale$'):
       _run([_SITES], params=params)
 
   @parameterized.parameters(
@@ -203,7 +246,7 @@ class RefusalsTest(parameterized.TestCase):
       _run([step])
 
   def test_groups_that_do_not_divide_by_path(self):
-    step = driver.Step('linears', [('.*', functools.partial(_round, group_size=5))])
+    step = driver.Step('linears', [('.*', functools.partial(_round, weight=_grid(group_size=5)))])
     with self.assertRaisesRegex(errors.UserError, 'attention/k: group size 5 does not divide 16'):
       _run([step])
 
@@ -211,9 +254,23 @@ class RefusalsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'attention/k: already quantized to int3'):
       _run([_WEIGHTS, _WEIGHTS])
 
-  def test_an_unknown_stream(self):
-    with self.assertRaisesRegex(errors.UserError, "unknown stream 'teacher'; there are float and quantized"):
-      _run([_WEIGHTS], propagate='teacher')
+  @parameterized.parameters(
+      ({'stream': 'teacher'}, "unknown stream 'teacher'; there are float and quantized"),
+      ({'schedule': 'random'}, "unknown schedule 'random'; there are block and sequential"),
+      ({'owns': 'norms'}, "unknown kind of names 'norms'; there are linears and sites"))
+  def test_unknown_words(self, change, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      _run([_WEIGHTS._replace(**change)])
+
+  def test_activations_that_are_not_finite(self):
+    params = trees.put(_params(), 'layers/1/attention_norm/scale', jnp.full(16, 1e38))
+    step = _SITES._replace(rules=[('layers/1/.*', _ranges), ('.*', None)])
+    with self.assertRaisesRegex(errors.NonFiniteError, 'layers/1: activations: non-finite values'):
+      _run([step], params=params)
+
+  def test_a_site_that_has_a_quantizer_already(self):
+    with self.assertRaisesRegex(errors.UserError, 'attention/input has a quantizer already'):
+      _run([_SITES, _SITES])
 
   def test_no_batches_where_statistics_are_needed(self):
     with self.assertRaisesRegex(errors.UserError, 'calibration needs at least one batch of tokens'):

@@ -1,5 +1,7 @@
 """Calibrated ranges: what each method records, and the quantizers it makes."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -7,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
+from jaxquant.calibration import sites
 from jaxquant.calibration import transform as transforms
 from jaxquant.numerics import quantizers
 from jaxquant.transforms import activation_ranges
+from tests import calibrating
 
 _SITE = 'mlp/input'
 
@@ -23,13 +27,10 @@ def _batches():
 
 def _calibrated(batches, params=None, **options):
   """(params, record of the site) after observing `batches`."""
-  made = activation_ranges.activation_ranges((_SITE,), 4, **options)
-  params = params or {'mlp': {}}
-  state = made.init(params)
-  for batch in batches:
-    state = made.observe(state, transforms.Batch(jnp.arange(len(batch)), {_SITE: jnp.asarray(batch)}))
-  params, record, decisions = made.search(params, state)
-  return made.rewrite(params, record, decisions), record[_SITE]
+  factory = functools.partial(activation_ranges.activation_ranges, bits=4, **options)
+  params, record = calibrating.apply(
+      factory, calibrating.claim(_SITE), params or {'mlp': {}}, [calibrating.batch({_SITE: x}) for x in batches])
+  return params, record[_SITE]
 
 
 class ActivationRangesTest(parameterized.TestCase):
@@ -58,10 +59,9 @@ class ActivationRangesTest(parameterized.TestCase):
 
   def test_other_entries_of_a_specification_stay(self):
     scale = jnp.ones(10)
-    old = quantizers.StepQuantizer(jnp.float32(1), 8)
-    params = {'mlp': {'input': {'scale': scale, 'quantizer': old}, 'up': 1}}
+    params = {'mlp': {'input': {'scale': scale}, 'up': 1}}
     params, _ = _calibrated(_batches(), params, align_zero=True)
-    self.assertIs(params['mlp']['input']['scale'], scale)
+    np.testing.assert_array_equal(params['mlp']['input']['scale'], scale)
     self.assertEqual(params['mlp']['up'], 1)
     self.assertTrue(params['mlp']['input']['quantizer'].align_zero)
 
@@ -75,7 +75,17 @@ class ActivationRangesTest(parameterized.TestCase):
   def test_refuses_an_unknown_method(self):
     with self.assertRaisesRegex(
         errors.UserError, "unknown range calibration 'mse'; there are minmax, average, moving_average, percentile"):
-      activation_ranges.activation_ranges((_SITE,), 4, method='mse')
+      activation_ranges.activation_ranges(calibrating.claim(_SITE), 4, method='mse')
+
+  def test_observes_what_the_quantizer_will_see(self):
+    """A shift and a scale at the site come first, and a quantizer that is there already would be in the way."""
+    site = sites.Site('mlp/input', None, ('mlp/up',))
+    inside = transforms.Batch(jnp.arange(2), {'mlp/input': jnp.full((2, 3, 4), 8.0), 'mlp/quantized_input': jnp.full((2, 3, 4), 2.0)})
+    factory = functools.partial(activation_ranges.activation_ranges, bits=4)
+    params, record = calibrating.apply(factory, calibrating.claim(_SITE, sites=[site]), {'mlp': {}}, [inside])
+    self.assertAlmostEqual(record[_SITE]['high'], 2, 5)
+    with self.assertRaisesRegex(errors.UserError, '^mlp/input has a quantizer already'):
+      calibrating.apply(factory, calibrating.claim(_SITE), params, [inside])
 
 
 if __name__ == '__main__':

@@ -15,7 +15,6 @@ A new method is one more entry of `_CASES`. Its own oracles belong into a test f
 
 import functools
 import json
-from collections.abc import Callable
 from typing import NamedTuple
 
 from absl.testing import absltest
@@ -24,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant.calibration import plan
+from jaxquant.calibration import statistics
 from jaxquant.calibration import transform as transforms
 from jaxquant.models import decoder
 from jaxquant.models import validate
@@ -43,24 +44,25 @@ class Case(NamedTuple):
 
   Attributes:
     owns: `linears` or `sites`.
-    make: names -> Transform.
+    make: factory, Claim -> Transform.
     record: what it records, or decides, for each name.
-    plainer: names -> Transform of the method that law 8 compares with: round-to-nearest of the same format, or, for
+    plainer: factory of the method that law 8 compares with: round-to-nearest of the same format, or, for
       that itself and for ranges, which have no such rival, the simplest of the kind with a bit less.
     weight_only: its kernels cannot meet integer activations.
     ordered: its statistics depend on the order of batches.
   """
 
   owns: str
-  make: Callable[[tuple[str, ...]], transforms.Transform]
+  make: plan.Factory
   record: frozenset[str]
-  plainer: Callable[[tuple[str, ...]], transforms.Transform]
+  plainer: plan.Factory
   weight_only: bool = False
   ordered: bool = False
 
 
 def _round(name, **options):
-  return functools.partial(round_to_nearest.round_to_nearest, fmt=formats.parse(name), **options)
+  grid = quantizers.WeightQuantizer(formats.parse(name), **options)
+  return functools.partial(round_to_nearest.round_to_nearest, weight=grid)
 
 
 def _ranges(bits=4, **options):
@@ -86,11 +88,11 @@ _quantize = networks.quick_jit(lambda kernel: quantize.quantize(kernel, formats.
 _dequantize = networks.quick_jit(quantize.dequantize)
 
 
-def _names(case: str, style: str) -> tuple[str, ...]:
+def _claim(case: str, style: str) -> transforms.Claim:
   """What `case` claims in a block of `style`: all but the last of what it might."""
-  if _CASES[case].owns == 'sites':
-    return tuple(site.name for site in decoder.staged(networks.config(style)).blocks[0][1].sites[:-1])
-  return trees.linears(_params(style))[:-1]
+  block = decoder.staged(networks.config(style)).blocks[0][1]
+  names = [site.name for site in block.sites] if _CASES[case].owns == 'sites' else trees.linears(_params(style))
+  return transforms.Claim(tuple(names[:-1]), block)
 
 
 def _params(style: str) -> dict:
@@ -114,10 +116,10 @@ class _Counted:
 
 
 @functools.cache
-def _transform(make, names, style) -> transforms.Transform:
+def _transform(make, claim, style) -> transforms.Transform:
   """The transform with `observe` and `search` jitted, once for the dtypes of a style."""
   del style
-  made = make(names)
+  made = make(claim)
   return made._replace(observe=_Counted(made.observe), search=_Counted(made.search))
 
 
@@ -134,25 +136,24 @@ def _calibration(style: str, dtype: str):
   return inputs, batches, networks.quick_jit(block.forward)
 
 
+def _shapes(tree):
+  return jax.eval_shape(lambda x: x, tree)
+
+
 def _observed(transform, params, batches, state=None):
-  state = transform.init(params) if state is None else state
+  state = transform.init(params, _shapes(batches[0])) if state is None else state
   for batch in batches:
     state = transform.observe(state, batch)
   return state
 
 
 @functools.cache
-def _applied(make, names, style, dtype):
+def _applied(make, claim, style, dtype):
   """(params, record with decisions) of the block after the transform."""
-  transform, params = _transform(make, names, style), _params(style)
+  transform, params = _transform(make, claim, style), _params(style)
   params, record, decisions = transform.search(params, _observed(transform, params, _calibration(style, dtype)[1]))
   params = transform.rewrite(params, record, jax.tree.map(lambda x: x.item(), decisions))
   return params, {name: {**record.get(name, {}), **decisions.get(name, {})} for name in {**record, **decisions}}
-
-
-def _merged(first, second):
-  """Two states as one, statistic by statistic."""
-  return jax.tree.map(lambda a, b: a.merged(b), first, second, is_leaf=lambda x: hasattr(x, 'merged'))
 
 
 def _avals(tree):
@@ -163,7 +164,7 @@ class LawsTest(parameterized.TestCase):
 
   @_every_case
   def test_1_compiled_once(self, case, style, dtype):
-    transform, batches = _transform(_CASES[case].make, _names(case, style), style), _calibration(style, dtype)[1]
+    transform, batches = _transform(_CASES[case].make, _claim(case, style), style), _calibration(style, dtype)[1]
     trees_made = []
     for part, factor in ((batches[:2], 1.0), (batches[2:], 1.5)):
       params = jax.tree.map(lambda x: np.asarray(x) * np.float32(factor), _params(style))
@@ -177,14 +178,13 @@ class LawsTest(parameterized.TestCase):
 
   @_every_case
   def test_2_and_3_shapes_alone_tell_the_declared_structure(self, case, style, dtype):
-    names, params = _names(case, style), _params(style)
-    transform = _CASES[case].make(names)
-    shapes = jax.eval_shape(lambda x: x, params)
-    state = jax.eval_shape(transform.init, shapes)
-    batch = jax.eval_shape(lambda x: x, _calibration(style, dtype)[1][0])
+    claim, params = _claim(case, style), _params(style)
+    names, transform = claim.names, _CASES[case].make(claim)
+    shapes, batch = _shapes(params), _shapes(_calibration(style, dtype)[1][0])
+    state = jax.eval_shape(lambda params: transform.init(params, batch), shapes)
     self.assertEqual(_avals(jax.eval_shape(transform.observe, state, batch)), _avals(state))
     abstract = jax.eval_shape(transform.search, shapes, state)
-    after, record = _applied(_CASES[case].make, names, style, dtype)
+    after, record = _applied(_CASES[case].make, claim, style, dtype)
     if not abstract[2]:
       self.assertEqual(_avals(abstract[0]), _avals(after))
 
@@ -205,9 +205,9 @@ class LawsTest(parameterized.TestCase):
 
   @_every_case
   def test_4_what_is_not_claimed_comes_back_identical(self, case, style, dtype):
-    names = _names(case, style)
-    before = trees.arrays(_params(style))
-    after = trees.arrays(_applied(_CASES[case].make, names, style, dtype)[0])
+    claim = _claim(case, style)
+    names, before = claim.names, trees.arrays(_params(style))
+    after = trees.arrays(_applied(_CASES[case].make, claim, style, dtype)[0])
     kind = {'linears': 'kernel', 'sites': 'quantizer'}[_CASES[case].owns]
     owned = {path for path in {*before, *after} if path.startswith(tuple(f'{name}/{kind}' for name in names))}
     for path in {*before, *after} - owned:
@@ -218,7 +218,7 @@ class LawsTest(parameterized.TestCase):
 
   @_every_case
   def test_5_merged_halves_equal_the_whole(self, case, style, dtype):
-    transform, params = _transform(_CASES[case].make, _names(case, style), style), _params(style)
+    transform, params = _transform(_CASES[case].make, _claim(case, style), style), _params(style)
     batches = _calibration(style, dtype)[1]
     whole = _observed(transform, params, batches)
     if _CASES[case].ordered:
@@ -228,7 +228,7 @@ class LawsTest(parameterized.TestCase):
       return
     first, second = (_observed(transform, params, part) for part in (batches[:1], batches[1:]))
     want = transform.search(params, whole)
-    for state in (_merged(first, second), _merged(second, first), _observed(transform, params, batches[::-1])):
+    for state in (statistics.merge(first, second), statistics.merge(second, first), _observed(transform, params, batches[::-1])):
       self.assertEqual(_avals(state), _avals(whole))
       jax.tree.map(
           functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), transform.search(params, state), want)
@@ -239,7 +239,7 @@ class LawsTest(parameterized.TestCase):
     exact = np.asarray(forward(_params(style), inputs), np.float32)
 
     def error(make):
-      tree = _applied(make, _names(case, style), style, dtype)[0]
+      tree = _applied(make, _claim(case, style), style, dtype)[0]
       # Codes that meet floats are dequantized; doing so here saves a compilation for each format.
       tree = trees.map_nodes(lambda path, x: _dequantize(x) if isinstance(x, qtensor.QTensor) else x, tree)
       return np.mean((np.asarray(forward(tree, inputs), np.float32) - exact) ** 2)
@@ -250,7 +250,7 @@ class LawsTest(parameterized.TestCase):
   @parameterized.product(case=list(_CASES), model=list(zip(networks.STYLES, _DTYPES, strict=True)))
   def test_9_simulated_integer_and_reloaded_trees_agree(self, case, model):
     style, dtype = model
-    after = _applied(_CASES[case].make, _names(case, style), style, dtype)[0]
+    after = _applied(_CASES[case].make, _claim(case, style), style, dtype)[0]
     config = networks.config(style, dtype)
     if _CASES[case].owns == 'sites':
       for path in trees.linears(after):

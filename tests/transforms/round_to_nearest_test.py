@@ -1,5 +1,7 @@
 """Round-to-nearest: the codes of `quantize`, the error it records, and what it leaves alone."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -7,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
+from jaxquant.calibration import sites
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
 from jaxquant.transforms import round_to_nearest
+from tests import calibrating
 
 _INT4 = formats.IntFormat(4)
 
@@ -24,11 +29,19 @@ def _block():
       'down': {'kernel': kernel.T.copy()}, 'zero': {'kernel': np.zeros((16, 8), np.float32)}}}
 
 
-def _rounded(*names, fmt=_INT4, **options):
-  """(params, record) of `_block` with the linears called `names` rounded."""
-  transform = round_to_nearest.round_to_nearest(tuple(f'mlp/{name}' for name in names), fmt, **options)
-  params, record, decisions = jax.jit(transform.search)(_block(), transform.init(_block()))
-  return transform.rewrite(params, record, decisions)['mlp'], record
+def _factory(fmt=_INT4, **options):
+  return functools.partial(
+      round_to_nearest.round_to_nearest, weight=quantizers.WeightQuantizer(fmt, **options))
+
+
+def _claim(*names):
+  return calibrating.claim(*(f'mlp/{name}' for name in names), sites=[sites.Site('mlp/input', None, ('mlp/up',))])
+
+
+def _rounded(*names, factory=None, params=None):
+  """(params, record) of the block with the linears called `names` rounded."""
+  params, record = calibrating.apply(factory or _factory(), _claim(*names), params or _block())
+  return params['mlp'], record
 
 
 class RoundToNearestTest(parameterized.TestCase):
@@ -37,7 +50,7 @@ class RoundToNearestTest(parameterized.TestCase):
   def test_codes_and_recorded_error_are_those_of_quantize(self, options):
     kernel = _block()['mlp']['up']['kernel']
     want = jax.jit(lambda x: quantize.quantize(x, _INT4, **options))(kernel)
-    params, record = _rounded('up', **options)
+    params, record = _rounded('up', factory=_factory(**options))
     jax.tree.map(np.testing.assert_array_equal, params['up']['kernel'], want)
     rounded = np.asarray(quantize.dequantize(want), np.float64)
     np.testing.assert_allclose(
@@ -50,8 +63,8 @@ class RoundToNearestTest(parameterized.TestCase):
     np.testing.assert_array_equal(params['down']['kernel'], _block()['mlp']['down']['kernel'])
 
   def test_scales_of_the_other_axis_are_those_of_the_transpose(self):
-    by_output, _ = _rounded('up', fmt=formats.IntFormat(3, symmetric=False), group_size=4)
-    by_input, _ = _rounded('down', fmt=formats.IntFormat(3, symmetric=False), group_size=4, axis=-1)
+    by_output, _ = _rounded('up', factory=_factory(formats.IntFormat(3, symmetric=False), group_size=4))
+    by_input, _ = _rounded('down', factory=_factory(formats.IntFormat(3, symmetric=False), group_size=4, axis=-1))
     jax.tree.map(np.testing.assert_array_equal, by_input['down']['kernel'].transposed(), by_output['up']['kernel'])
 
   def test_a_kernel_of_zeros_has_no_error(self):
@@ -60,12 +73,25 @@ class RoundToNearestTest(parameterized.TestCase):
     np.testing.assert_array_equal(quantize.dequantize(params['zero']['kernel']), 0)
 
   def test_refuses_by_path_what_it_cannot_round(self):
-    transform = round_to_nearest.round_to_nearest(('mlp/up',), _INT4)
     twice = {'mlp': {'up': {'kernel': quantize.quantize(jnp.ones((16, 8)), formats.IntFormat(3))}}}
     with self.assertRaisesRegex(errors.UserError, '^mlp/up: already quantized to int3$'):
-      transform.init(twice)
+      _rounded('up', params=twice)
     with self.assertRaisesRegex(errors.UserError, '^mlp/down: group size 16 does not divide 8 elements$'):
-      round_to_nearest.round_to_nearest(('mlp/up', 'mlp/down'), _INT4, group_size=16).init(_block())
+      _rounded('up', 'down', factory=_factory(group_size=16))
+
+  def test_without_a_grid_takes_that_of_the_tree(self):
+    params, _ = _rounded('up', factory=round_to_nearest.round_to_nearest)
+    jax.tree.map(np.testing.assert_array_equal, params['up']['kernel'], _rounded('up')[0]['up']['kernel'])
+    with self.assertRaisesRegex(errors.UserError, '^mlp/down: no grid to round to'):
+      _rounded('down', factory=round_to_nearest.round_to_nearest)
+
+  def test_scales_per_input_channel_and_integer_activations_exclude_each_other(self):
+    quantizer = quantizers.DynamicQuantizer(_INT4)
+    for path in ('mlp/input', 'mlp/up/input'):
+      params = trees.put(_block(), f'{path}/quantizer', quantizer)
+      with self.assertRaisesRegex(errors.UserError, '^mlp/up: .* per input channel cannot meet integer activations'):
+        _rounded('up', factory=_factory(axis=-1), params=params)
+      _rounded('up', params=params)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,45 @@
+"""The grid that a kernel is rounded to: given to a method, or standing in the tree as the linear's `kernel_quantizer`.
+
+Methods that choose a grid (an axis, a number of bits) write it into the tree; methods that round read it there.
+"""
+
+from typing import Any
+
+from jaxquant import errors
+from jaxquant.calibration import transform
+from jaxquant.numerics import nodes
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+
+
+def grid(params: Any, path: str, weight: quantizers.WeightQuantizer | None) -> quantizers.WeightQuantizer:
+  """The grid of the linear at `path`: `weight`, or else the one in the tree.
+
+  Raises:
+    UserError: there is none, it does not fit the kernel's shape, or the kernel holds codes already.
+  """
+  layer = trees.get(params, path)
+  if nodes.is_node(layer['kernel']):
+    raise errors.UserError(f'{path}: already quantized to {layer["kernel"].format.name}')
+  weight = weight or layer.get('kernel_quantizer')
+  if weight is None:
+    raise errors.UserError(f'{path}: no grid to round to; name one, or let a step before this one choose it')
+  weight.check(layer['kernel'].shape, path)
+  return weight
+
+
+def check(claim: transform.Claim, params: Any, weight: quantizers.WeightQuantizer | None) -> None:
+  """Raises `UserError` for a claim of linears whose grids do not fit their kernels or the inputs of their products."""
+  for path in claim.names:
+    site = claim.block.site_of(path)
+    specification = {**(trees.get(params, site.name) or {} if site else {}), **trees.get(params, f'{path}/input', {})}
+    if grid(params, path, weight).axis != -2 and 'quantizer' in specification:
+      raise errors.UserError(
+          f'{path}: a kernel with scales per input channel cannot meet integer activations, since its scales vary along '
+          'the contraction, so that no integer sum can be scaled afterwards; leave the activation unquantized')
+
+
+def put_kernel(params: Any, path: str, kernel: Any) -> Any:
+  """The tree with `kernel` in the linear at `path`, whose grid has been used up."""
+  layer = {key: value for key, value in trees.get(params, path).items() if key != 'kernel_quantizer'}
+  return trees.put(params, path, {**layer, 'kernel': kernel})
