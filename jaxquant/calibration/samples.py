@@ -39,6 +39,10 @@ class SequenceSample:
     activations = jnp.concatenate([self.activations, other.activations.astype(self.activations.dtype)])
     return SequenceSample(activations[keep], hashes[keep])
 
+  def filled(self):
+    """The activations, with the first sequence in every empty place: zeros would widen ranges taken from the whole."""
+    return jnp.where(self.weights() > 0, self.activations, self.activations[:1])
+
   def weights(self):
     """float32 [sequences, 1, 1]: 1 for a sequence, 0 for a place that is still empty."""
     return (self.hashes != _NONE).astype(jnp.float32)[:, None, None]

@@ -7,6 +7,8 @@ function of their own (README.md has an example).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+SCOPES = ('linears', 'inner', 'module')
+
 
 class Site(NamedTuple):
   """One activation, relative to the block that holds it.
@@ -34,6 +36,11 @@ class Site(NamedTuple):
   run: int = 1
 
 
+def opens_attention(site: Site) -> bool:
+  """Whether the linears that read the site are the queries, keys and values of an attention."""
+  return site.name.rpartition('/')[0].rpartition('/')[2] == 'attention' and len(site.consumers) > 1
+
+
 class Block(NamedTuple):
   """A part of a model that is calibrated at once. Static and hashable; one object for all blocks of a shape.
 
@@ -41,15 +48,18 @@ class Block(NamedTuple):
     sites: the activations its linears read, in the order in which they are computed.
     forward: (params, inputs) -> outputs.
     taps: (params, inputs) -> (outputs, activations of a `transform.Batch`).
-    judge: (site name, inner, params, activation of the site before its input specification) -> what a search compares:
-      the output of the whole module that the site opens (attention, MLP), or, if `inner`, what that module's last
-      linear reads (the attention's mix, the gated product); for a site with a single consumer that linear's output.
+    judge: (site name, scope, params, activation of the site before its input specification) -> the output that a
+      search compares, [sequences, tokens, features], by scope, one of `SCOPES`:
+      `linears`  what the linears that read the site put out, side by side;
+      `inner`    what the last linear of the module (attention, MLP) reads: the attention's mix, the gated product;
+      `module`   what the whole module puts out.
+      The site of a module's last linear has that linear's output for each.
   """
 
   sites: tuple[Site, ...]
   forward: Callable[[Any, Any], Any]
   taps: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
-  judge: Callable[[str, bool, Any, Any], Any] | None = None
+  judge: Callable[[str, str, Any, Any], Any] | None = None
 
   def site(self, name: str) -> Site:
     """The site called `name`."""

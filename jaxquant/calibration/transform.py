@@ -36,14 +36,14 @@ class Claim(NamedTuple):
     return tuple(self.block.site(name) for name in self.names)
 
   def by_site(self) -> dict[str, tuple[str, ...]]:
-    """{name of a site: the claimed linears that read it}, in the order of the sites.
+    """{name of a site: the claimed linears that read it}, in the order in which they are computed.
 
     Raises:
       UserError: a linear that reads no site, so that nothing is known of its input.
     """
     if lost := [name for name in self.names if self.block.site_of(name) is None]:
       raise errors.UserError(f'{lost[0]} reads no site of its block, so it cannot be calibrated')
-    read = {site.name: tuple(name for name in self.names if name in site.consumers) for site in self.block.sites}
+    read = {site.name: tuple(name for name in site.consumers if name in self.names) for site in self.block.sites}
     return {site: linears for site, linears in read.items() if linears}
 
 

@@ -197,14 +197,18 @@ def staged(config: model_config.DecoderConfig, implementation: str = 'simulated'
   modules = {'attention': lambda taps: _attention(config, implementation, taps),
              'mlp': lambda taps: MLP(config, implementation, taps)}
 
-  def judge(site, inner, params, x):
+  def judge(site, scope, params, x):
     site = layer.site(site)
-    if len(path := site.name.split('/')) == 3:
-      return linear.linear(trees.get(params, site.consumers[0]), x, implementation=implementation)
-    module, variables = modules[path[0]], {'params': params[path[0]]}
-    if not inner:
-      return module(()).apply(variables, x)
-    recorded = module(last_input).apply(variables, x, mutable=[tap.COLLECTION])[1]
+    module = site.name.partition('/')[0]
+    if scope == 'linears' or site.name != f'{module}/input':
+      prepared = inputs.prepare(trees.get(params, site.name), x)
+      outputs = [linear.linear(layer, prepared if len(site.consumers) > 1 else x, implementation=implementation)
+                 for layer in (trees.get(params, path) for path in site.consumers)]
+      return jnp.concatenate(outputs, axis=-1)
+    variables = {'params': params[module]}
+    if scope == 'module':
+      return modules[module](()).apply(variables, x)
+    recorded = modules[module](last_input).apply(variables, x, mutable=[tap.COLLECTION])[1]
     return next(iter(tap.by_point(recorded[tap.COLLECTION]).values()))
 
   layer = sites.Block(

@@ -24,7 +24,7 @@ def validate(params: dict, config: model_config.DecoderConfig) -> None:
   """Raises `CheckpointError` naming the first paths at which `params` does not fit the model.
 
   Kernels may be arrays or QTensors of the model's logical shapes; beside the model's own arrays only input
-  specifications at its sites and linears, attention operands, and kernel quantizers may stand.
+  specifications at its sites and linears, attention operands, biases and kernel quantizers of linears may stand.
   """
   abstract = abstract_params(config)
   expected = {path: leaf.shape for path, leaf in trees.arrays(abstract).items()}
@@ -46,6 +46,10 @@ def validate(params: dict, config: model_config.DecoderConfig) -> None:
       fits = isinstance(value, quantizers.INPUT_QUANTIZERS) if key == 'quantizer' else not nodes.is_node(value)
     elif parent in linears and key == 'kernel_quantizer':
       fits = isinstance(value, quantizers.WeightQuantizer)
+    elif parent in linears and key == 'bias':  # of a shift that was folded into a linear without one
+      fits = not nodes.is_node(value)
+      if fits and tuple(value.shape) != expected[f'{parent}/kernel'][-1:]:
+        problems.append(f'{path}: shape {tuple(value.shape)} instead of {expected[f"{parent}/kernel"][-1:]}')
     else:
       fits = True
       problems.append(f'{path}: not in the model')

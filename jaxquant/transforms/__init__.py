@@ -1,7 +1,21 @@
 """Quantization methods: one method, one file, the maths on arrays first. A new method is a new file here.
 
-  round_to_nearest   weights to the nearest code
-  grids              what a kernel is rounded to: given, or chosen by a step before
-  recipes            the driver steps for the usual settings
-  activation_ranges  static ranges of activations from calibration: min-max, averages, percentiles
+Rounding:
+  round_to_nearest     weights to the nearest code
+  adadim               AdaDim: the axis of each kernel's groups
+  grids                what a kernel is rounded to: given, or chosen by a step before
+
+Activations:
+  activation_ranges    static ranges from calibration: min-max, averages, percentiles
+
+Equivalent scales and shifts, folded into norms and linears:
+  smooth_quant         SmoothQuant
+  awq                  AWQ
+  aqas                 AQAS
+  outlier_suppression  Outlier Suppression+
+  norm_fusion          gains and biases of norms into the linears that read them
+  scale_search         the search that the four share: candidates judged as they would be quantized
+  folding              the fold itself
+
+  recipes              the driver's steps for the usual settings
 """

@@ -1,0 +1,76 @@
+"""AdaDim (arXiv:2309.15531): groups along inputs or along outputs, for each linear the one that hurts less.
+
+An outlier channel of the activation meets one row of a kernel [in, out]. Groups that run along inputs smear it over every
+output channel's group; groups that run along outputs keep it in its own. The choice is written into the tree, as the
+linear's `kernel_quantizer`: round-to-nearest or GPTQ, as a step behind this one, rounds to it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxquant.calibration import samples
+from jaxquant.calibration import transform
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+from jaxquant.transforms import grids
+from jaxquant.transforms import scale_search
+
+_AXES = (-2, -1)  # groups along inputs (a scale per output channel) first: it wins ties
+
+
+def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, sequences: int = 16) -> transform.Transform:
+  """The transform that chooses the axis along which each kernel's groups run.
+
+  The linears are decided one after the other in the order in which they are computed. Each is judged at the output of
+  its module (attention for q, k and v, MLP for gate and up, the linear itself for o and down), rounded alone, against
+  the module with all linears decided so far rounded.
+
+  Args:
+    claim: linears that read sites whose activations stay unquantized: scales per input channel exclude integer products.
+    weight: the grid; its own axis does not count, and its group size must divide inputs and outputs alike.
+    sequences: sampled for the search.
+
+  Returns:
+    A Transform that records the errors of either axis for each linear, `error_output_channels` (a scale per output
+    channel) and `error_input_channels`, and decides the `axis`: 0 or 1.
+  """
+  options = [dataclasses.replace(weight, axis=axis) for axis in _AXES]
+
+  def init(params, batch):
+    for option in options:
+      grids.check(claim, params, option)
+    return {site: scale_search.empty_sample(batch, site, sequences) for site in claim.by_site()}
+
+  def observe(state, batch):
+    return {site: sample.observed(batch.activations[site], batch.ids) for site, sample in state.items()}
+
+  def search(params, state):
+    record, decisions, decided = {}, {}, params
+    for site, linears in claim.by_site().items():
+      for path in linears:
+        kernel = trees.get(params, path)['kernel']
+        candidates = jnp.stack([option(kernel) for option in options])
+        found = _errors(claim, site, path, decided, state[site], candidates)
+        axis = jnp.argmin(found)
+        record[path] = dict(zip(('error_output_channels', 'error_input_channels'), found))
+        decisions[path] = {'axis': axis}
+        decided = trees.put(decided, f'{path}/kernel', candidates[axis])
+    return params, record, decisions
+
+  def rewrite(params, record, decisions):
+    del record
+    for path, decision in decisions.items():
+      params = trees.put(params, f'{path}/kernel_quantizer', options[decision['axis']])
+    return params
+
+  return transform.Transform(init, observe, search, rewrite)
+
+
+def _errors(claim, site, path, params, sample: samples.SequenceSample, candidates):
+  """Errors of the module with each of the candidates as the kernel at `path`: float32 [candidates]."""
+  judge = lambda tree: claim.block.judge(site, 'module', tree, sample.filled()).astype(jnp.float32)
+  reference = judge(params)
+  return jax.lax.map(
+      lambda kernel: sample.mean_square(judge(trees.put(params, f'{path}/kernel', kernel)) - reference), candidates)

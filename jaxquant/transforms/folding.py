@@ -1,0 +1,87 @@
+"""Folding: a site's channels shifted and scaled, the inverse folded into what computes them and what reads them.
+
+With x' = (x - shift) / scale, a linear y = x W + b is y = x' (scale W) + (b + shift W), so the full-precision function
+stays what it was (SmoothQuant, arXiv:2211.10438, equation 3; Outlier Suppression+, arXiv:2304.09145, equations 3 to 5).
+The producer, a norm or a linear, puts out x' when its gain and bias, or its columns and bias, are changed to match.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxquant import errors
+from jaxquant.calibration import sites
+from jaxquant.numerics import nodes
+from jaxquant.numerics import trees
+
+
+def check(params: Any, site: sites.Site) -> None:
+  """Raises `UserError` if nothing can be folded at `site`: no producer, integer codes, or a range that would be stale."""
+  if site.producer is None:
+    raise errors.UserError(f'{site.name}: there is no norm or linear before it that could take up a scale')
+  for path in (site.producer, *site.consumers):
+    if nodes.is_node(trees.get(params, path).get('kernel')):
+      raise errors.UserError(f'{path}: holds integer codes already; scales are folded into float kernels')
+  for path in (site.name, *(f'{consumer}/input' for consumer in site.consumers)):
+    specification = trees.get(params, path) or {}
+    stale = [entry for entry, value in specification.items() if entry != 'quantizer' or hasattr(value, 'ends')]
+    if stale:
+      raise errors.UserError(f'{path}: holds a {stale[0]} already, which a fold would make wrong; fold first')
+
+
+def fold(params: Any, site: sites.Site, scale: Any = None, shift: Any = None) -> Any:
+  """The block with x' = (x - shift) / scale at `site`, the same function in full precision.
+
+  Args:
+    params: the block's tree, with a float kernel in the producer and in every consumer.
+    site: a site with a producer.
+    scale: float32 [features] of the site, positive, equal wherever channels repeat one of the producer's; None for 1.
+    shift: the same, of any sign, for a site that `shifts`; None for 0.
+
+  Returns:
+    The tree. Consumers get a bias where a shift needs one; a residual branch that reads the producer's output too gets
+    `scale` and `shift` at `site.residual`, which undo the fold there.
+  """
+  for path in site.consumers:
+    layer = dict(trees.get(params, path))
+    if shift is not None:
+      layer['bias'] = layer.get('bias', 0.0) + jnp.matmul(shift, layer['kernel'], precision='highest')
+    if scale is not None:
+      layer['kernel'] = layer['kernel'] * scale[:, None]
+    params = trees.put(params, path, layer)
+  if site.residual is not None:
+    params = trees.put(params, site.residual, _restoring(trees.get(params, site.residual) or {}, scale, shift))
+  produced = lambda values: None if values is None else tie(values, site)
+  return trees.put(params, site.producer, _producing(trees.get(params, site.producer), produced(scale), produced(shift)))
+
+
+def tie(values, site: sites.Site, reduce=lambda repeated, axis: repeated[:, 0]):
+  """The producer's channels [.. / repeats] out of the site's [features]: `reduce` over those that repeat one channel."""
+  return reduce(values.reshape(-1, site.repeats, site.run), axis=1).reshape(-1)
+
+
+def spread(values, site: sites.Site):
+  """The site's channels [features] out of the producer's: each run repeated as the site reads it."""
+  return jnp.repeat(values.reshape(-1, 1, site.run), site.repeats, axis=1).reshape(-1)
+
+
+def tied(values, site: sites.Site):
+  """`values` [features] with those that repeat one channel of the producer replaced by the largest of them."""
+  return values if site.repeats == 1 else spread(tie(values, site, jnp.max), site)
+
+
+def _producing(layer: dict, scale, shift) -> dict:
+  """A norm (gain `scale`, perhaps `bias`) or a linear that puts out (y - shift) / scale."""
+  layer, gain = dict(layer), 'kernel' if 'kernel' in layer else 'scale'
+  if shift is not None:
+    layer['bias'] = layer.get('bias', 0.0) - shift
+  if scale is not None:
+    layer.update({key: layer[key] / scale for key in (gain, 'bias') if key in layer})
+  return layer
+
+
+def _restoring(specification: dict, scale, shift) -> dict:
+  """The entry that a residual branch applies, x scale + shift, behind another fold."""
+  old_scale, old_shift = specification.get('scale', 1.0), specification.get('shift', 0.0)
+  scale, shift = 1.0 if scale is None else scale, jnp.zeros_like(scale) if shift is None else shift
+  return {'scale': scale * old_scale, 'shift': shift * old_scale + old_shift}

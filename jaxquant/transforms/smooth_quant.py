@@ -1,0 +1,33 @@
+"""SmoothQuant (arXiv:2211.10438): activation outliers divided out, and multiplied into the weights that read them."""
+
+from jaxquant.calibration import transform
+from jaxquant.numerics import quantizers
+from jaxquant.transforms import scale_search
+
+
+def smooth_quant(
+    claim: transform.Claim, exponent: float | None = 0.5, *, weight: quantizers.WeightQuantizer | None = None,
+    activation=None, candidates: int = 21, sequences: int = 16) -> transform.Transform:
+  """The transform that folds s_j = max|X_j|^a / max|W_j|^(1 - a) into each site (equation 4).
+
+  The weight's maximum is taken over all linears that read the site, side by side.
+
+  Args:
+    claim: sites with a producer; the paper's are the outputs of the norms.
+    exponent: a; the paper takes 0.5 for OPT and BLOOM, and more where activations are harder. None: for each site the
+      one of `candidates`, evenly spaced from 0 to 1, with which its quantized linears come closest, if any beats none.
+    weight, activation: what quantizes the linears' kernels and the activation in that search.
+    candidates: how many exponents that search tries.
+    sequences: sampled for it.
+
+  Returns:
+    A Transform that records what `scale_search.fold_powers` does.
+  """
+  if exponent is None:
+    grid = [i / (candidates - 1) for i in range(candidates)]
+    exponents = [(0.0, 0.0), *((a, 1 - a) for a in grid)]
+  else:
+    exponents = [(exponent, 1 - exponent)]
+  return scale_search.fold_powers(
+      claim, exponents, 'largest', centre=False, scope=lambda site: 'linears', weight=weight, activation=activation,
+      sequences=sequences)

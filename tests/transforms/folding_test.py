@@ -1,0 +1,128 @@
+"""Folding leaves the full-precision function as it is, at every site of every architecture."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.calibration import sites
+from jaxquant.models import decoder
+from jaxquant.numerics import formats
+from jaxquant.numerics import quantize
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+from jaxquant.transforms import folding
+from tests import networks
+
+_SITES = [(style, site.name) for style in networks.STYLES
+          for site in decoder.staged(networks.config(style)).blocks[0][1].sites]
+
+
+def _block(style):
+  return decoder.staged(networks.config(style)).blocks[0][1], trees.get(networks.params(style), 'layers/0')
+
+
+def _factors(site, params, seed=0):
+  """Random (scale, shift or None) that the site can take up."""
+  rng = np.random.default_rng(seed)
+  features = trees.get(params, site.consumers[0])['kernel'].shape[0]
+  scale = folding.tied(jnp.asarray(np.exp(rng.normal(size=features)), jnp.float32), site)
+  shift = folding.tied(jnp.asarray(rng.normal(size=features), jnp.float32), site)
+  return scale, shift if site.shifts else None
+
+
+class FoldingTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_SITES)
+  def test_the_function_stays_and_the_site_changes(self, style, name):
+    block, params = _block(style)
+    site = block.site(name)
+    scale, shift = _factors(site, params)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 16)), jnp.float32)
+    folding.check(params, site)
+    folded = folding.fold(params, site, scale, shift)
+    with jax.default_matmul_precision('highest'):
+      (want, before), (got, after) = (jax.jit(block.taps)(tree, x) for tree in (params, folded))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    changed = (before[name] - (0 if shift is None else shift)) / scale
+    np.testing.assert_allclose(after[name], changed, rtol=1e-4, atol=1e-4)
+    for other in block.sites:
+      if other.name != name:
+        np.testing.assert_allclose(after[other.name], before[other.name], rtol=1e-3, atol=1e-4)
+
+  def test_in_float64_to_rounding(self):
+    """y = ((x g + b) W + c) through a norm's affine part and a linear that both change."""
+    with jax.enable_x64(True):
+      rng = np.random.default_rng(0)
+      make = lambda *shape: jnp.asarray(rng.normal(size=shape))
+      params = {'norm': {'scale': make(8), 'bias': make(8)}, 'linear': {'kernel': make(8, 6), 'bias': make(6)}}
+      site = sites.Site('input', 'norm', ('linear',), shifts=True)
+      evaluate = lambda tree, x: (x * tree['norm']['scale'] + tree['norm']['bias']) @ tree['linear']['kernel'] + (
+          tree['linear']['bias'])
+      x, scale, shift = make(20, 8), jnp.exp(3 * make(8)), make(8)
+      folded = folding.fold(params, site, scale, shift)
+      np.testing.assert_allclose(evaluate(folded, x), evaluate(params, x), rtol=1e-10, atol=1e-10)
+      np.testing.assert_allclose(folded['norm']['scale'], params['norm']['scale'] / scale)
+
+  def test_what_a_residual_branch_reads_is_restored_through_several_folds(self):
+    rng = np.random.default_rng(0)
+    make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params = {'norm': {'scale': make(8), 'bias': make(8)}, 'linear': {'kernel': make(8, 8), 'bias': make(8)}}
+    site = sites.Site('input', 'norm', ('linear',), shifts=True, residual='residual')
+    x = make(20, 8)
+
+    def evaluate(tree):
+      h = x * tree['norm']['scale'] + tree['norm']['bias']
+      branch = h * tree.get('residual', {}).get('scale', 1) + tree.get('residual', {}).get('shift', 0)
+      return branch + h @ tree['linear']['kernel'] + tree['linear']['bias']
+
+    folded = folding.fold(params, site, jnp.exp(make(8)), make(8))
+    twice = folding.fold(folding.fold(folded, site, None, make(8)), site, jnp.exp(make(8)))
+    for tree in (folded, twice):
+      np.testing.assert_allclose(evaluate(tree), evaluate(params), rtol=1e-4, atol=1e-4)
+
+  def test_a_shift_gives_consumers_and_producer_the_bias_they_lack(self):
+    params = {'v': {'kernel': jnp.eye(4)}, 'o': {'kernel': 2 * jnp.eye(4)}}
+    site = sites.Site('o/input', 'v', ('o',), shifts=True)
+    folded = folding.fold(params, site, None, jnp.arange(4.0))
+    np.testing.assert_array_equal(folded['v']['bias'], -np.arange(4))
+    np.testing.assert_array_equal(folded['o']['bias'], 2 * np.arange(4))
+    self.assertNotIn('bias', params['o'])
+
+  def test_channels_that_repeat_one_of_the_producer_share_a_scale(self):
+    site = sites.Site('o/input', 'v', ('o',), repeats=2, run=3)
+    values = jnp.asarray([1, 2, 3, 4, 1, 6, 7, 8, 9, 1, 1, 1.0])
+    np.testing.assert_array_equal(folding.tied(values, site), [4, 2, 6, 4, 2, 6, 7, 8, 9, 7, 8, 9])
+    np.testing.assert_array_equal(folding.tie(folding.tied(values, site), site), [4, 2, 6, 7, 8, 9])
+
+
+class RefusalsTest(parameterized.TestCase):
+
+  def _check(self, changes=(), producer='norm'):
+    params = {'norm': {'scale': jnp.ones(4)}, 'up': {'kernel': jnp.ones((4, 4))}}
+    for path, value in changes:
+      params = trees.put(params, path, value)
+    folding.check(params, sites.Site('input', producer, ('up',)))
+
+  def test_a_plain_site_passes(self):
+    self._check()
+    self._check([('input/quantizer', quantizers.DynamicQuantizer(formats.IntFormat(8)))])
+
+  @parameterized.parameters(
+      ([('up/kernel', 'codes')], 'norm', 'up: holds integer codes already'),
+      ([('input/scale', jnp.ones(4))], 'norm', 'input: holds a scale already'),
+      ([('up/input/gather', jnp.arange(4))], 'norm', 'up/input: holds a gather already'),
+      ([('input/quantizer', quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(1), 4))], 'norm',
+       'input: holds a quantizer already, which a fold would make wrong; fold first'),
+      ([], None, 'input: there is no norm or linear before it'))
+  def test_what_a_fold_would_break(self, changes, producer, message):
+    codes = quantize.quantize(jnp.ones((4, 4)), formats.IntFormat(4))
+    changes = [(path, codes if isinstance(value, str) else value) for path, value in changes]
+    with self.assertRaisesRegex(errors.UserError, message):
+      self._check(changes, producer)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,101 @@
+"""Outlier Suppression+: shifts, thresholds and what they are judged by."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant.calibration import sites
+from jaxquant.numerics import formats
+from jaxquant.numerics import quantizers
+from jaxquant.transforms import outlier_suppression
+from tests import calibrating
+
+_FEATURES = 32
+_SITE = sites.Site('up/input', 'norm', ('up',), shifts=True)
+_WEIGHT = quantizers.WeightQuantizer(formats.parse('uint4'))
+_ACTIVATION = quantizers.DynamicQuantizer(formats.parse('uint4'), per_tensor=True)
+_FACTORY = functools.partial(outlier_suppression.outlier_suppression, weight=_WEIGHT, activation=_ACTIVATION)
+
+
+def _judge(name, scope, params, x):
+  del name, scope
+  specification = params['up'].get('input') or {}
+  x = (x - specification.get('shift', 0)) / specification.get('scale', 1)
+  if 'quantizer' in specification:
+    x = specification['quantizer'](x)
+  return x @ params['up']['kernel'] + params['up'].get('bias', 0)
+
+
+@functools.cache
+def _activations(shifted=True):
+  """[4, 64, features] with two channels far from zero, as in OPT-66B: (-97, -58) and (5.7, 43), a tenth as large."""
+  x = np.random.default_rng(0).normal(size=(4, 64, _FEATURES)).astype(np.float32)
+  if shifted:
+    x[..., 5] = np.random.default_rng(1).uniform(-9.7, -5.8, x.shape[:2])
+    x[..., 20] = np.random.default_rng(2).uniform(0.57, 4.3, x.shape[:2])
+  return x
+
+
+@functools.cache
+def _params():
+  kernel = np.random.default_rng(3).normal(size=(_FEATURES, 24)).astype(np.float32)
+  return {'norm': {'scale': jnp.ones(_FEATURES), 'bias': jnp.zeros(_FEATURES)}, 'up': {'kernel': jnp.asarray(kernel)}}
+
+
+def _apply(factory=_FACTORY, site=_SITE, x=None):
+  batches = [calibrating.batch({'up/input': part}, i) for i, part in enumerate(np.split(_activations() if x is None else x, 4))]
+  params, record = calibrating.apply(factory, calibrating.claim('up/input', sites=[site], judge=_judge), _params(), batches)
+  return params, record['up/input']
+
+
+class OutlierSuppressionTest(parameterized.TestCase):
+
+  def test_shift_and_scale_are_those_of_the_paper(self):
+    params, record = _apply()
+    x = _activations()
+    centre = (x.max((0, 1)) + x.min((0, 1))) / 2
+    most = np.abs(x - centre).max((0, 1))
+    scale = np.maximum(1, most / record['threshold'])
+    np.testing.assert_allclose(params['norm']['scale'], 1 / scale, rtol=1e-5)
+    np.testing.assert_allclose(params['norm']['bias'], -centre / scale, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(params['up']['kernel'], _params()['up']['kernel'] * scale[:, None], rtol=1e-5)
+    np.testing.assert_allclose(params['up']['bias'], centre @ _params()['up']['kernel'], rtol=1e-4)
+    np.testing.assert_allclose(record['shift'], np.abs(centre).max(), rtol=1e-5)
+    self.assertEqual(record['scaled'], (scale > 1).sum())
+
+  def test_shifts_help_and_thresholds_help_more(self):
+    """Output error of neither, of the shift, of both: in the paper's order."""
+    _, record = _apply()
+    self.assertLess(record['error_shifted'], record['error_before'] / 2)
+    self.assertLess(record['error'], record['error_shifted'])
+    _, shift_only = _apply(functools.partial(_FACTORY, scale=False))
+    _, scale_only = _apply(functools.partial(_FACTORY, shift=False))
+    np.testing.assert_allclose(shift_only['error'], record['error_shifted'], rtol=1e-5)
+    self.assertEqual((shift_only['scaled'], scale_only['shift']), (0, 0))
+    self.assertLess(scale_only['error'], record['error_before'])
+    self.assertLess(record['error'], scale_only['error'])
+
+  def test_no_channel_is_scaled_up(self):
+    params, _ = _apply(x=_activations() / 100)
+    self.assertLessEqual(params['norm']['scale'].max(), 1)
+
+  def test_without_outliers_the_largest_of_equal_thresholds_is_kept(self):
+    """Where nothing is quantized, all candidates are equal, and the first scales nothing."""
+    factory = functools.partial(outlier_suppression.outlier_suppression, weight=None, activation=None)
+    params, record = _apply(functools.partial(factory, shift=False), x=np.round(_activations(False) * 4) / 4)
+    np.testing.assert_allclose(record['error'], 0, atol=1e-8)
+    self.assertEqual(record['error_before'], 0)
+    np.testing.assert_array_equal(params['norm']['scale'], 1)
+
+  def test_a_site_without_a_bias_before_it_is_scaled_only(self):
+    params, record = _apply(site=_SITE._replace(shifts=False))
+    self.assertEqual(record['shift'], 0)
+    self.assertNotIn('bias', params['up'])
+    self.assertLess(record['error'], record['error_before'])
+
+
+if __name__ == '__main__':
+  absltest.main()
