@@ -18,7 +18,7 @@ from jaxquant import errors
 from jaxquant.data import loader
 from jaxquant.layers import sharding
 from jaxquant.models import config as model_config
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.training import optimizer
 from jaxquant.training import qat
 from jaxquant.training import regularizers
@@ -47,11 +47,11 @@ _PEAKS = {'H100': 989.0, 'H200': 989.0, 'A100': 312.0}  # dense bfloat16 TFLOP/s
 
 def training() -> dict:
   """Times a training step of every variant, input pipeline included."""
-  model = model_config.DecoderConfig(
+  model = model_config.TransformerConfig(
       vocabulary=_VOCABULARY.value, width=_WIDTH.value, layers=_LAYERS.value, heads=_WIDTH.value // 64,
       feed_forward=_FEED_FORWARD.value, max_length=_LENGTH.value)
   mesh = sharding.data_mesh()
-  sites = tuple(site.name for site in decoder.model_sites(model))
+  sites = tuple(site.name for site in staging.model_sites(model))
   tx = optimizer.make(optimizer.OptimizerConfig(), 1000)
   runs = {}
   with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):

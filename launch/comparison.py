@@ -52,7 +52,7 @@ def run(config: Any, path: str | None, started: float) -> None:
   environment = workdirs.environment()
   say(f'workdir {workdir.path}; {environment["device_count"]} x {environment["device"]}, jax {environment["jax"]}')
   corpus = corpora.load(
-      config.data, experiment.tokenizer, experiment.model.vocabulary, workdir.path,
+      config.data, experiment.tokenizer, experiment.model.text_vocabulary, workdir.path,
       config.training.batch_size * config.training.length)
   if experiment.calibrates():
     experiment.calibration_batches(corpus.train)  # now, since too small a text would fail after the training

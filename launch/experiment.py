@@ -10,7 +10,7 @@ from jaxquant.calibration import driver
 from jaxquant.evaluation import precisions
 from jaxquant.layers import sharding
 from jaxquant.models import config as model_config
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import trees
 from jaxquant.training import optimizer
@@ -43,7 +43,7 @@ class Experiment:
     validation.check(config, settings.train())
     self.config = config
     self.mesh = sharding.data_mesh()
-    self.model = model_config.DecoderConfig.from_dict({**config.model.to_dict(), 'max_length': max(
+    self.model = model_config.TransformerConfig.from_dict({**config.model.to_dict(), 'max_length': max(
         config.model.max_length, config.training.length)})
     self.optimizer = optimizer.OptimizerConfig(**config.optimizer)
     self.qat = qat.QATConfig(**config.qat)
@@ -51,14 +51,14 @@ class Experiment:
         weights=16, activations=self.qat.bits, site_patterns=tuple(pattern for pattern, _ in self.qat.ranges),
         ranges=config.ptq.ranges, percentile=config.ptq.percentile)
     self.precisions = precisions.named(config.evaluation.precisions, config.ptq.weights, self.qat.bits)
-    self._site_names = tuple(site.name for site in decoder.model_sites(self.model))
+    self._site_names = tuple(site.name for site in staging.model_sites(self.model))
     self._regularizers = tuple(
         make(**options) if options.weight else None
         for make, options in ((regularizers.OutputKurtosis, config.kurtosis), (regularizers.WeightKurtosis, config.kure)))
     self._check()
     with jax.set_mesh(self.mesh):
       self.source = _source(config, self.model)
-    corpora.check(config.data, self.tokenizer, self.model.vocabulary)
+    corpora.check(config.data, self.tokenizer, self.model.text_vocabulary)
 
   @property
   def tokenizer(self) -> str:
@@ -89,7 +89,7 @@ class Experiment:
   def static_ranges(self, params: Any, tokens) -> Any:
     """The float tree with static ranges, calibrated on a sample of the training tokens."""
     return driver.run(
-        params, decoder.staged(self.model), self.recipe.steps(), self.calibration_batches(tokens)).params
+        params, staging.staged(self.model), self.recipe.steps(), self.calibration_batches(tokens)).params
 
   def starting_tree(self, variant: str, tokens) -> Any:
     """`source` as a variant trains it on, with its learned ranges or else calibrated ones."""

@@ -54,7 +54,7 @@ class Model:
     self.variant, self.seed = max(matches, key=lambda run: (order.get(run[0], len(order)), -run[1]))
     try:
       self.length = int(self.config['training']['length'])
-      self.decoder = model_config.DecoderConfig.from_dict(self.config['model'])
+      self.decoder = model_config.TransformerConfig.from_dict(self.config['model'])
     except (KeyError, TypeError, ValueError) as error:
       raise errors.UserError(f'{path}/config.json does not describe a model: {error}') from error
 

@@ -14,7 +14,7 @@ from jaxquant.calibration import driver
 from jaxquant.data import text as text_lib
 from jaxquant.evaluation import precisions
 from jaxquant.layers import sharding
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import trees
 from jaxquant.training import checkpoints
@@ -50,7 +50,7 @@ def main() -> None:
         model.training_tokens())
     texts = model_flags.texts(tokenizer)
     batches = scoring.calibration_batches(tokens, config.calibration_windows, model.length, config.seed)
-    result = driver.run(params, decoder.staged(model.decoder), recipe.steps(), batches, report=progress.blocks(say))
+    result = driver.run(params, staging.staged(model.decoder), recipe.steps(), batches, report=progress.blocks(say))
     _save(workdir, model, result.params, say)
     evaluations = [scoring.evaluate(result.params, model, text, say) for text in texts]
   sizes = {'float32': 4 * trees.size(restored.state['params']), 'stored': scoring.stored_bytes(result.params)}
@@ -86,7 +86,7 @@ def prepare(params, model, config):
       ranges=config.ranges, percentile=config.percentile)
   if mode == 'static':
     return params, recipe, learned
-  sites = learned or recipe.sites(site.name for site in decoder.model_sites(model.decoder))
+  sites = learned or recipe.sites(site.name for site in staging.model_sites(model.decoder))
   precision = precisions.Precision(config.weights, config.activations, mode)
   return precisions.with_inputs(params, sites, precision, learned=bool(learned)), recipe, ()
 

@@ -11,7 +11,7 @@ from jaxquant.data import loader
 from jaxquant.evaluation import perplexity
 from jaxquant.evaluation import precisions
 from jaxquant.layers import sharding
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
@@ -39,7 +39,7 @@ def with_static_ranges(params: Any, model: models.Model) -> Any:
   tokens = model.training_tokens()
   windows = min(_CALIBRATION_WINDOWS, len(tokens) // model.length)
   batches = calibration_batches(tokens, windows, model.length, seed=0)
-  return driver.run(params, decoder.staged(model.decoder), recipes.Recipe(weights=16).steps(), batches).params
+  return driver.run(params, staging.staged(model.decoder), recipes.Recipe(weights=16).steps(), batches).params
 
 
 def check_weights(params: Any, weights: int, weight_pattern: str, group_size: int | None) -> None:

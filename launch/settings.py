@@ -25,7 +25,7 @@ def train() -> ml_collections.ConfigDict:
   config.init_from = ''
   config.init_variant = ''
 
-  config.model = _fields(model_config.DecoderConfig(vocabulary=1024, width=128, layers=2, heads=4, feed_forward=352))
+  config.model = _fields(model_config.TransformerConfig(vocabulary=1024, width=128, layers=2, heads=4, feed_forward=352))
 
   config.data = ml_collections.ConfigDict()
   # Files of text, JSON Lines or Parquet (.xz and .gz too), or `standard_library`: the documentation of the running
@@ -85,7 +85,7 @@ def ptq() -> ml_collections.ConfigDict:
 def _fields(instance) -> ml_collections.ConfigDict:
   """A dataclass as a ConfigDict; fields that are None become placeholders of int."""
   values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
-  if isinstance(instance, model_config.DecoderConfig):
+  if isinstance(instance, model_config.TransformerConfig):
     values.update(kv_heads=None, head_dim=None)
   config = ml_collections.ConfigDict({key: value for key, value in values.items() if value is not None})
   for key, value in values.items():

@@ -1,4 +1,4 @@
-"""Small decoders for tests that need a whole network: architectures, weights, tokens."""
+"""Small models for tests that need a whole network: architectures, weights, tokens."""
 
 import functools
 
@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.models import config as model_config
-from jaxquant.models import decoder
+from jaxquant.models import staging
 
 STYLES = {
     'llama': {},
     'opt': dict(norm='layer', positions='learned', activation='relu', gated=False, bias=True, tied=True),
+    'bert': dict(norm='layer', positions='learned', activation='gelu', gated=False, bias=True, tied=True, causal=False,
+                 post_norm=True, token_types=2),
 }
 
 
-def config(style: str, dtype: str = 'float32', layers: int = 1) -> model_config.DecoderConfig:
+def config(style: str, dtype: str = 'float32', layers: int = 1) -> model_config.TransformerConfig:
   """Returns the architecture called `style`, with grouped key heads and 16 features."""
-  return model_config.DecoderConfig(
+  return model_config.TransformerConfig(
       vocabulary=32, width=16, layers=layers, heads=4, kv_heads=2, feed_forward=32, max_length=16, dtype=dtype,
       **STYLES[style])
 
@@ -26,7 +28,7 @@ def config(style: str, dtype: str = 'float32', layers: int = 1) -> model_config.
 def params(style: str, layers: int = 1) -> dict:
   """Returns a float tree: kernels and biases are noise that makes activations of order one, gains are one plus that."""
   rng = np.random.default_rng(0)
-  init = decoder.Decoder(config(style, layers=layers)).init
+  init = staging.make(config(style, layers=layers)).init
   shapes = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))['params']
   noise = lambda path, leaf: (path[-1].key == 'scale') + 0.2 * rng.normal(size=leaf.shape)
   return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(noise(path, leaf), leaf.dtype), shapes)
@@ -43,6 +45,6 @@ def quick_jit(function, **options):
 
 
 @functools.cache
-def evaluator(model: model_config.DecoderConfig, implementation: str = 'simulated', jit=jax.jit):
+def evaluator(model: model_config.TransformerConfig, implementation: str = 'simulated', jit=jax.jit):
   """Returns the function (params, ids) -> logits, jitted by `jit`."""
-  return jit(lambda tree, ids: decoder.Decoder(model, implementation).apply({'params': tree}, ids))
+  return jit(lambda tree, ids: staging.make(model, implementation).apply({'params': tree}, ids))

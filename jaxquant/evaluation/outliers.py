@@ -11,7 +11,7 @@ from jaxquant.layers import linear
 from jaxquant.layers import sharding
 from jaxquant.layers import tap
 from jaxquant.models import config as model_config
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import trees
 from jaxquant.training import regularizers
 
@@ -39,7 +39,7 @@ def site_statistics(x) -> dict[str, Any]:
   }
 
 
-def analyze(params: Any, config: model_config.DecoderConfig, tokens) -> tuple[list[dict], list[dict]]:
+def analyze(params: Any, config: model_config.TransformerConfig, tokens) -> tuple[list[dict], list[dict]]:
   """Measures every site and every kernel of the blocks.
 
   Args:
@@ -53,7 +53,7 @@ def analyze(params: Any, config: model_config.DecoderConfig, tokens) -> tuple[li
     kernel `path`, `kurtosis` over all its elements and `absolute_maximum`.
   """
   recorded = jax.device_get(_sites(params, tokens, config=config))
-  residual = {site.name: site.reads_residual for site in decoder.model_sites(config)}
+  residual = {site.name: site.reads_residual for site in staging.model_sites(config)}
   sites = [
       {'site': name, 'reads_residual': residual[name], **{key: float(value) for key, value in statistics.items()}}
       for name, statistics in recorded.items()]
@@ -66,7 +66,7 @@ def analyze(params: Any, config: model_config.DecoderConfig, tokens) -> tuple[li
 
 @functools.partial(jax.jit, static_argnames='config')
 def _sites(params, tokens, *, config):
-  model = decoder.Decoder(config, taps=(tap.Tap(r'.*/input', site_statistics),))
+  model = staging.make(config, taps=(tap.Tap(r'.*/input', site_statistics),))
   _, recorded = model.apply({'params': params}, tokens, mutable=[tap.COLLECTION])
   return tap.by_point(recorded[tap.COLLECTION])
 
@@ -80,7 +80,7 @@ def _weight_statistics(weights):
   return {'kurtosis': regularizers.kurtosis(weights), 'absolute_maximum': jnp.max(jnp.abs(weights))}
 
 
-def histograms(params: Any, quantized: Any, config: model_config.DecoderConfig, tokens) -> list[dict]:
+def histograms(params: Any, quantized: Any, config: model_config.TransformerConfig, tokens) -> list[dict]:
   """Histograms of site activations and kernels, before and after quantization, on shared edges.
 
   Args:
@@ -113,7 +113,7 @@ def histograms(params: Any, quantized: Any, config: model_config.DecoderConfig, 
 
 @functools.partial(jax.jit, static_argnames='config')
 def _activations(params, tokens, *, config):
-  model = decoder.Decoder(config, taps=(tap.Tap(r'layers/.*input', lambda x: x.astype(jnp.float32)),))
+  model = staging.make(config, taps=(tap.Tap(r'layers/.*input', lambda x: x.astype(jnp.float32)),))
   _, recorded = model.apply({'params': params}, tokens, mutable=[tap.COLLECTION])
   return jax.tree.map(sharding.constrain_replicated, tap.by_point(recorded[tap.COLLECTION]))
 

@@ -3,6 +3,9 @@
 Protocol: the text's tokens are cut into windows of the context length, without overlap; in each, every token but the
 first is predicted; the last, partial window counts; the mean runs over the predicted tokens. Bits per byte are the mean
 bits per predicted token times the tokens per byte of the whole text, hence comparable across tokenizers.
+
+Of a masked language model the same is taken over the tokens that are hidden from it, 15 in 100, always the same of a
+window (training.tasks): what is often called pseudo-perplexity, comparable among such models only.
 """
 
 import functools
@@ -16,8 +19,9 @@ import numpy as np
 from jaxquant import errors
 from jaxquant.layers import sharding
 from jaxquant.models import config as model_config
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.training import losses
+from jaxquant.training import tasks
 
 
 class Score(NamedTuple):
@@ -64,7 +68,7 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score(
-    params: Any, config: model_config.DecoderConfig, tokens: np.ndarray, text_bytes: int, *, length: int | None = None,
+    params: Any, config: model_config.TransformerConfig, tokens: np.ndarray, text_bytes: int, *, length: int | None = None,
     batch_size: int = 32, implementation: str = 'simulated', mesh: jax.sharding.Mesh | None = None) -> Score:
   """Scores a tokenized text.
 
@@ -80,6 +84,9 @@ def score(
 
   Returns:
     The Score.
+
+  Raises:
+    UserError: there is nothing to predict.
   """
   rows, present = windows(np.asarray(tokens), length or config.max_length)
   batch_size = min(batch_size, len(rows))
@@ -88,17 +95,20 @@ def score(
     batch, mask = rows[start : start + batch_size], present[start : start + batch_size]
     fill = ((0, batch_size - len(batch)), (0, 0))
     batch, mask = np.pad(batch, fill), np.pad(mask, fill)
-    predicted += int(mask[:, 1:].sum())
     if mesh is not None:
       batch, mask = sharding.place_whole(mesh, batch), sharding.place_whole(mesh, mask)
-    nats = _nats(params, batch, mask, config=config, implementation=implementation)
+    nats, counted = _nats(params, batch, mask, config=config, implementation=implementation)
     total += float(np.asarray(nats).sum(dtype=np.float64))
+    predicted += int(np.asarray(counted).sum())
+  if not predicted:
+    raise errors.UserError(f'of {len(tokens)} tokens none is hidden from the model; a masked one needs a longer text')
   return Score(total, predicted, len(tokens), text_bytes)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'implementation'))
 def _nats(params, tokens, mask, *, config, implementation):
-  """Negative log likelihood of every window, float32 [rows], replicated over the devices."""
-  logits = decoder.Decoder(config, implementation).apply({'params': params}, tokens[:, :-1])
-  nats = losses.cross_entropy(logits, tokens[:, 1:])
-  return sharding.constrain_replicated(jnp.sum(jnp.where(mask[:, 1:], nats, 0.0), axis=-1))
+  """Every window's negative log likelihood, float32 [rows], and predictions, int32 [rows], replicated over the devices."""
+  inputs, targets, counted = tasks.scored(config, tokens, mask)
+  logits = staging.make(config, implementation).apply({'params': params}, inputs)
+  nats = jnp.where(counted, losses.cross_entropy(logits, targets), 0.0)
+  return sharding.constrain_replicated((jnp.sum(nats, axis=-1), jnp.sum(counted, axis=-1)))

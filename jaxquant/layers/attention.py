@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped keys and values, every projection through the one evaluator."""
+"""Self-attention with grouped keys and values, every projection through the one evaluator."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ OPERANDS = ('query', 'key', 'value', 'probabilities')
 
 
 class Attention(nn.Module):
-  """Attention over the tokens so far.
+  """Attention over the tokens so far, or over all of them.
 
   The subtree holds the linears `q`, `k`, `v`, `o`; optionally `input`, the specification of the activation that q, k
   and v share; and optionally a specification for each of `OPERANDS`, applied after the rotation and before the products.
@@ -22,6 +22,7 @@ class Attention(nn.Module):
     heads, kv_heads, head_dim: heads divide evenly over kv_heads.
     width: features of the residual stream.
     use_bias: biases of the four linears at initialization.
+    causal: whether later tokens are hidden.
     rope_theta: base of the rotary frequencies, or None for no rotation.
     backend: `xla`, `cudnn`, or `auto`: cuDNN's fused kernel on a GPU in 16 bits.
     implementation: how codes meet codes (layers.linear).
@@ -33,6 +34,7 @@ class Attention(nn.Module):
   kv_heads: int
   head_dim: int
   width: int
+  causal: bool = True
   use_bias: bool = False
   rope_theta: float | None = None
   backend: str = 'auto'
@@ -54,29 +56,31 @@ class Attention(nn.Module):
     if self.rope_theta is not None:
       angles = position_layers.rotary_angles(jnp.arange(q.shape[-3]), self.head_dim, self.rope_theta)
       q, k = position_layers.rotate(q, angles), position_layers.rotate(k, angles)
-    mixed = attend(q, k, v, {name: specifications.get(name) for name in OPERANDS}, self.backend)
+    mixed = attend(q, k, v, {name: specifications.get(name) for name in OPERANDS}, self.backend,
+                   self.causal)
     mixed = mixed.reshape(*mixed.shape[:-2], self.heads * self.head_dim)
     return dense(self.width, 'o', initializer=self.output_initializer)(mixed)
 
 
-def attend(q, k, v, specifications: dict, backend: str):
-  """Causal attention of q [batch, tokens, heads, dim] over k and v [batch, tokens, kv_heads, dim].
+def attend(q, k, v, specifications: dict, backend: str, causal: bool = True):
+  """Attention of q [batch, tokens, heads, dim] over k and v [batch, tokens, kv_heads, dim].
 
   Args:
     q, k, v: floating arrays of one dtype.
     specifications: input specification, or None, for each of `OPERANDS`.
-    backend: see `Attention`.
+    backend, causal: see `Attention`.
 
   Returns:
     [batch, tokens, heads, dim] in the dtype of `q`.
   """
   q, k, v = (inputs.prepare(specifications[name], a).values for name, a in zip(OPERANDS, (q, k, v)))
   if specifications['probabilities'] is None:
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=_backend(backend, q))
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=_backend(backend, q))
   k, v = (jnp.repeat(a, q.shape[-2] // a.shape[-2], axis=-2) for a in (k, v))
   scores = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-  causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-  probabilities = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(q.dtype)
+  if causal:
+    scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
+  probabilities = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
   probabilities = inputs.prepare(specifications['probabilities'], probabilities).values
   return jnp.einsum('bhqk,bkhd->bqhd', probabilities, v)
 

@@ -123,9 +123,10 @@ class Linear(nn.Module):
     Returns:
       [..., out].
     """
-    if self.is_initializing() and shared_kernel is None:
-      width = inputs.prepare(None, x).values.shape[-1]
-      self.param('kernel', self.initializer, (width, self.features), jnp.float32)
+    if self.is_initializing():
+      if shared_kernel is None:
+        width = inputs.prepare(None, x).values.shape[-1]
+        self.param('kernel', self.initializer, (width, self.features), jnp.float32)
       if self.use_bias:
         self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
     # `self.param` would compare shapes with what is in the tree and refuse a QTensor; the model's validator has done

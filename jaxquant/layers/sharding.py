@@ -28,10 +28,10 @@ def constrain_batch(x):
 
 
 def constrain_replicated(x):
-  """Gives every device, hence every process, the whole of `x`; without a mesh in scope, `x` itself."""
+  """Gives every device, hence every process, all of the arrays `x`; without a mesh in scope, `x` itself."""
   if DATA_AXIS not in jax.sharding.get_abstract_mesh().axis_names:
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec())
+  return jax.lax.with_sharding_constraint(x, jax.tree.map(lambda _: PartitionSpec(), x))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -1,6 +1,9 @@
 """Models: pure functions of a parameter tree, in Flax Linen.
 
-  config     DecoderConfig: one configurable decoder covers the LLaMA, OPT and GPT-2 styles
-  decoder    the decoder, its blocks and its sites
+  config     TransformerConfig: one configuration covers the LLaMA, OPT, GPT-2 and BERT styles
+  blocks     attention and MLP on a residual stream, pre-norm or post-norm
+  decoder    language models
+  encoder    masked language models
+  staging    any model by its configuration, its sites, and its blocks for calibration
   validate   does a tree fit a model: compared by path and logical shape
 """

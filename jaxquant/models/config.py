@@ -1,4 +1,4 @@
-"""Architecture of a decoder as data."""
+"""Architecture of a transformer as data."""
 
 import dataclasses
 import difflib
@@ -17,11 +17,12 @@ _CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-  """A decoder-only transformer with pre-normalization.
+class TransformerConfig:
+  """A transformer: a decoder, or an encoder with a masked-language-model head.
 
   LLaMA style: the defaults. OPT style: norm='layer', positions='learned', activation='relu', gated=False, bias=True,
-  tied=True; GPT-2 the same with activation='gelu_tanh'.
+  tied=True; GPT-2 the same with activation='gelu_tanh'; BERT the same with activation='gelu', causal=False,
+  post_norm=True, token_types=2.
 
   Attributes:
     vocabulary: token ids.
@@ -37,6 +38,9 @@ class DecoderConfig:
     gated: a gate projection multiplies the up projection (SwiGLU with `silu`).
     bias: biases in the linears of the blocks.
     tied: the head reads the embedding's kernel.
+    causal: tokens attend to those before them only; an encoder's attend both ways.
+    post_norm: residual branches read what the norms put out (BERT, OPT-350M), see `models.blocks.Block`.
+    token_types: rows of an encoder's table of segment types; 0 for none.
     dtype: of activations and products; parameters are float32.
     remat: recompute each block in the backward pass.
     attention_backend: `auto`, `xla` or `cudnn`.
@@ -58,6 +62,9 @@ class DecoderConfig:
   gated: bool = True
   bias: bool = False
   tied: bool = False
+  causal: bool = True
+  post_norm: bool = False
+  token_types: int = 0
   dtype: str = 'bfloat16'
   remat: bool = False
   attention_backend: str = 'auto'
@@ -72,12 +79,16 @@ class DecoderConfig:
       raise errors.UserError(f'model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}')
     if self.positions == 'rotary' and self.head_dim % 2:
       raise errors.UserError(f'rotary positions need an even head_dim, not {self.head_dim}')
+    if not self.causal and not self.tied:
+      raise errors.UserError('model.causal is False, so model.tied must be True: an encoder\'s head reads the embedding')
+    if self.causal and self.token_types:
+      raise errors.UserError(f'model.token_types is {self.token_types}, but only encoders (model.causal False) have types')
     for field, choices in _CHOICES.items():
       if getattr(self, field) not in choices:
         raise errors.UserError(f'model.{field} is {getattr(self, field)!r}; there are {", ".join(choices)}')
 
   @classmethod
-  def from_dict(cls, values: dict) -> 'DecoderConfig':
+  def from_dict(cls, values: dict) -> 'TransformerConfig':
     """A config from its JSON form; raises `UserError` with a suggestion for an unknown key and for a missing one."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
@@ -87,6 +98,16 @@ class DecoderConfig:
     if missing := [k for k, f in fields.items() if f.default is dataclasses.MISSING and k not in values]:
       raise errors.UserError(f'the model needs {", ".join(f"model.{key}" for key in missing)}')
     return cls(**values)
+
+  @property
+  def mask_token(self) -> int:
+    """The token that hides another from an encoder: the last one, which its tokenizer does not use."""
+    return self.vocabulary - 1
+
+  @property
+  def text_vocabulary(self) -> int:
+    """Tokens that a tokenizer may use."""
+    return self.vocabulary if self.causal else self.mask_token
 
   def to_dict(self) -> dict:
     """The JSON form."""
@@ -110,4 +131,4 @@ class DecoderConfig:
     causality leaves half (PaLM, arXiv:2204.02311, appendix B).
     """
     products = self.block_parameters + self.vocabulary * self.width
-    return 6 * products + 6 * self.layers * self.heads * self.head_dim * length
+    return 6 * products + (6 if self.causal else 12) * self.layers * self.heads * self.head_dim * length

@@ -7,20 +7,20 @@ from jaxquant import errors
 from jaxquant.layers import attention
 from jaxquant.layers import inputs
 from jaxquant.models import config as model_config
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import nodes
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 
 
-def abstract_params(config: model_config.DecoderConfig):
+def abstract_params(config: model_config.TransformerConfig):
   """Shapes and dtypes of the model's float tree, as `jax.ShapeDtypeStruct`s."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  return jax.eval_shape(decoder.Decoder(config).init, jax.random.key(0), ids)['params']
+  return jax.eval_shape(staging.make(config).init, jax.random.key(0), ids)['params']
 
 
-def validate(params: dict, config: model_config.DecoderConfig) -> None:
+def validate(params: dict, config: model_config.TransformerConfig) -> None:
   """Raises `CheckpointError` naming the first paths at which `params` does not fit the model.
 
   Kernels may be arrays or QTensors of the model's logical shapes; beside the model's own arrays only input
@@ -29,9 +29,10 @@ def validate(params: dict, config: model_config.DecoderConfig) -> None:
   abstract = abstract_params(config)
   expected = {path: leaf.shape for path, leaf in trees.arrays(abstract).items()}
   linears = set(trees.linears(abstract))
-  specified = {site.name for site in decoder.model_sites(config)}
+  specified = {site.name for site in staging.model_sites(config)}
   specified |= {f'{path}/input' for path in linears - {'embedding', 'positions'}}
   specified |= {f'layers/{i}/attention/{name}' for i in range(config.layers) for name in attention.OPERANDS}
+  restored = {site.residual for site in staging.model_sites(config) if site.residual}
   found, problems = set(), []
   for path, value in trees.walk(params):
     if value is None or isinstance(value, dict):
@@ -44,6 +45,8 @@ def validate(params: dict, config: model_config.DecoderConfig) -> None:
         problems.append(f'{path}: shape {tuple(value.shape)} instead of {expected[path]}')
     elif parent in specified and key in inputs.ENTRIES:
       fits = isinstance(value, quantizers.INPUT_QUANTIZERS) if key == 'quantizer' else not nodes.is_node(value)
+    elif parent in restored and key in ('scale', 'shift'):
+      fits = not nodes.is_node(value)
     elif parent in linears and key == 'kernel_quantizer':
       fits = isinstance(value, quantizers.WeightQuantizer)
     elif parent in linears and key == 'bias':  # of a shift that was folded into a linear without one

@@ -1,7 +1,8 @@
 """Training: quantization-aware and full-precision, resumed bit for bit after any interruption.
 
   qat           quantizers put into a float tree, and their ranges kept sane
-  losses        cross entropy of next-token predictions
+  tasks         what is predicted: the next token, or hidden ones
+  losses        cross entropy of predictions
   regularizers  kurtosis of layer outputs and of weights
   optimizer     AdamW in groups
   step          one training step

@@ -8,12 +8,13 @@ import optax
 
 from jaxquant.layers import tap
 from jaxquant.models import config as model_config
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import trees
 from jaxquant.training import losses
 from jaxquant.training import optimizer as optimizers
 from jaxquant.training import qat
 from jaxquant.training import regularizers
+from jaxquant.training import tasks
 
 
 class TrainState(NamedTuple):
@@ -25,7 +26,7 @@ class TrainState(NamedTuple):
 
 
 class Objective(NamedTuple):
-  """The loss: cross entropy of next tokens, plus either regularizer.
+  """The loss: cross entropy of what the model predicts (training.tasks), plus either regularizer.
 
   Attributes:
     model: the model.
@@ -33,7 +34,7 @@ class Objective(NamedTuple):
     weight_start: training step from which kernel quantizers round; a loss that starts later than 1 does not round.
   """
 
-  model: model_config.DecoderConfig
+  model: model_config.TransformerConfig
   output_kurtosis: regularizers.OutputKurtosis | None = None
   weight_kurtosis: regularizers.WeightKurtosis | None = None
   weight_start: int = 1
@@ -44,23 +45,25 @@ class Objective(NamedTuple):
     return self._replace(output_kurtosis=self.output_kurtosis if due else None,
                          weight_start=1 if step >= self.weight_start else self.weight_start)
 
-  def __call__(self, params, tokens, batch_tokens: int):
+  def __call__(self, params, tokens, batch_tokens: int, step=0):
     """Loss and its parts.
 
     Args:
       params: the tree.
       tokens: int32 [rows, length + 1].
       batch_tokens: tokens predicted in the whole global batch, of which `tokens` may be one microbatch.
+      step: int32 scalar, steps done; an encoder's hidden tokens follow from it.
 
     Returns:
       (loss, metrics): float32 scalars, means over the rows.
     """
     taps = (self.output_kurtosis.tap(),) if self.output_kurtosis else ()
-    model = decoder.Decoder(self.model, taps=taps)
+    model = staging.make(self.model, taps=taps)
     if self.weight_start > 1:
       params = trees.without(params, 'kernel_quantizer')
-    logits, recorded = model.apply({'params': params}, tokens[:, :-1], mutable=[tap.COLLECTION] if taps else [])
-    loss = jnp.mean(losses.cross_entropy(logits, tokens[:, 1:]))
+    inputs, targets, weights = tasks.predictions(self.model, tokens, step)
+    logits, recorded = model.apply({'params': params}, inputs, mutable=[tap.COLLECTION] if taps else [])
+    loss = jnp.mean(losses.cross_entropy(logits, targets) * weights)
     metrics = {'cross_entropy': loss}
     if self.output_kurtosis:
       statistics = list(tap.by_point(recorded[tap.COLLECTION]).values())
@@ -95,11 +98,11 @@ def train_step(state: TrainState, tokens, *, objective: Objective, tx, microbatc
   gradient = jax.value_and_grad(objective, has_aux=True)
 
   def accumulate(total, part):
-    (_, metrics), gradients = gradient(state.params, part, batch_tokens)
+    (_, metrics), gradients = gradient(state.params, part, batch_tokens, state.step)
     return jax.tree.map(jnp.add, total, (gradients, metrics)), None
 
   if microbatches == 1:
-    (_, metrics), gradients = gradient(state.params, tokens, batch_tokens)
+    (_, metrics), gradients = gradient(state.params, tokens, batch_tokens, state.step)
   else:
     # Row r of microbatch m is row r * microbatches + m of the batch, so that every device holds a part of each.
     parts = jnp.moveaxis(tokens.reshape(-1, microbatches, tokens.shape[1]), 1, 0)

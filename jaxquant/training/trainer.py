@@ -12,7 +12,7 @@ import optax
 
 from jaxquant import errors
 from jaxquant.layers import sharding
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import trees
 from jaxquant.training import preemption
 from jaxquant.training import step as training_step
@@ -185,7 +185,7 @@ def _check_finite(step, metrics, params):
 
 def model_params(config, key) -> Any:
   """Freshly initialized float parameters of a decoder; traceable."""
-  return decoder.Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))['params']
+  return staging.make(config).init(key, jnp.zeros((1, 1), jnp.int32))['params']
 
 
 def log_spaced(steps: int, count: int) -> frozenset[int]:

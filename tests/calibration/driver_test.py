@@ -14,7 +14,7 @@ from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.calibration import plan
 from jaxquant.calibration import transform
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
@@ -26,7 +26,7 @@ from tests import networks
 
 _LAYERS = 3
 _CONFIG = networks.config('llama', layers=_LAYERS)
-_MODEL = decoder.staged(_CONFIG)
+_MODEL = staging.staged(_CONFIG)
 _grid = lambda **options: quantizers.WeightQuantizer(formats.IntFormat(3), **options)
 _round = functools.partial(round_to_nearest.round_to_nearest, weight=_grid())
 _ranges = functools.partial(activation_ranges.activation_ranges, bits=8)
@@ -96,11 +96,11 @@ class RoutingTest(parameterized.TestCase):
 
   @parameterized.parameters(*networks.STYLES)
   def test_every_linear_and_site_of_a_model_can_be_owned(self, style):
-    params, model = networks.params(style), decoder.staged(networks.config(style))
+    params, model = networks.params(style), staging.staged(networks.config(style))
     steps = [driver.Step('linears', [('.*', _round)]), driver.Step('sites', [('.*', _ranges)])]
     result = _run(steps, params=params, model=model)
     self.assertTrue(all(isinstance(kernel, qtensor.QTensor) for kernel in _kernels(result.params).values()))
-    sites = [site.name for site in decoder.model_sites(networks.config(style))]
+    sites = [site.name for site in staging.model_sites(networks.config(style))]
     self.assertCountEqual(trees.inputs(result.params), sites)
     self.assertCountEqual(result.decisions, [*trees.linears(params), *sites])
     expected = jax.jit(lambda kernel: quantize.quantize(kernel, formats.IntFormat(3)))

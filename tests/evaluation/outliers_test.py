@@ -12,7 +12,7 @@ from jaxquant.evaluation import outliers
 from jaxquant.evaluation import precisions
 from jaxquant.layers import linear
 from jaxquant.layers import tap
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
@@ -51,7 +51,7 @@ def _analysis() -> tuple[dict, dict]:
 @functools.cache
 def _activations() -> dict:
   """The activations of the planted tree at all sites."""
-  model = decoder.Decoder(networks.config('llama'), taps=(tap.Tap('.*/input', lambda x: x),))
+  model = staging.make(networks.config('llama'), taps=(tap.Tap('.*/input', lambda x: x),))
   apply = networks.quick_jit(functools.partial(model.apply, mutable=[tap.COLLECTION]))
   return tap.by_point(apply({'params': _planted()}, networks.tokens(4))[1][tap.COLLECTION])
 
@@ -118,7 +118,7 @@ class HistogramsTest(absltest.TestCase):
 
   def _histograms(self, tokens) -> dict:
     params = quantized = networks.params('llama')
-    for name in (site.name for site in decoder.model_sites(networks.config('llama'))):
+    for name in (site.name for site in staging.model_sites(networks.config('llama'))):
       quantizer = quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(1), 4)
       quantized = trees.put(quantized, f'{name}/quantizer', quantizer)
     rewrite = functools.partial(precisions.rewrite, precision=precisions.Precision(4, 4, 'static'), learned=False)

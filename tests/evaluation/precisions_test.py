@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxquant import errors
 from jaxquant.evaluation import precisions
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
@@ -18,7 +18,7 @@ from jaxquant.numerics import trees
 from tests import networks
 
 _CONFIG = networks.config('opt')
-_SITES = tuple(site.name for site in decoder.model_sites(_CONFIG))[:-1]
+_SITES = tuple(site.name for site in staging.model_sites(_CONFIG))[:-1]
 _BLOCKS = trees.matching('layers/.*', trees.linears(networks.params('opt')))
 _STANDARD = {precision.name: precision for precision in precisions.standard()}
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxquant.layers import tap
 from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from tests import networks
@@ -22,7 +23,7 @@ _IDENTITY = (tap.Tap('.*', lambda x: x),)
 def _quantized(style: str) -> dict:
   """The tree of networks.params with a quantizer at every site."""
   params = networks.params(style)
-  for i, site in enumerate(decoder.model_sites(networks.config(style))):
+  for i, site in enumerate(staging.model_sites(networks.config(style))):
     quantizer = quantizers.ClipQuantizer(jnp.float32(-0.5 - i), jnp.float32(1), 4)
     params = trees.put(params, f'{site.name}/quantizer', quantizer)
   return params
@@ -70,7 +71,7 @@ class TapTest(parameterized.TestCase):
   @parameterized.parameters(*networks.STYLES)
   def test_both_sides_of_a_site_are_what_enters_and_leaves_its_quantizer(self, style):
     recorded = _recorded(style)
-    for site in decoder.model_sites(networks.config(style)):
+    for site in staging.model_sites(networks.config(style)):
       quantizer = trees.get(_quantized(style), site.name)['quantizer']
       after = recorded[site.name.removesuffix('input') + 'quantized_input']
       np.testing.assert_allclose(after, quantizer(recorded[site.name]), atol=1e-6)

@@ -16,9 +16,9 @@ _SIZES = dict(vocabulary=32, width=24, layers=2, heads=4, feed_forward=40)
 class ConfigTest(parameterized.TestCase):
 
   def test_heads_are_shared_and_sized_only_on_request(self):
-    config = model_config.DecoderConfig(**_SIZES)
+    config = model_config.TransformerConfig(**_SIZES)
     self.assertEqual((config.kv_heads, config.head_dim), (4, 6))
-    config = model_config.DecoderConfig(**_SIZES, kv_heads=2, head_dim=10)
+    config = model_config.TransformerConfig(**_SIZES, kv_heads=2, head_dim=10)
     self.assertEqual((config.kv_heads, config.head_dim), (2, 10))
 
   @parameterized.parameters(
@@ -32,15 +32,15 @@ class ConfigTest(parameterized.TestCase):
       (dict(attention_backend='triton'), "model.attention_backend is 'triton'; there are"))
   def test_mistakes_are_named_with_the_choices(self, values, message):
     with self.assertRaisesRegex(errors.UserError, message):
-      model_config.DecoderConfig(**{**_SIZES, **values})
+      model_config.TransformerConfig(**{**_SIZES, **values})
 
   def test_odd_heads_are_fine_without_rotation(self):
-    self.assertEqual(model_config.DecoderConfig(**_SIZES, head_dim=5, positions='learned').head_dim, 5)
+    self.assertEqual(model_config.TransformerConfig(**_SIZES, head_dim=5, positions='learned').head_dim, 5)
 
   @parameterized.parameters(*networks.STYLES)
   def test_json_form_and_back(self, style):
     config = networks.config(style)
-    self.assertEqual(model_config.DecoderConfig.from_dict(config.to_dict()), config)
+    self.assertEqual(model_config.TransformerConfig.from_dict(config.to_dict()), config)
 
   @parameterized.parameters(
       ({**_SIZES, 'widht': 3}, 'unknown model.widht; did you mean model.width?'),
@@ -48,7 +48,7 @@ class ConfigTest(parameterized.TestCase):
       ({'vocabulary': 3, 'layers': 1}, 'the model needs model.width, model.heads, model.feed_forward'))
   def test_unknown_and_missing_keys_are_named(self, values, message):
     with self.assertRaisesRegex(errors.UserError, message):
-      model_config.DecoderConfig.from_dict(values)
+      model_config.TransformerConfig.from_dict(values)
 
   @parameterized.parameters(*networks.STYLES)
   def test_block_parameters_are_those_of_the_kernels(self, style):
@@ -60,7 +60,7 @@ class ConfigTest(parameterized.TestCase):
   def test_training_operations_of_a_token(self):
     # Forward, and twice that backward: a product costs 2 a weight; scores and their mix 2 a feature and token each, of
     # which a token attends to half on average.
-    config = model_config.DecoderConfig(**_SIZES)
+    config = model_config.TransformerConfig(**_SIZES)
     weights = 2 * (4 * 24 * 24 + 3 * 24 * 40) + 32 * 24
     self.assertEqual(config.training_flops_per_token(100), 3 * (2 * weights + 2 * (2 + 2) * 24 * 100 / 2))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxquant.models import config as model_config
 from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
@@ -38,9 +39,9 @@ _ACTIVATIONS = {
 }
 
 
-def _config(style: str, **overrides) -> model_config.DecoderConfig:
+def _config(style: str, **overrides) -> model_config.TransformerConfig:
   sizes = dict(vocabulary=32, width=16, layers=1, heads=4, kv_heads=2, feed_forward=24, max_length=16, dtype='float32')
-  return model_config.DecoderConfig(**{**sizes, **_STYLES[style], **overrides})
+  return model_config.TransformerConfig(**{**sizes, **_STYLES[style], **overrides})
 
 
 @functools.cache
@@ -87,7 +88,7 @@ def _feed_forward(p, x, config):
   return dense('down', hidden)
 
 
-def _reference(params: dict, config: model_config.DecoderConfig, ids) -> np.ndarray:
+def _reference(params: dict, config: model_config.TransformerConfig, ids) -> np.ndarray:
   """Logits [tokens, vocabulary] of one sequence, in float64."""
   p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
   x = p['embedding']['kernel'][ids]
@@ -162,7 +163,7 @@ class ForwardTest(parameterized.TestCase):
 def _trained(style: str) -> dict:
   """The tree with a learned range at every site."""
   params = _params(style)
-  for site in decoder.model_sites(_config(style)):
+  for site in staging.model_sites(_config(style)):
     quantizer = quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(1.5), 4)
     params = trees.put(params, f'{site.name}/quantizer', quantizer)
   return params
@@ -234,7 +235,7 @@ class SitesTest(parameterized.TestCase):
   @parameterized.parameters(*_STYLES)
   def test_every_linear_reads_one_site_and_producers_exist(self, style):
     config, params = _config(style), _params(style)
-    sites = decoder.model_sites(config)
+    sites = staging.model_sites(config)
     consumers = [path for site in sites for path in site.consumers]
     lookups = {'positions'} if config.tied else {'embedding', 'positions'}
     self.assertCountEqual(consumers, set(trees.linears(params)) - lookups)
@@ -244,14 +245,14 @@ class SitesTest(parameterized.TestCase):
 
   @parameterized.parameters('llama, wide heads', 'gpt2')
   def test_stages_one_after_the_other_are_the_model(self, style):
-    staged, params = decoder.staged(_config(style)), _params(style)
+    staged, params = staging.staged(_config(style)), _params(style)
     x = staged.embed(params, networks.tokens(3))
     seen = set()
     for path, block in staged.blocks:
       x, activations = block.taps(trees.get(params, path), x)
       self.assertContainsSubset([site.name for site in block.sites], activations)
       seen |= {f'{path}/{site.name}' if path else site.name for site in block.sites}
-    self.assertEqual(seen, {site.name for site in decoder.model_sites(_config(style))})
+    self.assertEqual(seen, {site.name for site in staging.model_sites(_config(style))})
     np.testing.assert_allclose(x, _logits(style), rtol=1e-4, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxquant import errors
 from jaxquant.layers import attention
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
@@ -39,7 +39,7 @@ class ValidateTest(parameterized.TestCase):
 
   @parameterized.parameters(*networks.STYLES)
   def test_abstract_tree_is_that_of_initialization(self, style):
-    init = decoder.Decoder(networks.config(style)).init
+    init = staging.make(networks.config(style)).init
     want = jax.eval_shape(init, jax.random.key(0), networks.tokens(1))['params']
     self.assertEqual(validate.abstract_params(networks.config(style)), want)
 
@@ -50,7 +50,7 @@ class ValidateTest(parameterized.TestCase):
   @parameterized.parameters(*networks.STYLES)
   def test_tree_of_codes_with_everything_that_may_stand_in_it_fits(self, style):
     config, params = networks.config(style), networks.params(style)
-    changes = {f'{site.name}/quantizer': _CLIP for site in decoder.model_sites(config)}
+    changes = {f'{site.name}/quantizer': _CLIP for site in staging.model_sites(config)}
     changes |= {f'layers/0/attention/{name}/quantizer': _CLIP for name in attention.OPERANDS}
     changes |= {'layers/0/attention/q/input/shift': _VECTOR, 'layers/0/mlp/input/scale': _VECTOR,
                 'layers/0/mlp/input/gather': np.arange(16), 'layers/0/mlp/input/clip': np.float32([-1, 1])}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
@@ -19,7 +19,7 @@ from jaxquant.training import qat
 from tests import networks
 
 _MODEL = networks.config('llama')
-_NAMES = tuple(site.name for site in decoder.model_sites(_MODEL))
+_NAMES = tuple(site.name for site in staging.model_sites(_MODEL))
 _BLOCK_SITES = _NAMES[:-1]
 
 

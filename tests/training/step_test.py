@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxquant.layers import tap
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import trees
 from jaxquant.training import optimizer
 from jaxquant.training import qat
@@ -19,7 +19,7 @@ from jaxquant.training import step as training_step
 from tests import networks
 
 _MODEL = networks.config('llama')
-_SITES = tuple(site.name for site in decoder.model_sites(_MODEL))
+_SITES = tuple(site.name for site in staging.model_sites(_MODEL))
 # Plain descent by the gradient itself, so that a step shows it.
 _DESCENT = optax.sgd(1.0)
 
@@ -39,7 +39,7 @@ def _step(objective, tx, **options):
 @functools.cache
 def _outputs() -> dict:
   """The outputs of all linears of the quantized network, by point."""
-  model = decoder.Decoder(_MODEL, taps=(tap.Tap('.*/output', lambda y: y),))
+  model = staging.make(_MODEL, taps=(tap.Tap('.*/output', lambda y: y),))
   apply = networks.quick_jit(functools.partial(model.apply, mutable=[tap.COLLECTION]))
   return tap.by_point(apply({'params': _quantized()}, _batch()[:, :-1])[1][tap.COLLECTION])
 
@@ -53,7 +53,7 @@ class ObjectiveTest(parameterized.TestCase):
 
   def test_without_regularizers_it_is_plain_cross_entropy(self):
     def plain(params):
-      logits = decoder.Decoder(_MODEL).apply({'params': params}, _batch()[:, :-1])
+      logits = staging.make(_MODEL).apply({'params': params}, _batch()[:, :-1])
       return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, _batch()[:, 1:]))
 
     # Nothing quantized, and a kurtosis of weight zero: the baseline.

@@ -18,7 +18,7 @@ import optax
 
 from jaxquant import errors
 from jaxquant.layers import sharding
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import trees
 from jaxquant.training import optimizer
 from jaxquant.training import qat
@@ -38,7 +38,7 @@ def _rows(step: int) -> np.ndarray:
 
 def _train(devices: int, fully_sharded: bool = False, microbatches: int = 1) -> dict:
   """Three steps on the first devices: metrics, sums over the arrays of the state, and whether these stayed in place."""
-  sites = tuple(site.name for site in decoder.model_sites(_MODEL))
+  sites = tuple(site.name for site in staging.model_sites(_MODEL))
   params = qat.prepare(networks.params('llama'), qat.QATConfig(), sites)
   tx = optimizer.make(optimizer.OptimizerConfig(learning_rate=0.01, warmup_steps=1, epsilon=1e-3), 10)
   objective = training_step.Objective(_MODEL, regularizers.OutputKurtosis(1e-3))

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxquant import errors
 from jaxquant.calibration import driver
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
@@ -20,7 +20,7 @@ from tests import networks
 
 _WEIGHT = quantizers.WeightQuantizer(formats.parse('uint3'), group_size=8)
 _CONFIG = networks.config('llama')
-_MODEL = decoder.staged(_CONFIG)
+_MODEL = staging.staged(_CONFIG)
 _BATCHES = [networks.tokens(4, seed=seed) for seed in range(2)]
 _CHOOSE = driver.Step('linears', [('layers/.*', functools.partial(adadim.adadim, weight=_WEIGHT))], every=False)
 _ROUND = driver.Step('linears', [('layers/.*', round_to_nearest.round_to_nearest)], every=False)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
@@ -33,7 +33,7 @@ _quantize = jax.jit(quantize.quantize, static_argnames=('fmt', 'axis', 'group_si
 def _mixed(style: str) -> dict:
   """A tree with the formats of `_SITES`, from the third on in the second layer, and `_HEAD` for the last site."""
   params = networks.params(style, _LAYERS[style])
-  *sites, head = decoder.model_sites(networks.config(style, layers=_LAYERS[style]))
+  *sites, head = staging.model_sites(networks.config(style, layers=_LAYERS[style]))
   settings = (*(*_SITES, *_SITES[2:], *_SITES[:2])[: len(sites)], _HEAD)
   for site, setting in zip((*sites, head), settings, strict=True):
     if setting is None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxquant import errors
 from jaxquant.calibration import sites
-from jaxquant.models import decoder
+from jaxquant.models import staging
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
@@ -17,11 +17,11 @@ from jaxquant.transforms import folding
 from tests import networks
 
 _SITES = [(style, site.name) for style in networks.STYLES
-          for site in decoder.staged(networks.config(style)).blocks[0][1].sites]
+          for site in staging.staged(networks.config(style)).blocks[0][1].sites if site.producer]
 
 
 def _block(style):
-  return decoder.staged(networks.config(style)).blocks[0][1], trees.get(networks.params(style), 'layers/0')
+  return staging.staged(networks.config(style)).blocks[0][1], trees.get(networks.params(style), 'layers/0')
 
 
 def _factors(site, params, seed=0):

@@ -1,0 +1,138 @@
+"""The blocks of a transformer: attention and MLP on a residual stream, and which sites they have."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxquant.calibration import sites
+from jaxquant.layers import attention
+from jaxquant.layers import inputs
+from jaxquant.layers import linear
+from jaxquant.layers import norms
+from jaxquant.layers import sharding
+from jaxquant.layers import tap
+from jaxquant.models import config as model_config
+
+# Nonlinearities by name.
+ACTIVATIONS = {
+    'silu': jax.nn.silu,
+    'relu': jax.nn.relu,
+    'gelu': functools.partial(jax.nn.gelu, approximate=False),
+    'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class MLP(nn.Module):
+  """The feed-forward half of a block; `gate` and `up` share the specification `input`."""
+
+  config: model_config.TransformerConfig
+  implementation: str = 'simulated'
+  taps: tuple[tap.Tap, ...] = ()
+
+  @nn.compact
+  def __call__(self, x):
+    config = self.config
+    dense = lambda features, name, **kwargs: linear.Linear(
+        features, use_bias=config.bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
+    prepared = tap.prepare(self, self.taps, self.variables.get('params', {}).get('input'), x)
+    activation = ACTIVATIONS[config.activation]
+    up = dense(config.feed_forward, 'up')(prepared)
+    if config.gated:
+      gate = dense(config.feed_forward, 'gate')(prepared)
+      hidden = inputs.Pending(lambda gate, up: activation(gate) * up, (gate, up))
+    else:
+      hidden = inputs.Pending(activation, (up,))
+    return dense(config.width, 'down', initializer=residual_initializer(config))(hidden)
+
+
+def make_attention(config, implementation, taps, **kwargs) -> attention.Attention:
+  """The attention of a block."""
+  return attention.Attention(
+      heads=config.heads, kv_heads=config.kv_heads, head_dim=config.head_dim, width=config.width,
+      causal=config.causal, use_bias=config.bias, rope_theta=config.rope_theta if config.positions == 'rotary' else None,
+      backend=config.attention_backend, implementation=implementation, taps=taps,
+      output_initializer=residual_initializer(config), **kwargs)
+
+
+class Block(nn.Module):
+  """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)). Post-norm: the residual branches read the norms' outputs.
+
+  So a post-norm block begins with the norm that ends the block before it: y = norm(x), y + attention(y), and the same
+  for the MLP. Each norm then is the producer of its own block's site. Where scales or shifts of such a site were folded
+  into the norm, `attention_residual` and `mlp_residual` undo them for the branch: x scale + shift.
+  """
+
+  config: model_config.TransformerConfig
+  implementation: str = 'simulated'
+  taps: tuple[tap.Tap, ...] = ()
+
+  @nn.compact
+  def __call__(self, x):
+    config = self.config
+    for name, make in (('attention', make_attention), ('mlp', MLP)):
+      y = norms.NORMS[config.norm](config.norm_epsilon, name=f'{name}_norm')(x)
+      residual = self._restored(y, f'{name}_residual') if config.post_norm else x
+      x = residual + make(config, self.implementation, self.taps, name=name)(y)
+    return sharding.constrain_batch(x)
+
+  def _restored(self, y, name):
+    fold = self.variables.get('params', {}).get(name)
+    return y if fold is None else (y * fold['scale'] + fold['shift']).astype(y.dtype)
+
+
+class Layers(nn.Module):
+  """The blocks, named by their index."""
+
+  config: model_config.TransformerConfig
+  implementation: str = 'simulated'
+  taps: tuple[tap.Tap, ...] = ()
+
+  @nn.compact
+  def __call__(self, x):
+    block = nn.remat(Block) if self.config.remat else Block
+    for i in range(self.config.layers):
+      x = block(self.config, self.implementation, self.taps, name=str(i))(x)
+    return x
+
+
+class Embedding(nn.Module):
+  """A table of rows; the float table is created as `kernel`, so that it is a linear layer like the others."""
+
+  rows: int
+  features: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, ids):
+    return linear.embed(self.tree(), ids, self.dtype)
+
+  @nn.compact
+  def tree(self):
+    """The layer's subtree, creating it while initializing."""
+    if self.is_initializing() and not self.has_variable('params', 'kernel'):
+      self.param('kernel', nn.initializers.normal(0.02), (self.rows, self.features), jnp.float32)
+    return dict(self.variables['params'])
+
+
+def block_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...]:
+  """The sites of a block, paths relative to it."""
+  expand = ('mlp/gate', 'mlp/up') if config.gated else ('mlp/up',)
+  shifts = config.norm == 'layer'
+  # A positive scale of `up` passes through a product with the gate, and through a ReLU.
+  scales_pass = config.gated or config.activation == 'relu'
+  return (
+      sites.Site('attention/input', 'attention_norm', ('attention/q', 'attention/k', 'attention/v'), True,
+                 'attention_residual' if config.post_norm else None, shifts),
+      # Probabilities sum to one, so that a shift of the values passes through the mix, too.
+      sites.Site('attention/o/input', 'attention/v', ('attention/o',), shifts=config.bias,
+                 repeats=config.heads // config.kv_heads, run=config.head_dim),
+      sites.Site('mlp/input', 'mlp_norm', expand, True, 'mlp_residual' if config.post_norm else None, shifts),
+      sites.Site('mlp/down/input', 'mlp/up' if scales_pass else None, ('mlp/down',)),
+  )
+
+
+def residual_initializer(config):
+  """Output projections start smaller, so that the residual stream does not grow with depth (GPT-2)."""
+  return nn.initializers.normal(0.02 / (2 * config.layers) ** 0.5)

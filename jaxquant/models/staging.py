@@ -1,0 +1,79 @@
+"""Any model by its configuration: the module, its sites, and how it is cut into blocks for calibration."""
+
+import functools
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxquant.calibration import sites
+from jaxquant.layers import inputs
+from jaxquant.layers import linear
+from jaxquant.layers import tap
+from jaxquant.models import blocks
+from jaxquant.models import config as model_config
+from jaxquant.models import decoder
+from jaxquant.models import encoder
+from jaxquant.numerics import trees
+
+
+def make(
+    config: model_config.TransformerConfig, implementation: str = 'simulated', taps: tuple[tap.Tap, ...] = ()
+) -> nn.Module:
+  """The module: a decoder, or an encoder where the configuration is not causal."""
+  return (decoder.Decoder if config.causal else encoder.Encoder)(config, implementation, taps)
+
+
+def model_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...]:
+  """The sites of the whole model, paths from the root; the head's are the last."""
+  prefixed = lambda i, site: site._replace(
+      name=f'layers/{i}/{site.name}', producer=site.producer and f'layers/{i}/{site.producer}',
+      residual=site.residual and f'layers/{i}/{site.residual}',
+      consumers=tuple(f'layers/{i}/{c}' for c in site.consumers))
+  layers = [prefixed(i, site) for i in range(config.layers) for site in blocks.block_sites(config)]
+  if config.causal:
+    return (*layers, sites.Site('head/input', 'final_norm', ('embedding' if config.tied else 'head',), True))
+  return (*layers, sites.Site('transform/input', 'final_norm', ('transform',), True),
+          sites.Site('head/input', 'transform_norm', ('embedding',)))
+
+
+@functools.cache
+def staged(config: model_config.TransformerConfig, implementation: str = 'simulated') -> sites.StagedModel:
+  """The model cut into blocks for the calibration driver; the last stage is the final norm and head."""
+  every = (tap.Tap('.*input', lambda x: x),)
+  plain, tapped = make(config, implementation), make(config, implementation, every)
+  block, tapped_block = (blocks.Block(config, implementation, taps) for taps in ((), every))
+
+  def observe(module, params, x, **kwargs):
+    y, recorded = module.apply({'params': params}, x, mutable=[tap.COLLECTION], **kwargs)
+    return y, tap.by_point(recorded[tap.COLLECTION])
+
+  last_input = (tap.Tap('(o|down)/input', lambda x: x),)
+  modules = {'attention': lambda taps: blocks.make_attention(config, implementation, taps),
+             'mlp': lambda taps: blocks.MLP(config, implementation, taps)}
+
+  def judge(site, scope, params, x):
+    site = layer.site(site)
+    module = site.name.partition('/')[0]
+    if scope == 'linears' or site.name != f'{module}/input':
+      prepared = inputs.prepare(trees.get(params, site.name), x)
+      outputs = [linear.linear(layer, prepared if len(site.consumers) > 1 else x, implementation=implementation)
+                 for layer in (trees.get(params, path) for path in site.consumers)]
+      return jnp.concatenate(outputs, axis=-1)
+    variables = {'params': params[module]}
+    if scope == 'module':
+      return modules[module](()).apply(variables, x)
+    recorded = modules[module](last_input).apply(variables, x, mutable=[tap.COLLECTION])[1]
+    return next(iter(tap.by_point(recorded[tap.COLLECTION]).values()))
+
+  layer = sites.Block(
+      blocks.block_sites(config),
+      lambda params, x: block.apply({'params': params}, x),
+      lambda params, x: observe(tapped_block, params, x),
+      judge)
+  head = sites.Block(
+      tuple(site for site in model_sites(config) if not site.name.startswith('layers/')),
+      lambda params, x: plain.apply({'params': params}, x, method='logits'),
+      lambda params, x: observe(tapped, params, x, method='logits'))
+  layers = tuple((f'layers/{i}', layer) for i in range(config.layers))
+  return sites.StagedModel(
+      lambda params, ids: plain.apply({'params': params}, ids, method='embed'), (*layers, ('', head)))
