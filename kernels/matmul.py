@@ -1,7 +1,8 @@
 """Matmul of integer codes with exact accumulation and one float32 epilogue.
 
 Values are affine in their codes: x = x_scale * c + x_offset and w = w_scale * d + w_offset, with c int8 and d int8,
-or int16 where a format's values need more than 8 bits as multiples of one scale. The sum over a group of K inputs is then
+or int16 where the values of a format, as multiples of one scale, need more than 8 bits. The sum over a group of K
+inputs is then
 
   x_scale w_scale sum(c d)  +  x_offset w_scale sum(d)  +  w_offset x_scale sum(c)  +  K x_offset w_offset,
 

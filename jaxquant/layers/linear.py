@@ -84,7 +84,7 @@ def _integer_product(implementation: str, values, codes: quantizers.Codes, kerne
 
 
 def _integer_kernel(kernel: qtensor.QTensor):
-  """(integers, scale, offset, bits) with values = scale * integers + offset, as `kernels.quantized_matmul` takes them."""
+  """(integers, scale, offset, bits), values = scale * integers + offset, as `kernels.quantized_matmul` takes them."""
   fmt = kernel.format
   if isinstance(fmt, formats.DIntFormat):
     # Special codes know no zero point, so that no offset serves all codes: it goes into the integers.

@@ -73,7 +73,8 @@ class QuantizedMatmulTest(parameterized.TestCase):
       groups = (1, groups[1])
     self._check(_problem(groups=groups, offsets=offsets, bias=groups[1] == 2), (4, 4))
 
-  @parameterized.parameters((2, 2), (2, 8), (3, 7), (4, 5), (5, 4), (6, 3), (7, 6), (8, 2), (8, 8), (4, 9), (8, 12), (8, 15))
+  @parameterized.parameters(
+      (2, 2), (2, 8), (3, 7), (4, 5), (5, 4), (6, 3), (7, 6), (8, 2), (8, 8), (4, 9), (8, 12), (8, 15))
   def test_every_width_of_codes(self, *bits):
     self._check(_problem(bits=bits, offsets='both, per token', shape=(4, 90, 6)), bits)
 
