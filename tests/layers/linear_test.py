@@ -92,6 +92,18 @@ class ValuesTest(parameterized.TestCase):
     np.testing.assert_array_equal(y, _product(x, kernel))
     np.testing.assert_array_equal(y, _linear({'kernel': kernel}, x))
 
+  @parameterized.product(name=['dint4', 'dint8/8'], implementation=list(kernels.IMPLEMENTATIONS))
+  def test_long_sums_of_dint_kernels_are_exact(self, name, implementation):
+    # The farthest codes of one sign and odd activations: digits are lost wherever float32 adds them past 2^24.
+    fmt, inputs, rng = formats.parse(name), 8000, np.random.default_rng(0)
+    codes = rng.choice([fmt.maximum, fmt.maximum - 1, fmt.plus], (inputs, 6)).astype(fmt.dtype)
+    kernel = qtensor.QTensor(packing.pack(jnp.asarray(codes), fmt, -2), jnp.full((1, 6), 1 / fmt.resolution),
+                             jnp.zeros((1, 6), jnp.uint8), fmt, -2, inputs)
+    x = jnp.asarray(rng.choice([125, 127], (3, inputs)), jnp.float32)
+    y = _linear({'kernel': kernel, 'input': {'quantizer': quantizers.StepQuantizer(jnp.float32(1), 8)}}, x,
+                implementation=implementation)
+    np.testing.assert_array_equal(y, _product(x, kernel).astype(np.float32))
+
   @parameterized.product(name=['dint4', 'dint8'], implementation=list(kernels.IMPLEMENTATIONS))
   def test_dint_products_are_the_scaled_sums_of_integers(self, name, implementation):
     kernel, step = _kernel(name), jnp.float32(0.03)
