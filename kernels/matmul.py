@@ -1,14 +1,15 @@
 """Matmul of integer codes with exact accumulation and one float32 epilogue.
 
-Values are affine in their codes: x = x_scale * c + x_offset and w = w_scale * d + w_offset, with c and d int8. The sum
-over a group of K inputs is then
+Values are affine in their codes: x = x_scale * c + x_offset and w = w_scale * d + w_offset, with c int8 and d int8,
+or int16 where the values of a format, as multiples of one scale, need more than 8 bits. The sum over a group of K
+inputs is then
 
   x_scale w_scale sum(c d)  +  x_offset w_scale sum(d)  +  w_offset x_scale sum(c)  +  K x_offset w_offset,
 
 where the three sums are integers. Both implementations compute the same integers and share the epilogue, hence agree
 bit for bit:
 
-  xla        int8 dot_general with int32 accumulation
+  xla        int8 dot_general with int32 accumulation, two of them for int16
   simulated  float32 dot_general of the codes, in runs short enough that every partial sum stays below 2^24
 """
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 IMPLEMENTATIONS = ('simulated', 'xla')
 
 _EXACT_FLOAT32 = 2**24
+_LARGEST_INT32 = 2**31 - 1
 _LARGEST = float(jnp.finfo(jnp.float32).max)
 
 
@@ -29,12 +31,12 @@ def quantized_matmul(
 
   Args:
     x_codes: int8 [..., K].
-    w_codes: int8 [K, N].
+    w_codes: int8 or int16 [K, N].
     x_scale: float32, scalar or [..., X], X groups along K.
     w_scale: float32 [W, N] or [W, 1], W groups along K; X and W divide K and one of them the other.
     x_offset, w_offset: like the scale beside them, or None for zero.
     bias: [N], added in float32, or None.
-    x_bits, w_bits: bits of the codes, which bound their magnitude by 2^(bits-1).
+    x_bits, w_bits: bits of the codes, which bound their magnitude by 2^(bits-1); w_bits is at most 15.
     implementation: one of `IMPLEMENTATIONS`.
     out_dtype: dtype of the result; everything before is int32 and float32.
 
@@ -42,12 +44,15 @@ def quantized_matmul(
     [..., N] of `out_dtype`.
 
   Raises:
-    ValueError: wrong dtypes or shapes, or an unknown implementation.
+    ValueError: wrong dtypes or shapes, an unknown implementation, or groups so long that sums may exceed int32.
   """
   _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, implementation)
   length = x_codes.shape[-1]
   x_groups = 1 if x_scale.ndim == 0 else x_scale.shape[-1]
   groups = max(x_groups, w_scale.shape[0])
+  if length // groups > (most := _LARGEST_INT32 >> (x_bits + w_bits - 2)):
+    raise ValueError(f'sums over groups of {length // groups} inputs may exceed int32; with codes of {x_bits} and '
+                     f'{w_bits} bits a group has at most {most}')
   accumulate = _accumulate_int8 if implementation == 'xla' else _accumulate_float(x_bits, w_bits)
 
   def group_sum(index):
@@ -95,6 +100,10 @@ def _settled(product):
 
 
 def _accumulate_int8(c, d):
+  """The int32 sums; int16 codes are 128 * high + low, two int8 codes each."""
+  if d.dtype == jnp.int16:
+    high, low = (d >> 7).astype(jnp.int8), (d & 127).astype(jnp.int8)
+    return 128 * _accumulate_int8(c, high) + _accumulate_int8(c, low)
   return jax.lax.dot_general(c, d, (((c.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
 
 
@@ -117,8 +126,8 @@ def _accumulate_float(x_bits, w_bits):
 def _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, implementation):
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(IMPLEMENTATIONS)}')
-  if x_codes.dtype != jnp.int8 or w_codes.dtype != jnp.int8:
-    raise ValueError(f'codes must be int8, not {x_codes.dtype} and {w_codes.dtype}')
+  if x_codes.dtype != jnp.int8 or w_codes.dtype not in (jnp.int8, jnp.int16):
+    raise ValueError(f'codes must be int8, or int16 those of w, not {x_codes.dtype} and {w_codes.dtype}')
   if w_codes.ndim != 2 or x_codes.shape[-1] != w_codes.shape[0]:
     raise ValueError(f'cannot contract codes of shape {x_codes.shape} with {w_codes.shape}')
   if w_scale.ndim != 2 or w_scale.shape[1] not in (1, w_codes.shape[1]):

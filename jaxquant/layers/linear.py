@@ -21,6 +21,7 @@ from flax import linen as nn
 import kernels
 from jaxquant.layers import inputs
 from jaxquant.layers import tap
+from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
@@ -76,13 +77,25 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _integer_product(implementation: str, values, codes: quantizers.Codes, kernel: qtensor.QTensor, bias):
   """Codes with codes; differentiates as the product of the dequantized values, so gradients pass straight through."""
-  fmt = kernel.format
-  shift = 0 if fmt.symmetric else 2 ** (fmt.bits - 1)
-  w_codes = (kernel.unpacked().astype(jnp.int32) - shift).astype(jnp.int8)
-  w_offset = None if kernel.zero_point is None else (shift - kernel.zero_point.astype(jnp.float32)) * kernel.scale
+  w_codes, w_scale, w_offset, w_bits = _integer_kernel(kernel)
   return kernels.quantized_matmul(
-      codes.codes, w_codes, codes.scale, kernel.scale, x_offset=codes.offset, w_offset=w_offset, bias=bias,
-      x_bits=codes.bits, w_bits=fmt.bits, implementation=implementation, out_dtype=values.dtype)
+      codes.codes, w_codes, codes.scale, w_scale, x_offset=codes.offset, w_offset=w_offset, bias=bias,
+      x_bits=codes.bits, w_bits=w_bits, implementation=implementation, out_dtype=values.dtype)
+
+
+def _integer_kernel(kernel: qtensor.QTensor):
+  """(integers, scale, offset, bits), values = scale * integers + offset, as `kernels.quantized_matmul` takes them."""
+  fmt = kernel.format
+  if isinstance(fmt, formats.DIntFormat):
+    # Special codes know no zero point, so that no offset serves all codes: it goes into the integers.
+    zero_point = quantize.spread(kernel.zero_point, kernel.axis, kernel.size)
+    integers = quantize.multiples(kernel.unpacked(), zero_point, fmt)
+    dtype = jnp.int8 if fmt.multiple_bits <= 8 else jnp.int16
+    return integers.astype(dtype), kernel.scale * fmt.resolution, None, fmt.multiple_bits
+  shift = 0 if fmt.symmetric else 2 ** (fmt.bits - 1)
+  integers = (kernel.unpacked().astype(jnp.int32) - shift).astype(jnp.int8)
+  offset = None if kernel.zero_point is None else (shift - kernel.zero_point.astype(jnp.float32)) * kernel.scale
+  return integers, kernel.scale, offset, fmt.bits
 
 
 @_integer_product.defjvp

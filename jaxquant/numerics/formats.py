@@ -52,10 +52,94 @@ class IntFormat:
     """Bits a packed code takes: 2, 4 or 8, the next that divides a byte."""
     return 2 if self.bits == 2 else 4 if self.bits <= 4 else 8
 
+  @property
+  def resolution(self) -> float:
+    """The step of the coarsest uniform grid that holds every value, in units of the scale: 1."""
+    return 1.0
 
-def parse(name: str) -> IntFormat:
-  """The format called `name`, e.g. `int4` or `uint8`; raises `UserError` for a name that is none."""
-  match = re.fullmatch(r'(u?)int([2-8])', name)
-  if not match:
-    raise errors.UserError(f'unknown number format {name!r}; there are int2 to int8 and uint2 to uint8')
-  return IntFormat(int(match[2]), symmetric=not match[1])
+
+@dataclasses.dataclass(frozen=True)
+class DIntFormat:
+  """dINT (arXiv:2311.05161, section 4): asymmetric integers that give up two codes for the values +-c around zero.
+
+  Codes 0 .. p, p = 2^bits - 3, are a uniform grid with a scale and a zero point, as in an asymmetric `IntFormat`. The
+  last two codes stand for +c and -c, c = special * scale, whatever the zero point. Weights too small for a step then
+  need not vanish; the price is a wider step, range / p. Every value is a multiple of c.
+
+  Attributes:
+    bits: bits of one code: 3, 4 or 8.
+    special: c over the scale: 1/2, 1/4 or 1/8, a power of two, so that a product with c is a shift.
+  """
+
+  bits: int
+  special: float = 0.5
+
+  def __post_init__(self):
+    if self.bits not in (3, 4, 8):
+      raise errors.UserError(f'dINT formats have 3, 4 or 8 bits, not {self.bits}')
+    if self.special not in (1 / 2, 1 / 4, 1 / 8):
+      raise errors.UserError(f'the special value of a dINT format is 1/2, 1/4 or 1/8 of a step, not {self.special}')
+
+  @property
+  def name(self) -> str:
+    """`dint4`, or `dint4/8` where c is an eighth of the scale instead of half of it: what `parse` reads."""
+    return f'dint{self.bits}' + ('' if self.special == 1 / 2 else f'/{round(1 / self.special)}')
+
+  @property
+  def symmetric(self) -> bool:
+    """False: there is a zero point."""
+    return False
+
+  @property
+  def minimum(self) -> int:
+    """The smallest code of the uniform grid: 0."""
+    return 0
+
+  @property
+  def maximum(self) -> int:
+    """The largest code of the uniform grid: p."""
+    return 2**self.bits - 3
+
+  @property
+  def plus(self) -> int:
+    """The code of +c: p + 1."""
+    return self.maximum + 1
+
+  @property
+  def minus(self) -> int:
+    """The code of -c: p + 2."""
+    return self.maximum + 2
+
+  @property
+  def dtype(self):
+    """The dtype of unpacked codes: uint8."""
+    return jnp.uint8
+
+  @property
+  def storage_bits(self) -> int:
+    """Bits a packed code takes: 4 or 8, the next that divides a byte."""
+    return 4 if self.bits <= 4 else 8
+
+  @property
+  def resolution(self) -> float:
+    """The step of the coarsest uniform grid that holds every value, in units of the scale: `special`."""
+    return self.special
+
+  @property
+  def multiple_bits(self) -> int:
+    """Bits of a signed integer that holds every value as a multiple of c, for any zero point: 5 to 12."""
+    return (self.maximum * round(1 / self.special)).bit_length() + 1
+
+
+Format = IntFormat | DIntFormat
+
+
+def parse(name: str) -> Format:
+  """The format called `name`, e.g. `int4`, `uint8` or `dint4`; raises `UserError` for a name that is none."""
+  if match := re.fullmatch(r'(u?)int([2-8])', name):
+    return IntFormat(int(match[2]), symmetric=not match[1])
+  if match := re.fullmatch(r'dint([348])(?:/([48]))?', name):
+    return DIntFormat(int(match[1]), special=1 / int(match[2] or 2))
+  raise errors.UserError(
+      f'unknown number format {name!r}; there are int2 to int8, uint2 to uint8, and dint3, dint4 and dint8, '
+      'or dint4/4 and dint4/8 for a special value of a quarter or an eighth of a step')

@@ -76,7 +76,7 @@ def decode(spec: Any, leaf, path: str = '') -> Any:
 
 
 def _encode_static(value):
-  return {_FORMAT: value.name} if isinstance(value, formats.IntFormat) else value
+  return {_FORMAT: value.name} if isinstance(value, formats.Format) else value
 
 
 def _decode_static(value):

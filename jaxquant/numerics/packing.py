@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxquant.numerics import formats
 
 
-def pack(codes, fmt: formats.IntFormat, axis: int):
+def pack(codes, fmt: formats.Format, axis: int):
   """Packs codes along `axis`.
 
   Args:
@@ -27,7 +27,7 @@ def pack(codes, fmt: formats.IntFormat, axis: int):
   return jnp.moveaxis(packed, -1, axis)
 
 
-def unpack(packed, fmt: formats.IntFormat, axis: int, size: int):
+def unpack(packed, fmt: formats.Format, axis: int, size: int):
   """The inverse of `pack`: int8 (symmetric) or uint8 codes with `size` elements along `axis`."""
   bits = fmt.storage_bits
   packed = jnp.moveaxis(packed, axis, -1)

@@ -13,7 +13,7 @@ from jaxquant.numerics import packing
 
 @nodes.node('codes', 'scale', 'zero_point')
 class QTensor:
-  """Packed integer codes with their scales: value = (code - zero_point) * scale.
+  """Packed integer codes with their scales: value = (code - zero_point) * scale, but for dINT's special codes.
 
   Invariants:
     * `axis` is negative and names the axis that is cut into groups and packed: the contraction axis of a linear
@@ -28,7 +28,7 @@ class QTensor:
   codes: Any
   scale: Any
   zero_point: Any
-  format: formats.IntFormat
+  format: formats.Format
   axis: int
   size: int
 

@@ -23,42 +23,62 @@ def spread(per_group, axis: int, size: int):
   return per_group if groups == 1 else jnp.repeat(per_group, size // groups, axis=axis)
 
 
-def affine(low, high, fmt: formats.IntFormat):
+def affine(low, high, fmt: formats.Format):
   """Scale and zero point of a value range that contains zero.
 
   Args:
     low, high: float32 ends of the range, low <= 0 <= high, any shape.
-    fmt: symmetric formats use max(-low, high) / maximum; asymmetric ones (high - low) / (2^bits - 1).
+    fmt: symmetric formats use max(-low, high) / maximum; asymmetric ones (high - low) / maximum.
 
   Returns:
     (scale, zero_point): float32 and uint8 of the same shape; zero_point is None for symmetric formats. An empty
-    range has scale 1, so that zeros stay exactly zero; other scales are at least the smallest normal number. Scales
-    above its reciprocal, 8.5e37, cannot be divided by.
+    range has scale 1, so that zeros stay exactly zero; of other scales the format's smallest value is at least the
+    smallest normal number. Scales above its reciprocal, 8.5e37, cannot be divided by.
   """
   if fmt.symmetric:
     scale = jnp.maximum(-low, high) / fmt.maximum
   else:
     scale = (high / 2 - low / 2) / (fmt.maximum / 2)  # the difference itself may overflow
   # Asked of the range, since the scale of a tiny one underflows.
-  scale = jnp.where(low == high, 1.0, jnp.maximum(scale, _TINY))
+  scale = jnp.where(low == high, 1.0, jnp.maximum(scale, _TINY / fmt.resolution))
   zero_point = None if fmt.symmetric else jnp.round(-low / scale).astype(jnp.uint8)
   return scale, zero_point
 
 
-def encode(x, scale, zero_point, fmt: formats.IntFormat):
-  """Codes of float values for broadcastable scales: round half to even, then saturate. int8 or uint8."""
-  codes = jnp.round(x.astype(jnp.float32) / scale)
+def encode(x, scale, zero_point, fmt: formats.Format):
+  """Codes of float values for broadcastable scales: int8 or uint8.
+
+  Uniform codes round half to even, then saturate. In a dINT format +c takes special * scale / 2 < x <=
+  (special + 1) * scale / 2, and -c the mirror image (arXiv:2311.05161, section 4): within a min-max range every
+  value gets the nearest code. Beyond a range that ends at zero, values saturate to zero, although c is nearer.
+  """
+  steps = x.astype(jnp.float32) / scale
+  codes = jnp.round(steps)
   if zero_point is not None:
     codes += zero_point.astype(jnp.float32)
-  return jnp.clip(codes, fmt.minimum, fmt.maximum).astype(fmt.dtype)
+  codes = jnp.clip(codes, fmt.minimum, fmt.maximum)
+  if isinstance(fmt, formats.DIntFormat):
+    near, far = fmt.special / 2, (fmt.special + 1) / 2
+    codes = jnp.where((steps > near) & (steps <= far), fmt.plus, codes)
+    codes = jnp.where((steps < -near) & (steps >= -far), fmt.minus, codes)
+  return codes.astype(fmt.dtype)
 
 
-def decode(codes, scale, zero_point):
-  """Float32 values of codes for broadcastable scales: (codes - zero_point) * scale."""
-  values = codes.astype(jnp.float32)
+def multiples(codes, zero_point, fmt: formats.Format):
+  """The integers that codes stand for, int16 for broadcastable zero points: value = multiple * resolution * scale."""
+  per_step = round(1 / fmt.resolution)
+  integers = codes.astype(jnp.int16)
   if zero_point is not None:
-    values -= zero_point.astype(jnp.float32)
-  return values * scale
+    integers -= zero_point.astype(jnp.int16)
+  integers *= per_step
+  if isinstance(fmt, formats.DIntFormat):
+    integers = jnp.where(codes == fmt.plus, 1, jnp.where(codes == fmt.minus, -1, integers))
+  return integers
+
+
+def decode(codes, scale, zero_point, fmt: formats.Format):
+  """Float32 values of codes for broadcastable scales: (codes - zero_point) * scale, or +-c for dINT's special codes."""
+  return multiples(codes, zero_point, fmt).astype(jnp.float32) * fmt.resolution * scale
 
 
 def group_count(size: int, group_size: int | None, what: str = 'array') -> int:
@@ -80,7 +100,7 @@ def group_range(x, *, axis: int, group_size: int | None = None, per_tensor: bool
 
 
 def quantize(
-    x, fmt: formats.IntFormat, *, axis: int = -2, group_size: int | None = None, per_tensor: bool = False
+    x, fmt: formats.Format, *, axis: int = -2, group_size: int | None = None, per_tensor: bool = False
 ) -> qtensor.QTensor:
   """Rounds `x` to the nearest codes of `fmt` with min-max scales.
 
@@ -103,7 +123,7 @@ def quantize(
   return from_scales(x, scale, zero_point, fmt, axis=axis)
 
 
-def from_scales(x, scale, zero_point, fmt: formats.IntFormat, *, axis: int = -2) -> qtensor.QTensor:
+def from_scales(x, scale, zero_point, fmt: formats.Format, *, axis: int = -2) -> qtensor.QTensor:
   """Rounds `x` to codes for given scales and zero points, shaped as in a QTensor."""
   size = x.shape[axis]
   wide = None if zero_point is None else spread(zero_point, axis, size)
@@ -114,4 +134,4 @@ def from_scales(x, scale, zero_point, fmt: formats.IntFormat, *, axis: int = -2)
 def dequantize(q: qtensor.QTensor, dtype=jnp.float32):
   """The values of `q` as an array of `dtype` and the logical shape; arithmetic is float32."""
   zero_point = None if q.zero_point is None else spread(q.zero_point, q.axis, q.size)
-  return decode(q.unpacked(), spread(q.scale, q.axis, q.size), zero_point).astype(dtype)
+  return decode(q.unpacked(), spread(q.scale, q.axis, q.size), zero_point, q.format).astype(dtype)

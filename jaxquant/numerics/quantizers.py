@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxquant import errors
 from jaxquant.numerics import formats
 from jaxquant.numerics import nodes
 from jaxquant.numerics import qtensor
@@ -133,7 +134,7 @@ class DynamicQuantizer:
   """Ranges taken from the activation itself: per token, per group of features, or per tensor; zero is in the range.
 
   Attributes:
-    format: codes; symmetric or asymmetric.
+    format: integers, symmetric or asymmetric; others raise `UserError`.
     group_size: features that share a scale; None: all of a token.
     per_tensor: one range for the whole activation; excludes `group_size`.
   """
@@ -141,6 +142,10 @@ class DynamicQuantizer:
   format: formats.IntFormat
   group_size: int | None = None
   per_tensor: bool = False
+
+  def __post_init__(self):
+    if not isinstance(self.format, formats.IntFormat):
+      raise errors.UserError(f'activations take integer formats, not {self.format.name}, which is one for weights')
 
   def codes(self, x) -> Codes:
     """Integer codes of `x`; asymmetric codes are shifted by 2^(bits-1) into int8."""
@@ -170,7 +175,7 @@ class WeightQuantizer:
   trained kernel to a QTensor changes nothing.
   """
 
-  format: formats.IntFormat
+  format: formats.Format
   axis: int = -2
   group_size: int | None = None
 

@@ -17,7 +17,7 @@ def _codes(rng, bits, *shape):
   """Random codes of `bits` that hold both extremes."""
   codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape)
   codes.flat[0], codes.flat[-1] = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-  return codes.astype(np.int8)
+  return codes.astype(np.int8 if bits <= 8 else np.int16)
 
 
 def _problem(*, bits=(4, 4), groups=(1, 1), offsets='none', shape=(3, 5, 24, 7), bias=False, scales='token', seed=0):
@@ -73,7 +73,8 @@ class QuantizedMatmulTest(parameterized.TestCase):
       groups = (1, groups[1])
     self._check(_problem(groups=groups, offsets=offsets, bias=groups[1] == 2), (4, 4))
 
-  @parameterized.parameters((2, 2), (2, 8), (3, 7), (4, 5), (5, 4), (6, 3), (7, 6), (8, 2), (8, 8))
+  @parameterized.parameters(
+      (2, 2), (2, 8), (3, 7), (4, 5), (5, 4), (6, 3), (7, 6), (8, 2), (8, 8), (4, 9), (8, 12), (8, 15))
   def test_every_width_of_codes(self, *bits):
     self._check(_problem(bits=bits, offsets='both, per token', shape=(4, 90, 6)), bits)
 
@@ -93,25 +94,41 @@ class QuantizedMatmulTest(parameterized.TestCase):
       arguments[name] = arguments[name][:1, :1]
     self._check(arguments, (4, 4))
 
-  @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), bits=[(8, 8), (6, 8)])
+  @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), bits=[(8, 8), (6, 8), (8, 10)])
   def test_sums_beyond_the_integers_of_float32_are_exact(self, implementation, bits):
     # Products near the largest, odd and even, of one sign: digits are lost wherever float32 adds them past 2^24.
     rng = np.random.default_rng(0)
     large = lambda bits, *shape: rng.integers(2 ** (bits - 1) * 3 // 4, 2 ** (bits - 1), shape)
     x, w = large(bits[0], 9, 20_000), large(bits[1], 20_000, 8)
     self.assertGreater((x @ w).min(), 2**25)
-    got = _run(dict(x_codes=x.astype(np.int8), w_codes=w.astype(np.int8), x_scale=np.float32(1),
+    w_codes = w.astype(np.int8 if bits[1] <= 8 else np.int16)
+    got = _run(dict(x_codes=x.astype(np.int8), w_codes=w_codes, x_scale=np.float32(1),
                     w_scale=np.ones((1, 8), np.float32)), implementation, bits)
     np.testing.assert_array_equal(got, (x @ w).astype(np.float32))
 
-  @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), bits=[(8, 8), (2, 2)])
+  @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), bits=[(8, 8), (2, 2), (8, 12)])
   def test_sums_of_extreme_codes_are_exact(self, implementation, bits):
     # The largest products of either sign, in one run of the simulated product and one more.
     x, w = (np.full(shape, -(2 ** (b - 1))) for b, shape in zip(bits, ((1, 1025), (1025, 2))))
     w[:, 1] = 2 ** (bits[1] - 1) - 1
-    got = _run(dict(x_codes=x.astype(np.int8), w_codes=w.astype(np.int8), x_scale=np.float32(1),
+    w_codes = w.astype(np.int8 if bits[1] <= 8 else np.int16)
+    got = _run(dict(x_codes=x.astype(np.int8), w_codes=w_codes, x_scale=np.float32(1),
                     w_scale=np.ones((1, 2), np.float32)), implementation, bits)
     np.testing.assert_array_equal(got, (x @ w).astype(np.float32))
+
+  @parameterized.parameters(((8, 8), 131_071), ((8, 12), 8191), ((4, 15), 16_383))
+  def test_refuses_groups_whose_sums_may_exceed_int32(self, bits, most):
+    def shape(inputs, groups=1):
+      of = jax.ShapeDtypeStruct
+      return jax.eval_shape(
+          lambda *a: kernels.quantized_matmul(*a, x_bits=bits[0], w_bits=bits[1]), of((1, inputs), jnp.int8),
+          of((inputs, 2), jnp.int8 if bits[1] <= 8 else jnp.int16), of((), jnp.float32), of((groups, 2), jnp.float32))
+
+    self.assertLess(most * 2 ** (sum(bits) - 2), 2**31)
+    shape(most)
+    shape(2 * most, groups=2)
+    with self.assertRaisesRegex(ValueError, f'groups of {most + 1} inputs may exceed int32; .* has at most {most}$'):
+      shape(most + 1)
 
   @parameterized.parameters(*kernels.IMPLEMENTATIONS)
   def test_zero_scales_leave_offsets_and_bias(self, implementation):
@@ -148,8 +165,8 @@ class QuantizedMatmulTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ({'implementation': 'cuda'}, "unknown implementation 'cuda'; there are simulated, xla"),
-      ({'x_codes': np.zeros((3, 5, 24), np.uint8)}, 'codes must be int8, not uint8 and int8'),
-      ({'w_codes': np.zeros((24, 7), np.int32)}, 'codes must be int8, not int8 and int32'),
+      ({'x_codes': np.zeros((3, 5, 24), np.uint8)}, 'codes must be int8, or int16 those of w, not uint8 and int8'),
+      ({'w_codes': np.zeros((24, 7), np.int32)}, 'codes must be int8, or int16 those of w, not int8 and int32'),
       ({'w_codes': np.zeros((12, 7), np.int8)}, r'cannot contract codes of shape \(3, 5, 24\) with \(12, 7\)'),
       ({'w_codes': np.zeros((2, 24, 7), np.int8)}, 'cannot contract codes'),
       ({'w_scale': np.ones((2, 6), np.float32)}, r'w_scale of shape \(2, 6\) does not fit'),

@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import kernels
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.numerics import formats
+from jaxquant.numerics import packing
+from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from tests import networks
@@ -56,18 +59,62 @@ class ValuesTest(parameterized.TestCase):
     np.testing.assert_allclose(_linear({'kernel': kernel}, x), want, atol=1e-5)
     np.testing.assert_allclose(_linear({'kernel': kernel, 'bias': bias}, x), want + bias, atol=1e-5)
 
-  @parameterized.product(name=['int2', 'uint4', 'int8'], groups=[(None, -2), (2, -1)])
+  @parameterized.product(name=['int2', 'uint4', 'int8', 'dint4'], groups=[(None, -2), (2, -1)])
   def test_integer_kernel_with_float_activation(self, name, groups):
     x, kernel, bias = _random(2, 3, _INPUTS), _kernel(name, *groups), _random(_OUTPUTS, seed=2)
     y = _linear({'kernel': kernel, 'bias': bias}, x)
     np.testing.assert_allclose(y, _product(x, kernel, bias), atol=1e-5)
 
-  @parameterized.parameters(*((name, ('uint8', 4)) for name in _QUANTIZERS), ('clip', ('int4', None)))
+  @parameterized.parameters(
+      *((name, ('uint8', 4)) for name in _QUANTIZERS), *((name, ('dint4', 4)) for name in _QUANTIZERS),
+      ('clip', ('int4', None)), ('clip', ('dint8/8', None)))
   def test_integer_kernel_with_quantized_activation(self, quantizer, kernel):
     quantizer, kernel = _QUANTIZERS[quantizer], _kernel(*kernel)
     x, bias = _random(2, 3, _INPUTS), _random(_OUTPUTS, seed=2)
     y = _linear({'kernel': kernel, 'bias': bias, 'input': {'quantizer': quantizer}}, x)
     np.testing.assert_allclose(y, _product(_values(quantizer, x), kernel, bias), rtol=1e-5, atol=2e-5)
+
+  @parameterized.product(
+      name=['dint3', 'dint4', 'dint4/8', 'dint8', 'dint8/8'], group_size=[None, 4],
+      implementation=list(kernels.IMPLEMENTATIONS))
+  def test_dint_kernels_meet_codes_in_whole_multiples_of_the_special_value(self, name, group_size, implementation):
+    fmt, rng = formats.parse(name), np.random.default_rng(0)
+    groups = 1 if group_size is None else _INPUTS // group_size
+    kernel = qtensor.QTensor(
+        packing.pack(jnp.asarray(rng.integers(0, 2**fmt.bits, (_INPUTS, 40)), fmt.dtype), fmt, -2),
+        jnp.asarray(2.0 ** rng.integers(-6, 3, (groups, 40)), jnp.float32),
+        jnp.asarray(rng.integers(0, fmt.maximum + 1, (groups, 40)), jnp.uint8), fmt, -2, _INPUTS)
+    x = jnp.asarray(rng.integers(-128, 128, (3, _INPUTS)) / 4, jnp.float32)
+    y = _linear({'kernel': kernel, 'input': {'quantizer': quantizers.StepQuantizer(jnp.float32(0.25), 8)}}, x,
+                implementation=implementation)
+    # With scales that are powers of two, float arithmetic is exact too.
+    self.assertContainsSubset({fmt.plus, fmt.minus}, set(np.asarray(kernel.unpacked()).ravel().tolist()))
+    np.testing.assert_array_equal(y, _product(x, kernel))
+    np.testing.assert_array_equal(y, _linear({'kernel': kernel}, x))
+
+  @parameterized.product(name=['dint4', 'dint8/8'], implementation=list(kernels.IMPLEMENTATIONS))
+  def test_long_sums_of_dint_kernels_are_exact(self, name, implementation):
+    # The farthest codes of one sign and odd activations: digits are lost wherever float32 adds them past 2^24.
+    fmt, inputs, rng = formats.parse(name), 8000, np.random.default_rng(0)
+    codes = rng.choice([fmt.maximum, fmt.maximum - 1, fmt.plus], (inputs, 6)).astype(fmt.dtype)
+    kernel = qtensor.QTensor(packing.pack(jnp.asarray(codes), fmt, -2), jnp.full((1, 6), 1 / fmt.resolution),
+                             jnp.zeros((1, 6), jnp.uint8), fmt, -2, inputs)
+    x = jnp.asarray(rng.choice([125, 127], (3, inputs)), jnp.float32)
+    y = _linear({'kernel': kernel, 'input': {'quantizer': quantizers.StepQuantizer(jnp.float32(1), 8)}}, x,
+                implementation=implementation)
+    np.testing.assert_array_equal(y, _product(x, kernel).astype(np.float32))
+
+  @parameterized.product(name=['dint4', 'dint8'], implementation=list(kernels.IMPLEMENTATIONS))
+  def test_dint_products_are_the_scaled_sums_of_integers(self, name, implementation):
+    kernel, step = _kernel(name), jnp.float32(0.03)
+    x = _random(5, _INPUTS)
+    codes = quantizers.StepQuantizer(step, 8).codes(x).codes
+    values, half = np.asarray(_dequantize(kernel), np.float64), np.asarray(kernel.scale, np.float64) / 2
+    sums = np.asarray(codes, np.int64) @ np.round(values / half).astype(np.int64)
+    want = sums.astype(np.float32) * step * half.astype(np.float32)
+    y = _linear({'kernel': kernel, 'input': {'quantizer': quantizers.StepQuantizer(step, 8)}}, x,
+                implementation=implementation)
+    np.testing.assert_array_equal(y, want)
 
   @parameterized.parameters(*_QUANTIZERS)
   def test_float_kernel_with_quantized_activation(self, name):
@@ -126,7 +173,7 @@ class ValuesTest(parameterized.TestCase):
 
 class EmbeddingTest(parameterized.TestCase):
 
-  @parameterized.product(format_axis=[('int4', -2), ('uint3', -1)], dtype=['float32', 'bfloat16'])
+  @parameterized.product(format_axis=[('int4', -2), ('uint3', -1), ('dint4', -1)], dtype=['float32', 'bfloat16'])
   def test_rows_are_those_of_the_dequantized_table(self, format_axis, dtype):
     name, axis = format_axis
     table, ids = _kernel(name, 2, axis), jnp.int32([[0, 15, 3], [3, 7, 0]])
@@ -145,7 +192,8 @@ class EmbeddingTest(parameterized.TestCase):
 class GradientTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      *((name, ('uint4', 4), 'float32') for name in _QUANTIZERS), ('clip', ('int4', None), 'bfloat16'))
+      *((name, ('uint4', 4), 'float32') for name in _QUANTIZERS), ('clip', ('int4', None), 'bfloat16'),
+      ('per token', ('dint4', 4), 'float32'))
   def test_integer_products_differentiate_as_the_product_of_their_values(self, quantizer, kernel, dtype):
     kernel, cotangent = _kernel(*kernel), _random(3, _OUTPUTS, seed=5).astype(dtype)
 

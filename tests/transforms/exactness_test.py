@@ -15,13 +15,15 @@ from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from tests import networks
 
-_LAYERS = {'llama': 2, 'opt': 1}
-# Format of weights, inputs that share a weight scale, quantizer of the inputs: in turn for the sites of a layer.
+_LAYERS = {'llama': 2, 'opt': 1, 'bert': 1}
+# Format of weights, inputs that share a weight scale, quantizer of the inputs: in turn for the sites of a network.
 _SITES = (
     ('int4', None, quantizers.ClipQuantizer(jnp.float32(-1.5), jnp.float32(2.5), 4)),
     ('uint8', 4, quantizers.DynamicQuantizer(formats.parse('uint8'), group_size=8)),
-    ('int4', 8, quantizers.DynamicQuantizer(formats.parse('int4'))),
+    ('dint4', 8, quantizers.DynamicQuantizer(formats.parse('uint8'))),
     None,
+    ('int4', 8, quantizers.DynamicQuantizer(formats.parse('int4'))),
+    ('dint8/4', None, quantizers.ClipQuantizer(jnp.float32(-2), jnp.float32(3), 8)),
 )
 _HEAD = 'uint4', 8, quantizers.ClipQuantizer(jnp.float32(-3), jnp.float32(3), 8, align_zero=True)
 
@@ -31,10 +33,10 @@ _quantize = jax.jit(quantize.quantize, static_argnames=('fmt', 'axis', 'group_si
 
 @functools.cache
 def _mixed(style: str) -> dict:
-  """A tree with the formats of `_SITES`, from the third on in the second layer, and `_HEAD` for the last site."""
+  """A tree with the formats of `_SITES`, again from the first after the last, and `_HEAD` for the last site."""
   params = networks.params(style, _LAYERS[style])
   *sites, head = staging.model_sites(networks.config(style, layers=_LAYERS[style]))
-  settings = (*(*_SITES, *_SITES[2:], *_SITES[:2])[: len(sites)], _HEAD)
+  settings = (*(*_SITES, *_SITES)[: len(sites)], _HEAD)
   for site, setting in zip((*sites, head), settings, strict=True):
     if setting is None:
       continue

@@ -77,6 +77,10 @@ _CASES = {
     'round_to_nearest, input channels': Case(
         'linears', _round('int4', axis=-1), _RELATIVE_ERROR, _round('int3'), weight_only=True),
     'round_to_nearest, asymmetric': Case('linears', _round('uint4'), _RELATIVE_ERROR, _round('uint3')),
+    'round_to_nearest, dINT': Case('linears', _round('dint4'), _RELATIVE_ERROR, _round('uint3')),
+    'round_to_nearest, dINT of 3 bits in groups': Case(
+        'linears', _round('dint3', group_size=8), _RELATIVE_ERROR, _round('dint3')),
+    'round_to_nearest, dINT of 8 bits': Case('linears', _round('dint8'), _RELATIVE_ERROR, _round('uint6')),
     'ranges, minmax': Case('sites', _ranges(), _ENDS, _ranges(3)),
     'ranges, average': Case('sites', _ranges(method='average'), _ENDS, _ranges(3)),
     'ranges, percentile': Case('sites', _ranges(method='percentile', percentile=99.0), _ENDS, _ranges(3)),
