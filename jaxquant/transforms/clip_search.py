@@ -57,8 +57,8 @@ def clip_search(
     for path in claim.names:
       if grids.grid(params, path, weight).axis != -2:
         raise errors.UserError(
-            f'{path}: the clip search judges groups of inputs by their share in an output; a grid with scales per input '
-            'channel has none')
+            f'{path}: the clip search judges groups of inputs by their share in an output; a grid with scales per '
+            'input channel has none')
     return moments.empty(claim, params, batch)
 
   def find(params, state):

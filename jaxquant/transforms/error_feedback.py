@@ -51,8 +51,8 @@ def factorize(moment, *, damping: float = 0.01, act_order: bool = False) -> Fact
   """
   size, diagonal = moment.shape[0], jnp.diagonal(moment)
   live = diagonal != 0
-  mean = jnp.sum(diagonal) / jnp.maximum(jnp.sum(live), 1)
-  # In units of the mean, so that the size of the activations does not count.
+  mean = jnp.sum(jnp.abs(diagonal)) / jnp.maximum(jnp.sum(live), 1)
+  # In units of the mean, so that the size of the activations does not count. Magnitudes, as the sign must stay.
   normal = moment / jnp.where(mean == 0, 1.0, mean) + jnp.diag(jnp.where(live, 0.0, 1.0))
   order = jnp.argsort(-diagonal, stable=True) if act_order else None
   if order is not None:

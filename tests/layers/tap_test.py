@@ -79,7 +79,8 @@ class TapTest(parameterized.TestCase):
   def test_a_linear_with_a_specification_of_its_own_reports_both_sides_behind_its_site(self):
     config, path = networks.config('llama'), 'layers/0/attention/q'
     params = trees.put(networks.params('llama'), f'{path}/input', {'scale': jnp.full(16, 2.0)})
-    apply = networks.quick_jit(functools.partial(decoder.Decoder(config, taps=_IDENTITY).apply, mutable=[tap.COLLECTION]))
+    model = decoder.Decoder(config, taps=_IDENTITY)
+    apply = networks.quick_jit(functools.partial(model.apply, mutable=[tap.COLLECTION]))
     recorded = tap.by_point(apply({'params': params}, networks.tokens(2))[1][tap.COLLECTION])
     self.assertEqual(set(recorded) - _points('llama'), {f'{path}/input', f'{path}/quantized_input'})
     np.testing.assert_array_equal(recorded[f'{path}/input'], recorded['layers/0/attention/quantized_input'])
