@@ -147,7 +147,7 @@ class Linear(nn.Module):
     params = dict(self.variables.get('params', {}))
     if shared_kernel is not None:
       params['kernel'] = shared_kernel
-    if not isinstance(x, inputs.Activation):
+    if not isinstance(x, inputs.Activation) or params.get('input'):
       x = tap.prepare(self, self.taps, params.pop('input', None), x)
     y = linear(params, x, implementation=self.implementation, transpose=shared_kernel is not None)
     tap.record(self, self.taps, 'output', lambda: y)

@@ -2,8 +2,12 @@
 
 Rounding:
   round_to_nearest     weights to the nearest code
+  gptq                 GPTQ: input by input, those to come making up for the error so far
+  clip_search          narrower weight ranges where they lower the output error
   adadim               AdaDim: the axis of each kernel's groups
   grids                what a kernel is rounded to: given, or chosen by a step before
+  error_feedback       the solver of GPTQ, on plain arrays
+  moments              second moments of what linears read, the Hessians of their output errors
 
 Activations:
   activation_ranges    static ranges from calibration: min-max, averages, percentiles

@@ -77,6 +77,16 @@ class TapTest(parameterized.TestCase):
       np.testing.assert_allclose(after, quantizer(recorded[site.name]), atol=1e-6)
       self.assertGreater(np.abs(after - recorded[site.name]).max(), 0.01)
 
+  def test_a_linear_with_a_specification_of_its_own_reports_both_sides_behind_its_site(self):
+    config, path = networks.config('llama'), 'layers/0/attention/q'
+    params = trees.put(networks.params('llama'), f'{path}/input', {'scale': jnp.full(16, 2.0)})
+    model = decoder.Decoder(config, taps=_IDENTITY)
+    apply = networks.quick_jit(functools.partial(model.apply, mutable=[tap.COLLECTION]))
+    recorded = tap.by_point(apply({'params': params}, networks.tokens(2))[1][tap.COLLECTION])
+    self.assertEqual(set(recorded) - _points('llama'), {f'{path}/input', f'{path}/quantized_input'})
+    np.testing.assert_array_equal(recorded[f'{path}/input'], recorded['layers/0/attention/quantized_input'])
+    np.testing.assert_array_equal(recorded[f'{path}/quantized_input'], recorded[f'{path}/input'] / 2)
+
   def test_output_is_what_the_linear_returns(self):
     recorded = _recorded('opt')
     layer = trees.get(networks.params('opt'), 'layers/0/mlp/up')

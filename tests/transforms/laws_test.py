@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant.calibration import driver
 from jaxquant.calibration import plan
 from jaxquant.calibration import statistics
 from jaxquant.calibration import transform as transforms
@@ -36,6 +37,8 @@ from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import activation_ranges
+from jaxquant.transforms import clip_search
+from jaxquant.transforms import gptq
 from jaxquant.transforms import round_to_nearest
 from tests import networks
 
@@ -61,9 +64,32 @@ class Case(NamedTuple):
   ordered: bool = False
 
 
+def _grid(name, **options):
+  return quantizers.WeightQuantizer(formats.parse(name), **options)
+
+
 def _round(name, **options):
-  grid = quantizers.WeightQuantizer(formats.parse(name), **options)
-  return functools.partial(round_to_nearest.round_to_nearest, weight=grid)
+  return functools.partial(round_to_nearest.round_to_nearest, weight=_grid(name, **options))
+
+
+def _gptq(grid, **options):
+  return functools.partial(gptq.gptq, weight=grid, **options)
+
+
+def _clip_and_round(grid, **options):
+  """The clip search leaves floats; to the laws, it is part of the transform that rounds what it clamped."""
+
+  def make(claim):
+    clip, rounding = clip_search.clip_search(claim, grid, **options), round_to_nearest.round_to_nearest(claim, grid)
+
+    def search(params, state):
+      params, clipped, _ = clip.search(params, state)
+      params, rounded, decisions = rounding.search(params, {})
+      return params, driver.merged(clipped, rounded), decisions
+
+    return clip._replace(search=search)
+
+  return make
 
 
 def _ranges(bits=4, **options):
@@ -71,6 +97,8 @@ def _ranges(bits=4, **options):
 
 
 _RELATIVE_ERROR, _ENDS = frozenset({'relative_error'}), frozenset({'low', 'high'})
+_GPTQ = frozenset({'error', 'error_rtn', 'damping_increases', 'dead'})
+_CLIP = frozenset({'clipped', 'error', 'error_unclipped', *_RELATIVE_ERROR})
 _CASES = {
     'round_to_nearest': Case('linears', _round('int4'), _RELATIVE_ERROR, _round('int3')),
     'round_to_nearest, groups': Case('linears', _round('int4', group_size=8), _RELATIVE_ERROR, _round('int4')),
@@ -81,6 +109,16 @@ _CASES = {
     'round_to_nearest, dINT of 3 bits in groups': Case(
         'linears', _round('dint3', group_size=8), _RELATIVE_ERROR, _round('dint3')),
     'round_to_nearest, dINT of 8 bits': Case('linears', _round('dint8'), _RELATIVE_ERROR, _round('uint6')),
+    'gptq': Case('linears', _gptq(_grid('int4')), _GPTQ, _round('int4')),
+    'gptq, groups': Case('linears', _gptq(_grid('uint3', group_size=8)), _GPTQ, _round('uint3', group_size=8)),
+    'gptq, act order': Case(
+        'linears', _gptq(_grid('int3', group_size=4), act_order=True, static_groups=True), _GPTQ,
+        _round('int3', group_size=4)),
+    'gptq, input channels': Case(
+        'linears', _gptq(_grid('int3', axis=-1)), _GPTQ, _round('int3', axis=-1), weight_only=True),
+    'clip_search': Case('linears', _clip_and_round(_grid('int3', group_size=8)), _CLIP, _round('int3', group_size=8)),
+    'clip_search, asymmetric': Case(
+        'linears', _clip_and_round(_grid('uint3'), ends='range'), _CLIP, _round('uint3')),
     'ranges, minmax': Case('sites', _ranges(), _ENDS, _ranges(3)),
     'ranges, average': Case('sites', _ranges(method='average'), _ENDS, _ranges(3)),
     'ranges, percentile': Case('sites', _ranges(method='percentile', percentile=99.0), _ENDS, _ranges(3)),

@@ -1,0 +1,60 @@
+"""Second moments of what the claimed linears read: the Hessians of their output errors, one for all that read the same.
+
+What is observed is the activation as the product sees it, behind its input specification.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxquant import errors
+from jaxquant.calibration import channels
+from jaxquant.calibration import transform
+from jaxquant.numerics import trees
+
+
+def points(claim: transform.Claim, params: Any) -> dict[str, tuple[str, ...]]:
+  """{tap point: the claimed linears whose products read it}, in the order of the sites.
+
+  A linear with an input specification of its own reads behind that, the others of its site read behind the site's.
+
+  Raises:
+    UserError: a linear that reads no site.
+  """
+  found = {}
+  for site, linears in claim.by_site().items():
+    for path in linears:
+      own = f'{path}/input'
+      found.setdefault(transform.ready(own if trees.get(params, own) else site), []).append(path)
+  return {point: tuple(linears) for point, linears in found.items()}
+
+
+def empty(claim: transform.Claim, params: Any, batch: transform.Batch) -> dict[str, channels.SecondMoment]:
+  """{tap point: the statistic of no values}, for the `init` of a transform of linears.
+
+  Raises:
+    UserError: a linear whose input is not observed, or has not as many features as the kernel has inputs.
+  """
+  state = {}
+  for point, linears in points(claim, params).items():
+    if point not in batch.activations:
+      raise errors.UserError(f'{linears[0]}: its input {point} is not observed, so nothing is known of it')
+    features = batch.activations[point].shape[-1]
+    for path in linears:
+      shape = trees.get(params, path)['kernel'].shape
+      if shape[:-1] != (features,):
+        raise errors.UserError(
+            f'{path}: {point} has {features} features, but the kernel of shape {shape} is no [{features}, outputs] '
+            '(an embedding that serves as head contracts with its other axis, and cannot be calibrated as a linear)')
+    state[point] = channels.SecondMoment.empty(features)
+  return state
+
+
+def observe(state: dict[str, channels.SecondMoment], batch: transform.Batch) -> dict[str, channels.SecondMoment]:
+  """The state with the activations of `batch`: the `observe` of a transform."""
+  return {point: moment.observed(batch.activations[point]) for point, moment in state.items()}
+
+
+def relative(error, total):
+  """error / total for non-negative float32 arrays; 0 where nothing is lost of nothing."""
+  return error / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
