@@ -51,10 +51,10 @@ class Learning(NamedTuple):
   owns: str = 'linears'
 
 
-Plan = list[dict[str, list[tuple[Factory, transforms.Claim]]]]
+Plan = dict[str, list[tuple[Factory, transforms.Claim]]]
 
 
-def make(params: dict, model: sites.StagedModel, steps: Sequence[Step | Learning]) -> Plan:
+def make(params: dict, model: sites.StagedModel, steps: Sequence[Step | Learning]) -> list[Plan]:
   """For each step, {path of a block: (factory, claim) pairs in the order in which they run}.
 
   Args:
@@ -66,6 +66,14 @@ def make(params: dict, model: sites.StagedModel, steps: Sequence[Step | Learning
     UserError: an unknown word, a rule that wins nothing, a name without owner.
   """
   return [_step(params, model, step) for step in steps]
+
+
+def streams(step: Step | Learning, plan: Plan) -> frozenset[str]:
+  """The streams that the transforms of `plan` read when `step` runs them: none where they observe nothing."""
+  if isinstance(step, Learning):
+    return frozenset(STREAMS if any(plan.values()) else ())
+  made = [transform(factory, claim) for pairs in plan.values() for factory, claim in pairs]
+  return frozenset([step.stream for each in made if each.needs_data] + ['float' for each in made if each.needs_teacher])
 
 
 def _step(params, model, step):
