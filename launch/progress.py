@@ -89,17 +89,19 @@ class Steps:
 
 
 def blocks(say: Printer) -> Callable[[driver.Progress], None]:
-  """What the calibration driver reports to: a line when the next block begins, a bar in between."""
-  last = []
+  """What the calibration driver reports to: a line for each block that is done, a bar in between."""
+  before = {}  # the last report and its line
 
   def report(progress: driver.Progress) -> None:
-    eta = progress.seconds / progress.done * (progress.total - progress.done)
-    text = f'{progress.done}/{progress.total} {progress.block or "the head"} {progress.work} ETA {_duration(eta)}'
-    if progress.done == progress.total or (last and last[-1] != progress.block):
-      say(f'calibrated {last[-1] if last else progress.block or "the head"} '
-          f'{progress.done / progress.total:.0%} ETA {_duration(eta)}')
-    say.bar(progress.done / progress.total, text)
-    last[:] = [progress.block or 'the head']
+    name, share = progress.block or 'the head', progress.done / progress.total
+    eta = _duration(progress.seconds / progress.done * (progress.total - progress.done))
+    if before and before['block'] != name:
+      say(before['line'])
+    verb = 'restored' if progress.work == 'restored' else 'calibrated'
+    before.update(block=name, line=f'{verb} {name} {share:.0%} ETA {eta}')
+    say.bar(share, f'{progress.done}/{progress.total} {name} {progress.work} ETA {eta}')
+    if progress.done == progress.total:
+      say(before['line'])
 
   return report
 

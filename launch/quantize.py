@@ -1,4 +1,4 @@
-"""Quantizes a trained model and saves it as packed integer codes.
+"""Quantizes a trained model and saves it as packed integer codes. Interrupted, it continues behind the last block.
 
   python -m launch.quantize --model=DIR --config=configs/ptq/rtn_w4a4.py --workdir=OUT [--calibration=FILE] [--text=FILE]
 """
@@ -17,6 +17,7 @@ from jaxquant.layers import sharding
 from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import trees
+from jaxquant.training import block_store
 from jaxquant.training import checkpoints
 from jaxquant.transforms import recipes
 from launch import agreement
@@ -50,7 +51,11 @@ def main() -> None:
         model.training_tokens())
     texts = model_flags.texts(tokenizer)
     batches = scoring.calibration_batches(tokens, config.calibration_windows, model.length, config.seed)
-    result = driver.run(params, staging.staged(model.decoder), recipe.steps(), batches, report=progress.blocks(say))
+    run = block_store.fingerprint(params, batches, [model.config['model'], config.to_dict()])
+    store = block_store.BlockStore(workdir.blocks, run, say.error)
+    result = driver.run(
+        params, staging.staged(model.decoder), recipe.steps(), batches, store=store, report=progress.blocks(say))
+    workdir.write_decisions(result.decisions)
     _save(workdir, model, result.params, say)
     evaluations = [scoring.evaluate(result.params, model, text, say) for text in texts]
   sizes = {'float32': 4 * trees.size(restored.state['params']), 'stored': scoring.stored_bytes(result.params)}
@@ -58,6 +63,7 @@ def main() -> None:
   progress.finish(workdir, {
       'evaluations': evaluations, 'decisions': result.decisions, 'bytes': sizes,
       'environment': workdirs.environment(), 'seconds': time.monotonic() - started}, say)
+  store.clear()
 
 
 def prepare(params, model, config):

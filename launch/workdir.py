@@ -3,10 +3,12 @@
   config.json      the resolved configuration
   metrics.jsonl    one record a line (jaxquant.report)
   results.json     evaluations, histograms, runs, environment
+  decisions.json   what calibration measured and decided, by path of the linear or site
   report.html      the report
   tokenizer.json   the tokenizer
   tokens/          tokenized texts
   checkpoints/     one directory for each variant and seed
+  blocks/          finished blocks of a quantization under way
 """
 
 import contextlib
@@ -24,7 +26,7 @@ from jaxquant import errors
 VARIANTS = ('baseline', 'qat', 'kurtosis', 'both')
 
 # What a run has to show for itself; before the first of them exists, a mended configuration may take its place.
-_WORK = ('metrics.jsonl', 'checkpoints', 'results.json')
+_WORK = ('metrics.jsonl', 'checkpoints', 'results.json', 'blocks')
 
 
 class Workdir:
@@ -88,6 +90,16 @@ class Workdir:
     """Replaces `results.json`."""
     if self.writes:
       write_json(self.path / 'results.json', results)
+
+  def write_decisions(self, decisions: dict[str, Any]) -> None:
+    """Replaces `decisions.json`."""
+    if self.writes:
+      write_json(self.path / 'decisions.json', decisions)
+
+  @property
+  def blocks(self) -> pathlib.Path:
+    """Directory of the finished blocks of a quantization under way."""
+    return self.path / 'blocks'
 
   def checkpoints(self, variant: str, seed: int) -> str:
     """Directory of the checkpoints of one run."""

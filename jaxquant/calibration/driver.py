@@ -73,7 +73,8 @@ def run(
     NonFiniteError: non-finite weights or activations, by path.
   """
   source = params if isinstance(params, stores.Source) else stores.InMemory(params, model)
-  return _Run(source, model, steps, batches, store or stores.Nowhere(), report).over(window)
+  store = stores.Nowhere() if store is None else store
+  return _Run(source, model, steps, batches, store, report).over(window)
 
 
 class _Run:
@@ -88,14 +89,9 @@ class _Run:
     self.ids = [jnp.arange(end - len(b), end, dtype=jnp.int32) for end, b in zip(ends, batches)]
     root = source.load('')
     trees.check_finite(root)
-    embedded = [jax.jit(model.embed)(root, batch) for batch in batches]
-    self.streams = {name: list(embedded) for name in plans.STREAMS if name in self._needed()}
-
-  def _needed(self):
-    made = [(step, plans.transform(factory, claim)) for step, plan in zip(self.steps, self.plans)
-            if isinstance(step, Step) for pairs in plan.values() for factory, claim in pairs]
-    needed = {step.stream for step, _ in made} | ({'float'} if any(t.needs_teacher for _, t in made) else set())
-    return needed | (set(plans.STREAMS) if any(isinstance(step, Learning) for step in self.steps) else set())
+    needed = frozenset().union(*map(plans.streams, self.steps, self.plans))
+    embedded = [jax.jit(model.embed)(root, batch) for batch in batches] if needed else []
+    self.streams = {name: list(embedded) for name in plans.STREAMS if name in needed}
 
   def over(self, window: int) -> Result:
     layers = [pair for pair in self.model.blocks if pair[0]]
@@ -107,80 +103,90 @@ class _Run:
       for path, subtree in before.items():
         _check_finite(path, subtree)
       after, made = self._restored(blocks) or self._rewritten(blocks, before)
-      for path, subtree in after.items():
-        self.store.save(path, subtree, made[path])
-        decisions.update({_join(path, name): entry for name, entry in made[path].items()})
+      for path, entries in made.items():
+        decisions.update({_join(path, name): entry for name, entry in entries.items()})
       finished.update(after)
       if number + 1 < len(windows):
-        self._advance(blocks, {'float': before, 'quantized': after})
+        for path, block in blocks:
+          _advance(block, {'float': before[path], 'quantized': after[path]}, self.streams)
     return Result(self.source.assemble(finished), decisions)
 
   def _restored(self, blocks):
-    """The blocks as an earlier run finished them, or None."""
+    """(subtrees, decisions) of the blocks by path as an earlier run finished them, or None."""
     found = {path: self.store.finished(path) for path, _ in blocks}
     if any(entry is None for entry in found.values()):
       return None
-    units = sum(len(plan[path]) for plan in self.plans for path in found)
-    self._report(blocks[0][0], 'restored', units)
+    if units := sum(len(plan[path]) for plan in self.plans for path in found):
+      self._report(blocks[0][0], 'restored', units)
     return {path: entry[0] for path, entry in found.items()}, {path: entry[1] for path, entry in found.items()}
 
   def _rewritten(self, blocks, before):
-    """(subtrees, decisions) of the blocks by path, after all steps."""
+    """(subtrees, decisions) of the blocks by path after all steps, which the store keeps."""
     current, decisions = dict(before), {path: {} for path, _ in blocks}
     for step, plan in zip(self.steps, self.plans):
-      if isinstance(step, Learning):
-        self._learn(blocks, plan, before, current, decisions)
-        continue
-      streams = dict(self.streams)
-      for i, (path, block) in enumerate(blocks):
-        for factory, claim in plan[path]:
-          current[path], record = self._apply(
-              plans.transform(factory, claim), block, current[path], before[path], step.stream, streams, path)
-          decisions[path] = merged(decisions[path], record)
-          self._report(path, ', '.join(claim.names))
-        if i + 1 < len(blocks):
-          trees_of = {'float': before[path], 'quantized': current[path]}
-          streams = {name: _forwarded(block, trees_of[name], xs) for name, xs in streams.items()}
+      run = self._learn if isinstance(step, Learning) else self._step
+      run(step, plan, blocks, before, current, decisions)
+    for path, subtree in current.items():
+      _check_finite(path, subtree, 'rewritten: ')
+      self.store.save(path, subtree, decisions[path])
     return current, decisions
+
+  def _step(self, step, plan, blocks, before, current, decisions):
+    """Runs a step on each block of the window, behind what became of those before it."""
+    needed = plans.streams(step, {path: plan[path] for path, _ in blocks})
+    streams = {name: list(xs) for name, xs in self.streams.items() if name in needed}
+    for i, (path, block) in enumerate(blocks):
+      for factory, claim in plan[path]:
+        current[path], record = self._apply(
+            plans.transform(factory, claim), block, current[path], before[path], step.stream, streams, path)
+        decisions[path] = merged(decisions[path], record)
+        self._report(path, ', '.join(claim.names))
+      if i + 1 < len(blocks):
+        _advance(block, {'float': before[path], 'quantized': current[path]}, streams)
 
   def _apply(self, transform, block, params, teacher, stream, streams, path):
     """One transform on one block: (params, {name: record and decisions})."""
     observe, search = _compiled(transform, block)
-    teacher = teacher if transform.needs_teacher else None
-    batches = list(zip(streams.get(stream, ()), self.ids, streams['float'] if transform.needs_teacher else self.ids))
-    example = _observed(block).eval_shape(params, *batches[0][:2], teacher, batches[0][2]) if batches else None
-    state = transform.init(params, example)
-    if jax.tree.leaves(state):
-      if not batches:
+    if transform.needs_data:
+      if not self.ids:
         raise errors.UserError('calibration needs at least one batch of tokens')
-      for x, ids, teacher_x in batches:
-        state = observe(state, params, x, ids, teacher, teacher_x)
+      teacher = teacher if transform.needs_teacher else None
+      taught = streams['float'] if transform.needs_teacher else self.ids
+      batches = [(params, x, ids, teacher, y) for x, ids, y in zip(streams[stream], self.ids, taught, strict=True)]
+      state = transform.init(params, _observed(block).eval_shape(*batches[0]))
+      for batch in batches:
+        state = observe(state, *batch)
       _check_finite(path, state, 'activations: ')
+    else:
+      state = transform.init(params, None)
     params, record, decisions = search(params, state)
     record, decisions = jax.device_get((record, decisions))
     decisions = jax.tree.map(lambda x: x.item(), decisions)
     params = transform.rewrite(params, record, decisions)
     return params, merged(jax.tree.map(lambda x: x.tolist(), record), decisions)
 
-  def _learn(self, blocks, plan, before, current, decisions):
-    """Trains what a step of learning claims in the window."""
-    factories = {factory for path, _ in blocks for factory, _ in plan[path]}
-    for factory in factories:
-      claims = [next((c for f, c in plan[path] if f is factory), transforms.Claim((), block)) for path, block in blocks]
-      learner = plans.transform(factory, tuple(claims))
-      targets = self.streams['float']
-      for path, block in blocks:
-        targets = _forwarded(block, before[path], targets)
-      learned, record = learning.fit(
-          learner, tuple(block for _, block in blocks), tuple(current[path] for path, _ in blocks),
-          self.streams['quantized'], targets)
-      for (path, _), subtree, entry in zip(blocks, learned, record):
-        current[path], decisions[path] = subtree, merged(decisions[path], entry)
-      self._report(blocks[0][0], ', '.join(name for claim in claims for name in claim.names), len(blocks))
-
-  def _advance(self, blocks, subtrees):
+  def _learn(self, step, plan, blocks, before, current, decisions):
+    """Trains what a step of learning claims in the window, one method after the other."""
+    del step
+    factories = dict.fromkeys(factory for path, _ in blocks for factory, _ in plan[path])
+    if not factories:
+      return
+    targets = {'float': list(self.streams['float'])}
     for path, block in blocks:
-      self.streams = {name: _forwarded(block, subtrees[name][path], xs) for name, xs in self.streams.items()}
+      _advance(block, {'float': before[path]}, targets)
+    for factory in factories:
+      owned = {path: claim for path, _ in blocks for owner, claim in plan[path] if owner == factory}
+      claims = tuple(owned.get(path, transforms.Claim((), block)) for path, block in blocks)
+      try:
+        learned, records = learning.fit(
+            plans.transform(factory, claims), tuple(block for _, block in blocks),
+            tuple(current[path] for path, _ in blocks), self.streams['quantized'], targets['float'])
+      except errors.NonFiniteError as error:
+        raise errors.NonFiniteError(f'{", ".join(path or "the head" for path, _ in blocks)}: {error}') from None
+      for (path, _), subtree, record in zip(blocks, learned, records, strict=True):
+        current[path], decisions[path] = subtree, merged(decisions[path], record)
+      names = (_join(path, name) for path, claim in owned.items() for name in claim.names)
+      self._report(blocks[0][0], ', '.join(names), len(owned))
 
   def _report(self, block, work, units=1):
     self.done += units
@@ -216,8 +222,11 @@ def _forward(block: sites.Block):
   return jax.jit(block.forward)
 
 
-def _forwarded(block, params, xs):
-  return [_forward(block)(params, x) for x in xs]
+def _advance(block, params, streams):
+  """Replaces the batches of every stream by what the block puts out, one at a time; `params` by name of the stream."""
+  for name, xs in streams.items():
+    for i, x in enumerate(xs):
+      xs[i] = _forward(block)(params[name], x)
 
 
 def _check_finite(path, tree, what=''):

@@ -5,6 +5,7 @@ terms, rotations); the teacher's outputs are those of the full-precision blocks 
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ class Learner(NamedTuple):
 def fit(
     learner: Learner, blocks: tuple[sites.Block, ...], params: Subtrees, inputs: Sequence[Any], targets: Sequence[Any]
 ) -> tuple[Subtrees, tuple[dict, ...]]:
-  """Trains a window.
+  """Trains a window. The arrays of `params` are left alone, whatever the steps donate.
 
   Args:
     learner: the method.
@@ -61,23 +62,28 @@ def fit(
 
   Raises:
     UserError: there are no batches.
-    NonFiniteError: the loss is not finite.
+    NonFiniteError: the loss is not finite; says when it first was not.
   """
   if not inputs:
     raise errors.UserError('learning needs at least one batch of tokens')
   step, evaluate = _compiled(learner, blocks)
   params = learner.prepare(params)
   learns = learner.trainable(params)
-  free = jax.tree.map(lambda leaf, yes: jnp.copy(leaf) if yes else None, params, learns)  # steps donate it
+  # Copies, as a step donates both, and an optimizer's state may start as the parameters themselves.
+  # With dtypes of their own: that of a weakly typed constant would change with the first step, which compiles another.
+  copy = lambda leaf: jnp.array(leaf, leaf.dtype)
+  free = jax.tree.map(lambda leaf, yes: copy(leaf) if yes else None, params, learns)
   fixed = jax.tree.map(lambda leaf, yes: None if yes else leaf, params, learns)
-  mean = lambda free: float(sum(evaluate(free, fixed, x, y) for x, y in zip(inputs, targets)) / len(inputs))
-  before, state = mean(free), learner.optimizer.init(free)
-  for _ in range(learner.epochs):
-    for x, y in zip(inputs, targets):
-      free, state = step(free, fixed, state, x, y)
-  after = mean(free)
-  if not jnp.isfinite(after):
-    raise errors.NonFiniteError(f'the loss of a learned window is {after}; it was {before:.4g} before')
+  state = jax.tree.map(copy, learner.optimizer.init(free))
+  batches = list(zip(inputs, targets, strict=True))
+  before = _mean([evaluate(free, fixed, x, target) for x, target in batches], 'before the first step')
+  for epoch in range(learner.epochs):
+    losses = []
+    for x, target in batches:
+      free, state, loss = step(free, fixed, state, x, target)
+      losses.append(loss)
+    _mean(losses, f'in epoch {epoch + 1} of {learner.epochs}')
+  after = _mean([evaluate(free, fixed, x, target) for x, target in batches], 'after the last step')
   params, records = learner.finish(_joined(free, fixed))
   losses = {'loss_before': before, 'loss_after': after}
   return params, tuple({name: {**entry, **losses} for name, entry in record.items()} for record in records)
@@ -85,6 +91,7 @@ def fit(
 
 @functools.cache
 def _compiled(learner, blocks):
+  """Jitted (step, loss), one pair for all windows that share their blocks and a learner."""
 
   def loss(free, fixed, x, target):
     for block, subtree in zip(blocks, _joined(free, fixed)):
@@ -93,11 +100,19 @@ def _compiled(learner, blocks):
 
   @functools.partial(jax.jit, donate_argnums=(0, 2))
   def step(free, fixed, state, x, target):
-    gradients = jax.grad(loss)(free, fixed, x, target)
+    value, gradients = jax.value_and_grad(loss)(free, fixed, x, target)
     updates, state = learner.optimizer.update(gradients, state, free)
-    return optax.apply_updates(free, updates), state
+    return optax.apply_updates(free, updates), state, value
 
   return step, jax.jit(loss)
+
+
+def _mean(losses, when):
+  """The mean of the losses of all batches; raises `NonFiniteError` saying `when` it is not finite."""
+  mean = float(sum(losses) / len(losses))
+  if not math.isfinite(mean):
+    raise errors.NonFiniteError(f'the loss of learning is {mean} {when}')
+  return mean
 
 
 def _joined(free, fixed):

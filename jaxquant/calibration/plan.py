@@ -26,7 +26,8 @@ class Step(NamedTuple):
       it wins in a block, None leaves them as they are.
     every: whether every name needs an owner; otherwise names that no rule matches are left as they are.
     schedule: `block`: everything that a factory owns in a block is observed at once; `sequential`: site by site in
-      the order of computation, so that each is observed behind what became of those before it.
+      the order of computation, so that each is observed behind what became of those before it; what reads no site
+      comes last.
     stream: what enters the block when this step observes it: the output of the `float` blocks before it, or of the
       `quantized` ones.
   """
@@ -42,8 +43,9 @@ class Learning(NamedTuple):
   """One pass of learning methods, which train windows of consecutive blocks (calibration.learning).
 
   Attributes:
-    rules: as for a step of linears; one factory a window, called with the claims of its blocks in order.
-    every: as for a step.
+    rules: as for a step; a factory is called once for each window, with its claims in the window's blocks in order, and
+      makes a `learning.Learner`.
+    every, owns: as for a step.
   """
 
   rules: Sequence[tuple[str, Callable[[tuple[transforms.Claim, ...]], Any] | None]]
@@ -51,10 +53,10 @@ class Learning(NamedTuple):
   owns: str = 'linears'
 
 
-Plan = list[dict[str, list[tuple[Factory, transforms.Claim]]]]
+Plan = dict[str, list[tuple[Factory, transforms.Claim]]]
 
 
-def make(params: dict, model: sites.StagedModel, steps: Sequence[Step | Learning]) -> Plan:
+def make(params: dict, model: sites.StagedModel, steps: Sequence[Step | Learning]) -> list[Plan]:
   """For each step, {path of a block: (factory, claim) pairs in the order in which they run}.
 
   Args:
@@ -66,6 +68,14 @@ def make(params: dict, model: sites.StagedModel, steps: Sequence[Step | Learning
     UserError: an unknown word, a rule that wins nothing, a name without owner.
   """
   return [_step(params, model, step) for step in steps]
+
+
+def streams(step: Step | Learning, plan: Plan) -> frozenset[str]:
+  """The streams that the transforms of `plan` read when `step` runs them: none where they observe nothing."""
+  if isinstance(step, Learning):
+    return frozenset(STREAMS if any(plan.values()) else ())
+  made = [transform(factory, claim) for pairs in plan.values() for factory, claim in pairs]
+  return frozenset([step.stream for each in made if each.needs_data] + ['float' for each in made if each.needs_teacher])
 
 
 def _step(params, model, step):
@@ -93,13 +103,19 @@ def _step(params, model, step):
 
 
 def _site_by_site(pairs):
-  """The pairs with their claims cut into those of single sites, in the order in which the sites are computed."""
+  """The pairs with their claims cut into those of single sites, in the order in which the sites are computed.
+
+  What reads no site, such as an embedding, comes last.
+  """
   if not pairs:
     return []
   reads = lambda site, name: name == site.name or name in site.consumers
+  lost = lambda block, name: not any(reads(site, name) for site in block.sites)
+  block = pairs[0][1].block
+  stages = [functools.partial(reads, site) for site in block.sites] + [functools.partial(lost, block)]
   return [
-      (factory, claim._replace(names=names)) for site in pairs[0][1].block.sites for factory, claim in pairs
-      if (names := tuple(name for name in claim.names if reads(site, name)))]
+      (factory, claim._replace(names=names)) for belongs in stages for factory, claim in pairs
+      if (names := tuple(filter(belongs, claim.names)))]
 
 
 @functools.cache

@@ -51,7 +51,8 @@ class SequenceSample:
     """Mean over the sampled tokens of the squared `difference` [sequences, tokens, ...] summed over features."""
     squares = jnp.sum(jnp.square(difference.astype(jnp.float32)), axis=tuple(range(2, difference.ndim)))
     weights = self.weights()[..., 0]
-    return jnp.sum(squares * weights) / jnp.maximum(jnp.sum(weights) * squares.shape[1], 1)
+    # Chosen, not multiplied: what a module makes of an empty place need not be finite.
+    return jnp.sum(jnp.where(weights > 0, squares, 0.0)) / jnp.maximum(jnp.sum(weights) * squares.shape[1], 1)
 
 
 def hash_ids(ids):

@@ -68,13 +68,15 @@ class Transform(NamedTuple):
   Attributes:
     init, observe, search, rewrite: the four functions.
     needs_teacher: whether `observe` reads the full-precision stream beside the one that the step observes.
+    needs_data: whether there is anything to observe; without, no batch is run, and `init` is given None for one.
   """
 
-  init: Callable[[Any, Batch], Any]
+  init: Callable[[Any, Batch | None], Any]
   observe: Callable[[Any, Batch], Any]
   search: Callable[[Any, Any], tuple[Any, dict, dict]]
   rewrite: Callable[[Any, dict, dict], Any] = lambda params, record, decisions: params
   needs_teacher: bool = False
+  needs_data: bool = True
 
 
 def ready(site: str) -> str:
@@ -91,4 +93,4 @@ def without_data(search: Callable[[Any], tuple[Any, dict, dict]], check: Callabl
     check(params)
     return {}
 
-  return Transform(init, lambda state, batch: state, lambda params, state: search(params))
+  return Transform(init, lambda state, batch: state, lambda params, state: search(params), needs_data=False)

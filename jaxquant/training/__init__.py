@@ -8,6 +8,7 @@
   step          one training step
   trainer       the step on a mesh of devices, and the loop
   checkpoints   saved in the background; the newest and the best kept; the newest undamaged one restored
+  block_store   finished blocks of a calibration, kept until it is done
   restoring     one checkpoint read and verified
   manifest      what the arrays of a checkpoint are, formats and checksums included
   checksums     32 bits per array, the same on every sharding, device and backend

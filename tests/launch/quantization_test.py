@@ -1,0 +1,86 @@
+"""launch.quantize: killed, it continues behind the last finished block to the bits of a straight run."""
+
+import json
+import shutil
+import signal
+
+from absl.testing import absltest
+
+from tests import launching
+
+_LAYERS = 4
+
+
+class QuantizationTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    model, cls.straight = (launching.folder() / name for name in ('four_layers', 'quantized'))
+    cls.flags = ['--config=configs/ptq/rtn_w4a4.py', f'--model={model}', '--config.calibration_windows=8',
+                 '--config.weight_pattern=layers/.*|head', f'--text={launching.folder() / "validation.txt"}']
+    finished = [
+        launching.run('train', launching.config(), f'--workdir={model}', f'--config.model.layers={_LAYERS}',
+                      '--config.training.steps=2'),
+        launching.run('quantize', *cls.flags, f'--workdir={cls.straight}')]
+    if finished[0].code or finished[1].code:
+      raise AssertionError(finished)
+    cls.output = finished[1].output
+
+  def setUp(self):
+    super().setUp()
+    self.workdir = launching.folder() / self.id()
+
+  def assert_as_straight(self):
+    """Codes, scales, decisions and evaluations are those of the straight run, and only they are left."""
+    self.assertEqual(launching.checksums(self.workdir, 0), launching.checksums(self.straight, 0))
+    self.assertEqual(launching.evaluations(self.workdir), launching.evaluations(self.straight))
+    self.assertEqual(*((workdir / 'decisions.json').read_bytes() for workdir in (self.workdir, self.straight)))
+    self.assertEqual(*({path.name for path in workdir.iterdir()} for workdir in (self.workdir, self.straight)))
+
+  def test_straight_run_says_each_block_once_and_leaves_no_blocks(self):
+    lines = [line for line in self.output.splitlines() if line.startswith('calibrated ')]
+    self.assertEqual([line.rpartition(' ETA ')[0] for line in lines], [
+        *(f'calibrated layers/{i} {share}' for i, share in enumerate(('22%', '44%', '67%', '89%'))),
+        'calibrated the head 100%'])
+    self.assertFalse((self.straight / 'blocks').exists())
+
+  def test_decisions_by_path(self):
+    decisions = json.loads((self.straight / 'decisions.json').read_text())
+    self.assertEqual(decisions, json.loads((self.straight / 'results.json').read_text())['decisions'])
+    self.assertLen(decisions, _LAYERS * (7 + 4) + 1)
+    self.assertCountEqual(decisions['layers/3/attention/o/input'], ['low', 'high'])
+    self.assertBetween(decisions['head']['relative_error'], 1e-4, 1e-1)
+
+  def test_kill_loses_the_block_under_way_only(self):
+    launch = launching.Launch('quantize', *self.flags, f'--workdir={self.workdir}')
+    launch.until((self.workdir / 'blocks' / 'layers.1' / '0').exists)
+    launch.send(signal.SIGKILL)
+    self.assertEqual(launch.finish().code, -signal.SIGKILL)
+    self.assertFalse((self.workdir / 'results.json').exists())
+    damaged = self.workdir.with_name(self.workdir.name + '_damaged')
+    shutil.copytree(self.workdir, damaged)
+
+    finished = launching.run('quantize', *self.flags, f'--workdir={self.workdir}')
+    self.assertEqual(finished.code, 0, finished)
+    self.assertIn('\nrestored layers/0 22% ETA ', finished.output)
+    self.assertIn('\nrestored layers/1 44% ETA ', finished.output)
+    self.assertIn('\ncalibrated the head 100% ETA 0s\n', finished.output)
+    self.assert_as_straight()
+
+    self.workdir = damaged
+    for file in (damaged / 'blocks' / 'layers.0').glob('0/params/d/*'):
+      file.write_bytes(file.read_bytes()[:-1])
+    finished = launching.run('quantize', *self.flags, f'--workdir={damaged}')
+    self.assertEqual(finished.code, 0, finished)
+    removed, *rest = finished.error.splitlines()
+    self.assertStartsWith(removed, f'removed {damaged}/blocks/layers.0, which is damaged and is computed again: ')
+    for line in rest:  # if the kill came in the midst of a save
+      self.assertIn(', left by a save that did not finish', line)
+    self.assertIn('\ncalibrated layers/0 22% ETA ', finished.output)
+    self.assertIn('\nrestored layers/1 44% ETA ', finished.output)
+    self.assert_as_straight()
+
+
+if __name__ == '__main__':
+  absltest.main()
