@@ -37,8 +37,8 @@ def clip_search(
       `range`, the group's lower and upper end together, which differ only on an asymmetric grid.
 
   Returns:
-    A Transform that records for each linear `clipped`, the mean of the chosen ratios; `error`, the minimized errors
-    summed and divided by those of a kernel of zeros; and `error_unclipped`, the same with all ratios 1.
+    A Transform that records for each linear `clipped`, the mean of the chosen ratios; `error_clipped`, the minimized
+    errors summed and divided by those of a kernel of zeros; and `error_unclipped`, the same with all ratios 1.
 
   Raises:
     UserError: a linear that reads no site, an argument out of its range; at `init`, what `grids.check` and
@@ -112,6 +112,6 @@ def search(
   best = jnp.argmin(found, axis=0)
   chosen, total = tried[best], jnp.sum(group_errors(values))
   record = {
-      'clipped': jnp.mean(chosen), 'error': moments.relative(jnp.sum(jnp.min(found, axis=0)), total),
+      'clipped': jnp.mean(chosen), 'error_clipped': moments.relative(jnp.sum(jnp.min(found, axis=0)), total),
       'error_unclipped': moments.relative(jnp.sum(found[0]), total)}
   return clamped(chosen).astype(kernel.dtype), record

@@ -136,7 +136,7 @@ def _rounded(kernel, factor, weight, static_groups, block_size):
       scales = jax.tree.map(lambda a: part(a, group, 1), scales)
     scale, zero_point = jax.tree.map(lambda a: quantize.spread(a, -1, outputs), scales)
     codes = quantize.encode(values, scale, zero_point, fmt)
-    error = (values - quantize.decode(codes, scale, zero_point)) / pivot
+    error = (values - quantize.decode(codes, scale, zero_point, fmt)) / pivot
     errors = jax.lax.dynamic_update_slice_in_dim(errors, error, i, 0)
     return errors, (codes, scales if by_row else None)
 

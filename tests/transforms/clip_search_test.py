@@ -102,11 +102,12 @@ class ClipSearchTest(parameterized.TestCase):
     np.testing.assert_allclose(linears['up']['kernel'], want, rtol=1e-6)
     self.assertEqual(linears['up']['kernel'].dtype, jnp.float32)
     total = sum(_shares(start, _kernel()[start : start + size]).sum() for start in range(0, _INPUTS, size))
-    want = {'clipped': ratios.mean(), 'error': found.min(0).sum() / total, 'error_unclipped': found[0].sum() / total}
+    want = {'clipped': ratios.mean(), 'error_clipped': found.min(0).sum() / total,
+            'error_unclipped': found[0].sum() / total}
     self.assertEqual(set(record['mlp/up']), set(want))
     for key, value in want.items():
       np.testing.assert_allclose(record['mlp/up'][key], value, rtol=1e-4)
-    self.assertLess(want['error'], 0.98 * want['error_unclipped'])  # there was something to find
+    self.assertLess(want['error_clipped'], 0.98 * want['error_unclipped'])  # there was something to find
 
   def test_no_group_is_worse_when_the_clamped_kernel_is_rounded(self):
     grid = _grid('uint3', group_size=8)
@@ -145,7 +146,7 @@ class ClipSearchTest(parameterized.TestCase):
     params = {'mlp': {'up': {'kernel': kernel}}}
     linears, record = _clipped('up', params=params)
     np.testing.assert_array_equal(linears['up']['kernel'], kernel)
-    self.assertEqual(record['mlp/up'], {'clipped': 1, 'error': 0, 'error_unclipped': 0})
+    self.assertEqual(record['mlp/up'], {'clipped': 1, 'error_clipped': 0, 'error_unclipped': 0})
 
   def test_refuses_by_name_what_it_cannot_do(self):
     for pattern, names, options in (

@@ -76,11 +76,11 @@ def _gptq(grid, **options):
   return functools.partial(gptq.gptq, weight=grid, **options)
 
 
-def _clip_and_round(grid, **options):
+def _clip_and_round(grid):
   """The clip search leaves floats; to the laws, it is part of the transform that rounds what it clamped."""
 
   def make(claim):
-    clip, rounding = clip_search.clip_search(claim, grid, **options), round_to_nearest.round_to_nearest(claim, grid)
+    clip, rounding = clip_search.clip_search(claim, grid), round_to_nearest.round_to_nearest(claim, grid)
 
     def search(params, state):
       params, clipped, _ = clip.search(params, state)
@@ -98,7 +98,7 @@ def _ranges(bits=4, **options):
 
 _RELATIVE_ERROR, _ENDS = frozenset({'relative_error'}), frozenset({'low', 'high'})
 _GPTQ = frozenset({'error', 'error_rtn', 'damping_increases', 'dead'})
-_CLIP = frozenset({'clipped', 'error', 'error_unclipped', *_RELATIVE_ERROR})
+_CLIP = frozenset({'clipped', 'error_clipped', 'error_unclipped', *_RELATIVE_ERROR})
 _CASES = {
     'round_to_nearest': Case('linears', _round('int4'), _RELATIVE_ERROR, _round('int3')),
     'round_to_nearest, groups': Case('linears', _round('int4', group_size=8), _RELATIVE_ERROR, _round('int4')),
@@ -109,16 +109,14 @@ _CASES = {
     'round_to_nearest, dINT of 3 bits in groups': Case(
         'linears', _round('dint3', group_size=8), _RELATIVE_ERROR, _round('dint3')),
     'round_to_nearest, dINT of 8 bits': Case('linears', _round('dint8'), _RELATIVE_ERROR, _round('uint6')),
-    'gptq': Case('linears', _gptq(_grid('int4')), _GPTQ, _round('int4')),
-    'gptq, groups': Case('linears', _gptq(_grid('uint3', group_size=8)), _GPTQ, _round('uint3', group_size=8)),
+    'gptq, dINT': Case('linears', _gptq(_grid('dint4')), _GPTQ, _round('dint4')),
+    'gptq': Case('linears', _gptq(_grid('uint3', group_size=8)), _GPTQ, _round('uint3', group_size=8)),
     'gptq, act order': Case(
         'linears', _gptq(_grid('int3', group_size=4), act_order=True, static_groups=True), _GPTQ,
         _round('int3', group_size=4)),
     'gptq, input channels': Case(
         'linears', _gptq(_grid('int3', axis=-1)), _GPTQ, _round('int3', axis=-1), weight_only=True),
     'clip_search': Case('linears', _clip_and_round(_grid('int3', group_size=8)), _CLIP, _round('int3', group_size=8)),
-    'clip_search, asymmetric': Case(
-        'linears', _clip_and_round(_grid('uint3'), ends='range'), _CLIP, _round('uint3')),
     'ranges, minmax': Case('sites', _ranges(), _ENDS, _ranges(3)),
     'ranges, average': Case('sites', _ranges(method='average'), _ENDS, _ranges(3)),
     'ranges, percentile': Case('sites', _ranges(method='percentile', percentile=99.0), _ENDS, _ranges(3)),
