@@ -48,7 +48,7 @@ class Experiment:
     self.optimizer = optimizer.OptimizerConfig(**config.optimizer)
     self.qat = qat.QATConfig(**config.qat)
     self.recipe = recipes.Recipe(
-        weights=16, activations=self.qat.bits, site_patterns=tuple(pattern for pattern, _ in self.qat.ranges),
+        weight=None, activation=self.qat.bits, site_patterns=tuple(pattern for pattern, _ in self.qat.ranges),
         ranges=config.ptq.ranges, percentile=config.ptq.percentile)
     self.precisions = precisions.named(config.evaluation.precisions, config.ptq.weights, self.qat.bits)
     self._site_names = tuple(site.name for site in staging.model_sites(self.model))
@@ -89,7 +89,8 @@ class Experiment:
   def static_ranges(self, params: Any, tokens) -> Any:
     """The float tree with static ranges, calibrated on a sample of the training tokens."""
     return driver.run(
-        params, staging.staged(self.model), self.recipe.steps(), self.calibration_batches(tokens)).params
+        params, staging.staged(self.model), self.recipe.steps(staging.model_sites(self.model)),
+        self.calibration_batches(tokens)).params
 
   def starting_tree(self, variant: str, tokens) -> Any:
     """`source` as a variant trains it on, with its learned ranges or else calibrated ones."""

@@ -59,6 +59,11 @@ class Model:
       raise errors.UserError(f'{path}/config.json does not describe a model: {error}') from error
 
   @property
+  def method(self) -> str:
+    """How its weights were quantized, or will be by a launcher that asks for no method."""
+    return method(self.config.get('ptq', {}).get('methods', ()))
+
+  @property
   def checkpoints(self) -> str:
     """Directory of its checkpoints."""
     return workdir.checkpoint_directory(self.path, self.variant, self.seed)
@@ -81,3 +86,8 @@ class Model:
 def quantized_linear(params: Any) -> str | None:
   """The path of the first linear layer that holds integer codes, or None for a float tree."""
   return next((path for path in trees.linears(params) if nodes.is_node(trees.get(params, path)['kernel'])), None)
+
+
+def method(names) -> str:
+  """How a sequence of methods is called in results."""
+  return '+'.join('rtn' if name == 'round_to_nearest' else name for name in names) or 'rtn'

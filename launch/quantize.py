@@ -16,6 +16,8 @@ from jaxquant.evaluation import precisions
 from jaxquant.layers import sharding
 from jaxquant.models import staging
 from jaxquant.models import validate
+from jaxquant.numerics import formats
+from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.training import block_store
 from jaxquant.training import checkpoints
@@ -50,14 +52,16 @@ def main() -> None:
     tokens = tokenizer.encode_documents(text_lib.read_documents(_CALIBRATION.value)) if _CALIBRATION.value else (
         model.training_tokens())
     texts = model_flags.texts(tokenizer)
-    batches = scoring.calibration_batches(tokens, config.calibration_windows, model.length, config.seed)
+    length = config.calibration_length or model.length
+    batches = scoring.calibration_batches(tokens, config.calibration_windows, length, config.seed)
     run = block_store.fingerprint(params, batches, [model.config['model'], config.to_dict()])
     store = block_store.BlockStore(workdir.blocks, run, say.error)
     result = driver.run(
-        params, staging.staged(model.decoder), recipe.steps(), batches, store=store, report=progress.blocks(say))
+        params, staging.staged(model.decoder), recipe.steps(staging.model_sites(model.decoder)), batches, store=store, report=progress.blocks(say))
     workdir.write_decisions(result.decisions)
     _save(workdir, model, result.params, say)
-    evaluations = [scoring.evaluate(result.params, model, text, say) for text in texts]
+    evaluations = [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))
+                   for text in texts]
   sizes = {'float32': 4 * trees.size(restored.state['params']), 'stored': scoring.stored_bytes(result.params)}
   say(f'{sizes["stored"] / 1e6:.2f} MB, in float32 {sizes["float32"] / 1e6:.2f} MB')
   progress.finish(workdir, {
@@ -72,43 +76,60 @@ def prepare(params, model, config):
   Args:
     params: a float tree, perhaps with learned ranges and kernel quantizers.
     model: the model it is of.
-    config: as `settings.ptq` makes it.
+    config: as `settings.quantize` makes it.
 
   Returns:
-    (params, recipe, kept): the tree with the input quantizers that need no calibration, the steps for the rest, and
-    the sites that keep their learned ranges.
+    (params, recipe, kept): the tree as the driver gets it, the recipe, and the sites that keep their learned ranges.
 
   Raises:
-    UserError: the tree is quantized already.
+    UserError: the tree is quantized already, or a grid does not fit a kernel.
   """
   if path := models.quantized_linear(params):
     raise errors.UserError(f'{model.path} is quantized already: {path} holds integer codes')
   params = trees.without(params, 'kernel_quantizer')
   mode, learned = _mode(config), trees.inputs(params)
-  calibrates = mode == 'static' and not learned
-  recipe = recipes.Recipe(
-      weights=config.weights, weight_pattern=config.weight_pattern, group_size=config.group_size,
-      activations=config.activations if calibrates else 16, site_patterns=tuple(config.site_patterns),
+  made = recipe(config, None if learned else mode)
+  if made.weight is not None:
+    if not (linears := trees.matching(made.weight_pattern, trees.linears(params))):
+      raise errors.UserError(f'config.weight_pattern {made.weight_pattern!r} matches no linear layer')
+    for path in linears:
+      made.weight.check(trees.get(params, path)['kernel'].shape, path)
+  if learned and mode != 'static':
+    # What was learned stays as a clip: the model was trained with it.
+    params = precisions.with_inputs(
+        params, learned, precisions.Precision(config.weights, config.activations, mode), learned=True)
+  return params, made, learned if mode == 'static' else ()
+
+
+def recipe(config, mode) -> recipes.Recipe:
+  """The recipe of a configuration; without a mode, activations are left as the tree has them."""
+  kind = lambda prefix, bits: formats.parse(f'{prefix}{bits}')
+  activation = {'static': config.activations, 'dynamic': None}.get(mode)
+  if mode == 'dynamic':
+    activation = quantizers.DynamicQuantizer(
+        kind(config.activation_kind, config.activations), config.activation_group_size, config.activation_per_tensor)
+  weight = None if config.weights == 16 else quantizers.WeightQuantizer(
+      kind(config.weight_kind, config.weights), group_size=config.group_size)
+  methods = tuple(config.methods)
+  return recipes.Recipe(
+      methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
+      weight_pattern=config.weight_pattern, activation=activation, site_patterns=tuple(config.site_patterns),
       ranges=config.ranges, percentile=config.percentile)
-  if mode == 'static':
-    return params, recipe, learned
-  sites = learned or recipe.sites(site.name for site in staging.model_sites(model.decoder))
-  precision = precisions.Precision(config.weights, config.activations, mode)
-  return precisions.with_inputs(params, sites, precision, learned=bool(learned)), recipe, ()
 
 
 def _open(config):
   """The model and the workdir of the flags; raises `UserError` for whatever can be known to fail later on."""
-  validation.check(config, settings.ptq())
+  validation.check(config, settings.quantize())
   if _mode(config) not in precisions.MODES:
     raise errors.UserError(f'config.activation_mode is {config.activation_mode!r}; '
                            f'there are {", ".join(precisions.MODES)}')
   model = model_flags.model()
   if _CALIBRATION.value:
     text_lib.check_readable(_CALIBRATION.value)
-  abstract = validate.abstract_params(model.decoder)
-  prepare(abstract, model, config)
-  scoring.check_weights(abstract, config.weights, config.weight_pattern, config.group_size)
+  if (config.calibration_length or 0) > model.decoder.max_length:
+    raise errors.UserError(f'config.calibration_length {config.calibration_length} exceeds the model\'s '
+                           f'{model.decoder.max_length}')
+  prepare(validate.abstract_params(model.decoder), model, config)
   return model, workdirs.Workdir(runtime.WORKDIR.value, {
       'name': f'{model.path.name} quantized', 'model': model.config['model'], 'ptq': config.to_dict(),
       'source': {'workdir': str(model.path), 'variant': model.variant, 'seed': model.seed},

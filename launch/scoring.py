@@ -39,7 +39,8 @@ def with_static_ranges(params: Any, model: models.Model) -> Any:
   tokens = model.training_tokens()
   windows = min(_CALIBRATION_WINDOWS, len(tokens) // model.length)
   batches = calibration_batches(tokens, windows, model.length, seed=0)
-  return driver.run(params, staging.staged(model.decoder), recipes.Recipe(weights=16).steps(), batches).params
+  steps = recipes.Recipe(weight=None).steps(staging.model_sites(model.decoder))
+  return driver.run(params, staging.staged(model.decoder), steps, batches).params
 
 
 def check_weights(params: Any, weights: int, weight_pattern: str, group_size: int | None) -> None:
@@ -58,23 +59,24 @@ def check_weights(params: Any, weights: int, weight_pattern: str, group_size: in
 def evaluate(
     params: Any, model: models.Model, text: corpora.Text, say: progress.Printer, *,
     precision: precisions.Precision | None = None, length: int | None = None, batch_size: int = 32,
-    implementation: str = 'simulated') -> dict[str, Any]:
+    implementation: str = 'simulated', method: str | None = None) -> dict[str, Any]:
   """Scores a text: one record of `results.json`'s `evaluations`; also says it in a line."""
   precision = precision or described(params)
   score = perplexity.score(
       params, model.decoder, text.tokens, text.num_bytes, length=length or model.length, batch_size=batch_size,
       implementation=implementation, mesh=sharding.data_mesh())
-  return record(score, precision, text.name, model.variant, model.seed, say)
+  return record(score, precision, text.name, model.variant, model.seed, say, method or model.method)
 
 
-def record(score, precision, dataset: str, variant: str, seed: int, say: progress.Printer) -> dict[str, Any]:
-  """The record of a score, said in a line."""
+def record(
+    score, precision, dataset: str, variant: str, seed: int, say: progress.Printer, method: str = 'rtn') -> dict[str, Any]:
+  """The record of a score, said in a line; `method` is that of quantized weights."""
   say(f'{variant} seed {seed} {dataset} {precision.name}: perplexity {score.perplexity:.4g}, '
       f'{score.bits_per_byte:.4f} bits per byte')
   return {
       'variant': variant, 'seed': seed, 'dataset': dataset, 'weights': precision.weights,
       'activations': precision.activations, 'activation_mode': precision.mode,
-      'method': 'rtn' if precision.weights < 16 else 'none', 'perplexity': score.perplexity,
+      'method': method if precision.weights < 16 else 'none', 'perplexity': score.perplexity,
       'bits_per_byte': score.bits_per_byte, 'tokens': score.tokens}
 
 

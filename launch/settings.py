@@ -12,6 +12,7 @@ from jaxquant.models import config as model_config
 from jaxquant.training import optimizer
 from jaxquant.training import qat
 from jaxquant.training import regularizers
+from jaxquant.transforms import methods
 
 
 def train() -> ml_collections.ConfigDict:
@@ -57,8 +58,7 @@ def train() -> ml_collections.ConfigDict:
   config.kurtosis = _fields(regularizers.OutputKurtosis(weight=1e-4))
   config.kure = _fields(regularizers.WeightKurtosis(weight=0.0))
 
-  config.ptq = ptq()
-  del config.ptq.activations, config.ptq.activation_mode, config.ptq.site_patterns  # as trained: config.qat
+  config.ptq = ptq()  # activations are as trained: config.qat
   config.evaluation = ml_collections.ConfigDict()
   config.evaluation.batch_size = 32
   config.evaluation.precisions = ()  # names such as 'W4A4 static'; empty: all five
@@ -67,18 +67,34 @@ def train() -> ml_collections.ConfigDict:
 
 
 def ptq() -> ml_collections.ConfigDict:
-  """The part of a configuration that says how a trained model is quantized; the whole of `launch.quantize`'s."""
+  """What `launch.train` and `launch.quantize` share about the quantization of a trained model."""
   config = ml_collections.ConfigDict()
   config.weights = 4  # bits; 16 leaves kernels as they are
   config.weight_pattern = r'layers/.*'
   config.group_size = config_dict.placeholder(int)  # inputs that share a scale; none: a scale per output channel
-  config.activations = 4  # bits; 16 leaves activations as they are
-  config.activation_mode = 'static'  # or dynamic: per token
-  config.site_patterns = (r'layers/.*',)  # sites that are quantized where the model has no learned ranges
   config.ranges = 'minmax'  # how static ranges are calibrated where none were learned (transforms.activation_ranges)
   config.percentile = 99.99
   config.calibration_windows = 64
   config.seed = 0
+  return config
+
+
+def quantize() -> ml_collections.ConfigDict:
+  """The configuration of `launch.quantize`."""
+  config = ptq()
+  # In order; the last rounds. Each has its options in a group of its name (transforms.methods).
+  config.methods = ('round_to_nearest',)
+  config.weight_kind = 'int'  # int: symmetric; uint: asymmetric; dint: asymmetric with half steps around zero
+  config.activations = 4  # bits; 16 leaves activations as they are
+  config.activation_mode = 'static'  # per tensor; or dynamic: per token
+  config.activation_kind = 'uint'  # of dynamic codes
+  config.activation_group_size = config_dict.placeholder(int)  # features that share a dynamic scale; none: all
+  config.activation_per_tensor = False  # dynamic ranges of whole batches instead of tokens, for experiments
+  config.site_patterns = (r'layers/.*',)  # sites that are quantized, and folded, where the model has no learned ranges
+  config.calibration_length = config_dict.placeholder(int)  # tokens of a window; none: as trained
+  for name, method in methods.METHODS.items():
+    if options := method.options():
+      config[name] = ml_collections.ConfigDict(options)
   return config
 
 

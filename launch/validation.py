@@ -7,11 +7,12 @@ from typing import Any
 import ml_collections
 
 from jaxquant import errors
+from jaxquant.transforms import methods
 
 # What the elements of a tuple are, and least and greatest values, by the name of the key within `config` or `config.ptq`.
 _ELEMENTS = {
     'variants': str, 'seeds': int, 'data.train': str, 'evaluation.precisions': str, 'qat.ranges': tuple,
-    'site_patterns': str,
+    'site_patterns': str, 'methods': str,
 }
 _BOUNDS = {
     **{f'model.{key}': (1, None) for key in (
@@ -29,6 +30,11 @@ _BOUNDS = {
     'evaluation.batch_size': (1, None),
     'calibration_windows': (1, None),
     'group_size': (1, None),
+    'activation_group_size': (1, None),
+    'calibration_length': (2, None),
+    'gptq.block_size': (1, None),
+    **{f'{name}.{key}': (1, None) for name, method in methods.METHODS.items() for key in ('candidates', 'sequences', 'steps')
+       if key in method.options()},
     'percentile': (50, 100),
     'seed': (0, None),
 }

@@ -10,7 +10,7 @@ from launch import settings
 
 def get_config():
   """The configuration."""
-  config = settings.ptq()
+  config = settings.quantize()
   config.activations = 16
   config.group_size = 64
   return config

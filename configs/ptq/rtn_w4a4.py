@@ -11,4 +11,4 @@ from launch import settings
 
 def get_config():
   """The configuration."""
-  return settings.ptq()
+  return settings.quantize()

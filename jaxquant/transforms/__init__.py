@@ -11,6 +11,7 @@ Rounding:
 
 Activations:
   activation_ranges    static ranges from calibration: min-max, averages, percentiles
+  dynamic_ranges       ranges of each token, taken when it comes
 
 Equivalent scales and shifts, folded into norms and linears:
   smooth_quant         SmoothQuant
@@ -21,5 +22,6 @@ Equivalent scales and shifts, folded into norms and linears:
   scale_search         the search that the four share: candidates judged as they would be quantized
   folding              the fold itself
 
+  methods              every method by its name
   recipes              the driver's steps for the usual settings
 """

@@ -1,56 +1,93 @@
-"""Recipes: the driver's steps for the usual settings, so that a launcher names numbers and a library user may start here."""
+"""Recipes: the driver's steps for named methods and numbers, so that a launcher names them and a library user may start
+here: folds first, then ranges of activations, then weights, each observing what became of the model before it."""
 
 import dataclasses
 import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxquant import errors
 from jaxquant.calibration import driver
+from jaxquant.calibration import sites as sites_lib
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import activation_ranges
-from jaxquant.transforms import round_to_nearest
+from jaxquant.transforms import dynamic_ranges
+from jaxquant.transforms import methods as methods_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """Post-training quantization by rounding and calibrated ranges.
+  """Post-training quantization.
 
   Attributes:
-    weights: bits of symmetric weight codes; 16 leaves kernels as they are.
-    weight_pattern: linears to round, a regular expression on the whole path.
-    group_size: inputs that share a weight scale; None: one per output channel.
-    activations: bits; 16 leaves activations as they are.
-    site_patterns: sites that get a calibrated static range, regular expressions on the whole name.
-    ranges, percentile: see `activation_ranges`.
+    methods: names out of `methods.METHODS`, in order; those that fold come before those that own linears.
+    options: {name of a method: its options}, where they are not the defaults.
+    weight: the grid of the kernels; None leaves them as they are.
+    weight_pattern: linears to quantize, a regular expression on the whole path.
+    activation: bits of static ranges for the whole tensor; or a quantizer of dynamic ones; None for neither.
+    site_patterns: sites that get it, and at which methods fold if something can be folded there: regular expressions on
+      the whole name.
+    ranges, percentile: of static ranges, see `activation_ranges`.
   """
 
-  weights: int = 4
+  methods: tuple[str, ...] = ('round_to_nearest',)
+  options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  weight: quantizers.WeightQuantizer | None = quantizers.WeightQuantizer(formats.IntFormat(4))
   weight_pattern: str = r'layers/.*'
-  group_size: int | None = None
-  activations: int = 4
+  activation: int | quantizers.DynamicQuantizer | None = 4
   site_patterns: tuple[str, ...] = (r'layers/.*',)
   ranges: str = 'minmax'
   percentile: float = 99.99
 
   def __post_init__(self):
     if self.ranges not in activation_ranges.METHODS:
-      raise errors.UserError(f'ptq.ranges is {self.ranges!r}; there are {", ".join(activation_ranges.METHODS)}')
+      raise errors.UserError(f'ranges is {self.ranges!r}; there are {", ".join(activation_ranges.METHODS)}')
+    named = [methods_lib.get(name) for name in self.methods]
+    kinds = [method.owns for method in named]
+    if kinds != sorted(kinds, key=['sites', 'linears'].index):
+      raise errors.UserError(f'methods {", ".join(self.methods)}: those that fold at sites must come before the others')
+    if self.weight is not None and [method.rounds for method in named] != [False] * (len(named) - 1) + [True]:
+      last = ', '.join(name for name, method in methods_lib.METHODS.items() if method.rounds)
+      raise errors.UserError(f'methods {", ".join(self.methods)}: exactly the last one must round, one of {last}')
 
-  def sites(self, names) -> tuple[str, ...]:
+  def sites(self, names: Sequence[str]) -> tuple[str, ...]:
     """Those of the site names that a pattern matches."""
     names = tuple(names)
     return tuple(name for name in names if any(trees.matching(pattern, (name,)) for pattern in self.site_patterns))
 
-  def steps(self) -> list[driver.Step]:
-    """Ranges of the float model's activations first, then weights."""
-    steps = []
-    if self.activations < 16:
-      calibrate = functools.partial(
-          activation_ranges.activation_ranges, bits=self.activations, method=self.ranges, percentile=self.percentile)
-      steps.append(driver.Step('sites', [(pattern, calibrate) for pattern in self.site_patterns], every=False))
-    if self.weights < 16:
-      grid = quantizers.WeightQuantizer(formats.IntFormat(self.weights), group_size=self.group_size)
-      rounding = functools.partial(round_to_nearest.round_to_nearest, weight=grid)
-      steps.append(driver.Step('linears', [(self.weight_pattern, rounding)], every=False))
-    return steps
+  def steps(self, sites: Sequence[sites_lib.Site]) -> list[driver.Step]:
+    """The steps for a model with `sites`, by their names from the root."""
+    folds, rest = [], []
+    told = {'weight': self.weight, 'activation': self._judged()}
+    for name in self.methods:
+      method = methods_lib.get(name)
+      step = functools.partial(driver.Step, every=False, stream=method.stream, schedule=method.schedule)
+      factory = method.bound(told, self.options.get(name, {}))
+      if method.owns == 'sites':
+        takers = self.sites(
+            site.name for site in sites if site.producer and (site.reads_residual or not method.norms_only))
+        folds.append(step('sites', [('|'.join(map(re.escape, takers)), factory)]))
+      elif self.weight is not None:
+        rest.append(step('linears', [(self.weight_pattern, factory)]))
+      if method.chooses:
+        told['weight'] = None  # the methods behind it find it in the tree
+    return folds + self._activations() + rest
+
+  def _activations(self) -> list[driver.Step]:
+    if self.activation is None:
+      return []
+    if isinstance(self.activation, int):
+      ranges = functools.partial(
+          activation_ranges.activation_ranges, bits=self.activation, method=self.ranges, percentile=self.percentile)
+    else:
+      ranges = functools.partial(dynamic_ranges.dynamic_ranges, quantizer=self.activation)
+    return [driver.Step('sites', [(pattern, ranges) for pattern in self.site_patterns], every=False)]
+
+  def _judged(self):
+    """What stands for the activation's quantizer in a search; static ranges are those of the searched sample."""
+    if not isinstance(self.activation, int):
+      return self.activation
+    return quantizers.DynamicQuantizer(formats.IntFormat(self.activation, symmetric=False), per_tensor=True)

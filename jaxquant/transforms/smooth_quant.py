@@ -6,24 +6,25 @@ from jaxquant.transforms import scale_search
 
 
 def smooth_quant(
-    claim: transform.Claim, exponent: float | None = 0.5, *, weight: quantizers.WeightQuantizer | None = None,
-    activation=None, candidates: int = 21, sequences: int = 16) -> transform.Transform:
+    claim: transform.Claim, weight: quantizers.WeightQuantizer | None = None, activation=None, *, exponent: float = 0.5,
+    search: bool = False, candidates: int = 21, sequences: int = 16) -> transform.Transform:
   """The transform that folds s_j = max|X_j|^a / max|W_j|^(1 - a) into each site (equation 4).
 
   The weight's maximum is taken over all linears that read the site, side by side.
 
   Args:
     claim: sites with a producer; the paper's are the outputs of the norms.
-    exponent: a; the paper takes 0.5 for OPT and BLOOM, and more where activations are harder. None: for each site the
-      one of `candidates`, evenly spaced from 0 to 1, with which its quantized linears come closest, if any beats none.
-    weight, activation: what quantizes the linears' kernels and the activation in that search.
-    candidates: how many exponents that search tries.
-    sequences: sampled for it.
+    weight, activation: what quantizes the linears' kernels and the activation in a search; not needed without one.
+    exponent: a; the paper takes 0.5 for OPT and BLOOM, and more where activations are harder.
+    search: take for each site the exponent, of `candidates` evenly spaced ones from 0 to 1, with which its quantized
+      linears come closest, if any beats no scales at all.
+    candidates: how many exponents are tried.
+    sequences: sampled for the search.
 
   Returns:
     A Transform that records what `scale_search.fold_powers` does.
   """
-  if exponent is None:
+  if search:
     grid = [i / (candidates - 1) for i in range(candidates)]
     exponents = [(0.0, 0.0), *((a, 1 - a) for a in grid)]
   else:

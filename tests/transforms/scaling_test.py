@@ -137,7 +137,7 @@ class SearchesTest(parameterized.TestCase):
       ('awq', functools.partial(awq.awq, weight=_WEIGHT), 'module', None),
       ('aqas', functools.partial(aqas.aqas, weight=_WEIGHT, activation=_ACTIVATION), 'linears', _ACTIVATION),
       ('smooth_quant', functools.partial(
-          smooth_quant.smooth_quant, exponent=None, weight=_WEIGHT, activation=_ACTIVATION), 'linears', _ACTIVATION))
+          smooth_quant.smooth_quant, search=True, weight=_WEIGHT, activation=_ACTIVATION), 'linears', _ACTIVATION))
   def test_the_recorded_error_is_that_of_the_result_and_less_than_before(self, _, factory, scope, activation):
     params, record = _apply(factory)
     np.testing.assert_allclose(record['error'], self._error(params, scope, activation), rtol=1e-2)

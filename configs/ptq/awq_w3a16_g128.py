@@ -1,0 +1,17 @@
+"""AWQ (arXiv:2306.00978): 3-bit weights in groups of 128 inputs, asymmetric, scales and clipping searched.
+
+  python -m launch.quantize --config=configs/ptq/awq_w3a16_g128.py --model=DIR --workdir=OUT
+
+Expected: below rounding to nearest. Published for Llama-2-7B on WikiText-2 at a full-precision perplexity of 5.47:
+rounding to nearest 6.66, AWQ 6.24.
+"""
+
+from launch import settings
+
+
+def get_config():
+  """The configuration."""
+  config = settings.quantize()
+  config.methods = ('awq', 'clip_search', 'round_to_nearest')
+  config.update(weights=3, weight_kind='uint', group_size=128, activations=16, calibration_windows=128)
+  return config

@@ -1,0 +1,18 @@
+"""SLAC (arXiv:2311.05161, section 3.2): AQAS calibrated on sequences as long as those of the task.
+
+  python -m launch.quantize --config=configs/ptq/slac_w4a8.py:128 --model=DIR --workdir=OUT
+
+The number is the length of the calibration windows; their count keeps the tokens the same as 128 windows of 2,048.
+Expected: best where it matches the length that is evaluated (launch.evaluate --length). Published for LLaMA-7B, average
+of common-sense tasks, lengths 64, 128, 512 and 2,048: 69.99, 70.48, 68.92, 70.20 with AQAS and GPTQ, full precision 70.92.
+"""
+
+from configs.ptq import aqas_w4a8
+
+
+def get_config(length: str = '128'):
+  """The configuration for calibration windows of `length` tokens."""
+  config = aqas_w4a8.get_config()
+  config.calibration_length = int(length)
+  config.calibration_windows = 128 * 2048 // int(length)
+  return config

@@ -1,0 +1,17 @@
+"""SmoothQuant (arXiv:2211.10438), its level O1: 8-bit weights per output channel, 8-bit activations per token.
+
+  python -m launch.quantize --config=configs/ptq/smooth_quant_w8a8.py --model=DIR --workdir=OUT
+
+Expected: perplexity of full precision to a percent. Published for Llama-2-7B: 5.47 to 5.52 with an exponent of 0.85,
+which LLaMA-like models want (--config.smooth_quant.exponent=0.85).
+"""
+
+from launch import settings
+
+
+def get_config():
+  """The configuration."""
+  config = settings.quantize()
+  config.methods = ('smooth_quant', 'round_to_nearest')
+  config.update(weights=8, activations=8, activation_mode='dynamic', activation_kind='int')
+  return config

@@ -1,0 +1,29 @@
+"""Dynamic activation ranges: taken from each token when it comes, so that nothing is calibrated."""
+
+from jaxquant import errors
+from jaxquant.calibration import transform
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+
+
+def dynamic_ranges(claim: transform.Claim, quantizer: quantizers.DynamicQuantizer) -> transform.Transform:
+  """The transform that gives every site `quantizer`, behind whatever else stands there.
+
+  Args:
+    claim: sites.
+    quantizer: of their activations.
+
+  Returns:
+    A Transform that records the number of `bits` of each site.
+  """
+
+  def check(params):
+    if taken := [site for site in claim.names if 'quantizer' in (trees.get(params, site) or {})]:
+      raise errors.UserError(f'{taken[0]} has a quantizer already')
+
+  def search(params):
+    for site in claim.names:
+      params = trees.put(params, f'{site}/quantizer', quantizer)
+    return params, {site: {'bits': quantizer.format.bits} for site in claim.names}, {}
+
+  return transform.without_data(search, check)

@@ -1,0 +1,72 @@
+"""Every method by its name: what it owns, what it is told of the numbers to come, and how its step runs by default."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxquant import errors
+from jaxquant.calibration import plan
+from jaxquant.transforms import adadim
+from jaxquant.transforms import aqas
+from jaxquant.transforms import awq
+from jaxquant.transforms import clip_search
+from jaxquant.transforms import gptq
+from jaxquant.transforms import norm_fusion
+from jaxquant.transforms import outlier_suppression
+from jaxquant.transforms import round_to_nearest
+from jaxquant.transforms import smooth_quant
+
+_TOLD = ('weight', 'activation')
+
+
+class Method(NamedTuple):
+  """A method.
+
+  Attributes:
+    factory: (claim, ..., options) -> Transform; it is told of what `_TOLD` names if it takes arguments of these names.
+    owns: `sites`, if it folds scales and shifts there, or `linears`.
+    rounds: whether it leaves codes behind.
+    norms_only: whether it folds only at sites that norms produce.
+    chooses: whether it leaves the grid to round to behind, in the tree.
+    stream, schedule: of its step, as its paper or its code has them.
+  """
+
+  factory: Callable[..., Any]
+  owns: str
+  rounds: bool = False
+  norms_only: bool = False
+  chooses: bool = False
+  stream: str = 'float'
+  schedule: str = 'block'
+
+  def options(self) -> dict[str, Any]:
+    """Its options with their defaults."""
+    parameters = list(inspect.signature(self.factory).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.name not in _TOLD}
+
+  def bound(self, told: dict[str, Any], options: dict[str, Any]) -> plan.Factory:
+    """The factory with everything but the claim."""
+    takes = inspect.signature(self.factory).parameters
+    return functools.partial(self.factory, **{name: told[name] for name in _TOLD if name in takes}, **options)
+
+
+METHODS = {
+    'norm_fusion': Method(norm_fusion.norm_fusion, 'sites', norms_only=True),
+    'smooth_quant': Method(smooth_quant.smooth_quant, 'sites', norms_only=True),
+    'awq': Method(awq.awq, 'sites'),
+    'aqas': Method(aqas.aqas, 'sites'),
+    'outlier_suppression': Method(
+        outlier_suppression.outlier_suppression, 'sites', stream='quantized', schedule='sequential'),
+    'clip_search': Method(clip_search.clip_search, 'linears'),
+    'adadim': Method(adadim.adadim, 'linears', chooses=True),
+    'round_to_nearest': Method(round_to_nearest.round_to_nearest, 'linears', rounds=True),
+    'gptq': Method(gptq.gptq, 'linears', rounds=True, stream='quantized', schedule='sequential'),
+}
+
+
+def get(name: str) -> Method:
+  """The method called `name`; raises `UserError` for a name that is none."""
+  if name not in METHODS:
+    raise errors.UserError(f'there is no method {name!r}, only {", ".join(METHODS)}')
+  return METHODS[name]

@@ -1,0 +1,60 @@
+"""Every configuration of post-training quantization describes a recipe that runs."""
+
+import importlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax.numpy as jnp
+
+from jaxquant.calibration import driver
+from jaxquant.models import staging
+from jaxquant.models import validate
+from jaxquant.numerics import qtensor
+from jaxquant.numerics import trees
+from launch import quantize
+from launch import settings
+from launch import validation
+from tests import networks
+from tests import source
+
+_NAMES = [path.stem for path in sorted((source.ROOT / 'configs' / 'ptq').glob('*.py'))]
+# One of each composition of methods is run, on either architecture in turn.
+_RUN = ['gptq_w3a16_g128', 'awq_w4a16_g128', 'smooth_quant_w8a8', 'outlier_suppression_w6a6', 'aqas_dint_w4a8',
+        'adadim_gptq_w3a16_g128']
+
+
+def _config(name):
+  return importlib.import_module(f'configs.ptq.{name}').get_config()
+
+
+class ConfigsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_NAMES)
+  def test_describes_a_recipe(self, name):
+    config = _config(name)
+    validation.check(config, settings.quantize())
+    recipe = quantize.recipe(config, config.activation_mode if config.activations < 16 else None)
+    steps = recipe.steps(staging.model_sites(networks.config('llama')))
+    self.assertLen(steps, len(config.methods) + (config.activations < 16))
+    self.assertIn(f'--config=configs/ptq/{name}.py', importlib.import_module(f'configs.ptq.{name}').__doc__)
+
+  @parameterized.parameters(*enumerate(_RUN))
+  def test_runs(self, number, name):
+    style = ('llama', 'opt')[number % 2]
+    params, architecture = networks.params(style), networks.config(style)
+    config = _config(name)
+    config.group_size = 8 if config.group_size else None
+    recipe = quantize.recipe(config, config.activation_mode if config.activations < 16 else None)
+    result = driver.run(
+        params, staging.staged(architecture), recipe.steps(staging.model_sites(architecture)), [networks.tokens(6)])
+    validate.validate(result.params, architecture)
+    for path in trees.linears(params):
+      kernel = trees.get(result.params, path)['kernel']
+      self.assertEqual(isinstance(kernel, qtensor.QTensor), path.startswith('layers/'), path)
+    self.assertEqual(bool(trees.inputs(result.params)), config.activations < 16)
+    logits = networks.evaluator(architecture, jit=networks.quick_jit)(result.params, networks.tokens(2, seed=3))
+    self.assertTrue(jnp.isfinite(logits).all())
+
+
+if __name__ == '__main__':
+  absltest.main()
