@@ -11,6 +11,7 @@ import jax
 
 from jaxquant import errors
 from jaxquant.calibration import driver
+from jaxquant.calibration import memory
 from jaxquant.data import text as text_lib
 from jaxquant.evaluation import precisions
 from jaxquant.layers import sharding
@@ -54,10 +55,13 @@ def main() -> None:
     texts = model_flags.texts(tokenizer)
     length = config.calibration_length or model.length
     batches = scoring.calibration_batches(tokens, config.calibration_windows, length, config.seed)
+    stages, steps = staging.staged(model.decoder), recipe.steps(staging.model_sites(model.decoder))
+    needed = memory.estimate(params, stages, steps, batches)
+    say(f'memory {needed}')
+    agreement.agree(lambda: needed.check((jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')))
     run = block_store.fingerprint(params, batches, [model.config['model'], config.to_dict()])
     store = block_store.BlockStore(workdir.blocks, run, say.error)
-    result = driver.run(
-        params, staging.staged(model.decoder), recipe.steps(staging.model_sites(model.decoder)), batches, store=store, report=progress.blocks(say))
+    result = driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say))
     workdir.write_decisions(result.decisions)
     _save(workdir, model, result.params, say)
     evaluations = [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))

@@ -9,5 +9,7 @@
   plan         steps and schedules: which transform runs on which block, on which stream
   driver       block by block: observe, search, rewrite, propagate
   learning     gradient descent on windows of blocks against the full-precision stream
+  aliasing     compiled functions that do not copy what they leave alone
+  memory       what a run needs, from shapes alone
   stores       where blocks come from and where finished ones are kept
 """

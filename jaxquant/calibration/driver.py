@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxquant import errors
+from jaxquant.calibration import aliasing
 from jaxquant.calibration import learning
 from jaxquant.calibration import plan as plans
 from jaxquant.calibration import sites
@@ -94,9 +95,7 @@ class _Run:
     self.streams = {name: list(embedded) for name in plans.STREAMS if name in needed}
 
   def over(self, window: int) -> Result:
-    layers = [pair for pair in self.model.blocks if pair[0]]
-    rest = [pair for pair in self.model.blocks if not pair[0]]
-    windows = [layers[i : i + window] for i in range(0, len(layers), window)] + [[pair] for pair in rest]
+    windows = plans.windows(self.model, window)
     finished, decisions = {}, {}
     for number, blocks in enumerate(windows):
       before = {path: self.source.load(path) for path, _ in blocks}
@@ -146,14 +145,14 @@ class _Run:
 
   def _apply(self, transform, block, params, teacher, stream, streams, path):
     """One transform on one block: (params, {name: record and decisions})."""
-    observe, search = _compiled(transform, block)
+    observe, search = compiled(transform, block)
     if transform.needs_data:
       if not self.ids:
         raise errors.UserError('calibration needs at least one batch of tokens')
       teacher = teacher if transform.needs_teacher else None
       taught = streams['float'] if transform.needs_teacher else self.ids
       batches = [(params, x, ids, teacher, y) for x, ids, y in zip(streams[stream], self.ids, taught, strict=True)]
-      state = transform.init(params, _observed(block).eval_shape(*batches[0]))
+      state = transform.init(params, observed(block).eval_shape(*batches[0]))
       for batch in batches:
         state = observe(state, *batch)
       _check_finite(path, state, 'activations: ')
@@ -199,15 +198,18 @@ def merged(first: dict, second: dict) -> dict:
 
 
 @functools.cache
-def _compiled(transform: transforms.Transform, block: sites.Block):
-  """Jitted (observe, search), one pair for all blocks that share a `Block` and a transform."""
-  observe = lambda state, *arguments: transform.observe(state, _observed(block)(*arguments))
-  return jax.jit(observe), jax.jit(transform.search)
+def compiled(transform: transforms.Transform, block: sites.Block):
+  """Compiled (observe, search): one pair for all blocks that share a `Block` and a transform.
+
+  `observe` takes a state and the arguments of `observed`. Arrays that `search` leaves alone are not copied.
+  """
+  observe = lambda state, *arguments: transform.observe(state, observed(block)(*arguments))
+  return jax.jit(observe), aliasing.Jit(transform.search)
 
 
 @functools.cache
-def _observed(block: sites.Block):
-  """Jitted (params, inputs, ids, teacher's params or None, teacher's inputs) -> Batch."""
+def observed(block: sites.Block):
+  """Jitted (params, inputs, ids, teacher's params or None, teacher's inputs) -> `transform.Batch`."""
 
   @jax.jit
   def batch(params, x, ids, teacher, teacher_x):

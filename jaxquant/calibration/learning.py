@@ -25,12 +25,12 @@ def mean_square(output, target):
 
 
 class Learner(NamedTuple):
-  """A learning method on the linears of a window. Closes over options, never over arrays.
+  """A learning method on the linears of a window. Closes over options, never over arrays; all functions can be traced.
 
   Attributes:
     prepare: subtrees of the window -> the same with what is to be learned put in.
     trainable: prepared subtrees -> tree of booleans, which leaves learn.
-    finish: learned subtrees -> (final subtrees, a {name: record} for each).
+    finish: learned subtrees -> (final subtrees, a {name: record} for each); records hold scalars and arrays.
     optimizer: steps once for every batch.
     epochs: passes over the batches.
     loss: (outputs, targets) of the window's last block -> scalar.
@@ -85,6 +85,7 @@ def fit(
     _mean(losses, f'in epoch {epoch + 1} of {learner.epochs}')
   after = _mean([evaluate(free, fixed, x, target) for x, target in batches], 'after the last step')
   params, records = learner.finish(_joined(free, fixed))
+  records = jax.tree.map(lambda x: x.tolist(), jax.device_get(records))
   losses = {'loss_before': before, 'loss_after': after}
   return params, tuple({name: {**entry, **losses} for name, entry in record.items()} for record in records)
 

@@ -70,6 +70,19 @@ def make(params: dict, model: sites.StagedModel, steps: Sequence[Step | Learning
   return [_step(params, model, step) for step in steps]
 
 
+def windows(model: sites.StagedModel, size: int) -> list[list[tuple[str, sites.Block]]]:
+  """The model's blocks in runs of `size`; what follows the layers is by itself.
+
+  Raises:
+    UserError: `size` is not positive.
+  """
+  if size < 1:
+    raise errors.UserError(f'a window of blocks holds at least one, not {size}')
+  layers = [pair for pair in model.blocks if pair[0]]
+  rest = [[pair] for pair in model.blocks if not pair[0]]
+  return [layers[i : i + size] for i in range(0, len(layers), size)] + rest
+
+
 def streams(step: Step | Learning, plan: Plan) -> frozenset[str]:
   """The streams that the transforms of `plan` read when `step` runs them: none where they observe nothing."""
   if isinstance(step, Learning):

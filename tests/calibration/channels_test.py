@@ -44,7 +44,8 @@ class MergingTest(parameterized.TestCase):
     parts = jnp.split(x, np.cumsum(sizes)[:-1])
     for order in itertools.islice(itertools.permutations(parts), 3):
       separate = [_of(kind, part) for part in order]
-      for statistic in (functools.reduce(kind.merged, separate), _of(kind, *order), _of(kind).merged(_of(kind, *order))):
+      together = _of(kind, *order)
+      for statistic in (functools.reduce(kind.merged, separate), together, _of(kind).merged(together)):
         self.assertEqual(jax.tree.structure(statistic), jax.tree.structure(whole))
         for got, want in zip(jax.tree.leaves(statistic), jax.tree.leaves(whole)):
           self.assertEqual((got.dtype, got.shape), (jnp.float32, want.shape))

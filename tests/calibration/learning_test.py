@@ -70,7 +70,7 @@ def _learned_clip(claims, *, epochs=20, optimizer=optax.adam(0.1)):
       for path in claim.names:
         layer = dict(trees.get(params, path))
         clip, kernel = layer.pop('kernel_quantizer'), layer['kernel']
-        records[-1][path] = {'share': jax.nn.sigmoid(clip.logit).mean().item()}
+        records[-1][path] = {'share': jax.nn.sigmoid(clip.logit).mean()}
         rounded = quantize.from_scales(kernel, clip.scales(kernel), None, _FORMAT)
         params = trees.put(params, path, {**layer, 'kernel': rounded})
       made.append(params)
@@ -163,7 +163,8 @@ class LearningTest(parameterized.TestCase):
   def test_only_what_is_trainable_changes(self):
     before, after = trees.arrays(_params()), trees.arrays(_learned().params)
     kernels = {path for path in before if path.startswith('layers') and path.endswith('/kernel')}
-    self.assertEqual(set(before) - kernels, set(after) - {f'{path}/{part}' for path in kernels for part in ('codes', 'scale')})
+    codes = {f'{path}/{part}' for path in kernels for part in ('codes', 'scale')}
+    self.assertEqual(set(before) - kernels, set(after) - codes)
     for path in set(before) - kernels:
       np.testing.assert_array_equal(after[path], before[path])
 
@@ -222,8 +223,9 @@ class ResumingTest(absltest.TestCase):
       _run(store=store, report=kill)
     self.assertCountEqual(store, ['layers/0', 'layers/1'])
     _assert_same(_run(store=store, report=seen.append), _learned())
-    self.assertEqual([(entry.block, entry.work == 'restored') for entry in seen], [('layers/0', True), ('layers/2', False)])
-    self.assertEqual([entry.done for entry in seen], [2, 4])
+    self.assertEqual(
+        [(entry.block, entry.work == 'restored', entry.done) for entry in seen],
+        [('layers/0', True, 2), ('layers/2', False, 4)])
     self.assertCountEqual(store, [path for path, _ in _MODEL.blocks])
 
   def test_half_a_window_counts_for_nothing(self):

@@ -83,6 +83,13 @@ class PlanTest(parameterized.TestCase):
       self.assertEqual(plan.streams(step, plan.make(_PARAMS, _MODEL, [step])[0]), found)
 
 
+  def test_windows_are_runs_of_layers_and_the_head_is_by_itself(self):
+    model = sites.StagedModel(None, (*((f'layers/{i}', _FIRST) for i in range(5)), ('', _HEAD)))
+    for size, expected in ((1, [[0], [1], [2], [3], [4]]), (2, [[0, 1], [2, 3], [4]]), (9, [[0, 1, 2, 3, 4]])):
+      made = plan.windows(model, size)
+      self.assertEqual(made, [[(f'layers/{i}', _FIRST) for i in run] for run in expected] + [[('', _HEAD)]])
+
+
 class RefusalsTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -101,6 +108,10 @@ class RefusalsTest(parameterized.TestCase):
   def test_mistakes_in_learning_are_named(self):
     with self.assertRaisesRegex(errors.UserError, 'no rule claims embedding, head'):
       plan.make(_PARAMS, _MODEL, [plan.Learning([('layers/.*', _a)])])
+
+  def test_window_without_blocks(self):
+    with self.assertRaisesRegex(errors.UserError, 'a window of blocks holds at least one, not 0'):
+      plan.windows(_MODEL, 0)
 
 
 if __name__ == '__main__':

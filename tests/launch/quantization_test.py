@@ -45,6 +45,12 @@ class QuantizationTest(absltest.TestCase):
         'calibrated the head 100%'])
     self.assertFalse((self.straight / 'blocks').exists())
 
+  def test_memory_is_estimated_before_the_first_block(self):
+    memory, calibration = (self.output.index(word) for word in ('\nmemory at least ', '\ncalibrated '))
+    self.assertLess(memory, calibration)
+    self.assertRegex(
+        self.output[memory:], r'^\nmemory at least [\d.]+ MB a device: model [\d.]+ MB, .*streams [\d.]+ MB\n')
+
   def test_decisions_by_path(self):
     decisions = json.loads((self.straight / 'decisions.json').read_text())
     self.assertEqual(decisions, json.loads((self.straight / 'results.json').read_text())['decisions'])

@@ -1,0 +1,5 @@
+"""Benchmarks, one a file, each with flags of its own and a function `run() -> dict`.
+
+  training  steps of quantization-aware training against the plain step
+  ptq       post-training methods: one layer, and whole models block by block
+"""
