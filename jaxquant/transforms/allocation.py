@@ -1,6 +1,6 @@
 """Allocation of bits: a grid for each linear, so that the sum of their scores is least under a budget of stored bits.
 
-The choice is written into the tree, as each linear's `kernel_quantizer`; round-to-nearest or GPTQ behind it rounds to it:
+The choice is written into the tree, as each linear's `kernel_quantizer`; round-to-nearest or GPTQ then rounds to it:
 
   candidates = [quantizers.WeightQuantizer(formats.parse(name), group_size=64) for name in ('int2', 'int4', 'int8')]
   scores = sensitivity.loss_scores(loss, params, batches, [r'layers/.*'], candidates)
@@ -113,7 +113,8 @@ def allocate(
     raise errors.UserError(f'no {"linears" if candidates else "candidates"} to allocate bits to')
   for path, values in scores.items():
     if len(values) != len(candidates) or not all(map(math.isfinite, values)):
-      raise errors.UserError(f'{path}: needs a finite score for each of {len(candidates)} candidates, not {list(values)}')
+      raise errors.UserError(
+          f'{path}: needs a finite score for each of {len(candidates)} candidates, not {list(values)}')
   costs = {path: [_stored_bits(params, path, candidate) for candidate in candidates] for path in scores}
   weights = {path: math.prod(trees.get(params, path)['kernel'].shape) for path in scores}
   total = sum(weights.values())

@@ -121,8 +121,8 @@ class _Relaxed:
       mine = owner >= i
       least = sum(int(cost[0]) for cost, _, _ in items[i:])
       highest = sum(float(score[0]) for _, score, _ in items[i:])
-      self._curves.append((
-          least + np.concatenate([[0], np.cumsum(width[mine])]), highest + np.concatenate([[0], np.cumsum(fall[mine])])))
+      sums = lambda steps: np.concatenate([[0], np.cumsum(steps[mine])])
+      self._curves.append((least + sums(width), highest + sums(fall)))
 
   def rest(self, first, left):
     """Least relaxed score of the items from `first` on for budgets `left`; infinite where there is none."""

@@ -88,7 +88,8 @@ def loss_scores(
 
   Returns:
     {path: score on each of the candidates}. Beside the params, memory holds a float32 array of the size of each scored
-    kernel, and what one backward pass of a single sequence needs.
+    kernel, and what one backward pass of a single sequence needs: sequences are taken one after the other, also where
+    a batch is spread over devices.
 
   Raises:
     UserError: no candidates or batches, a path that matches none that is left, a linear that is quantized already, a

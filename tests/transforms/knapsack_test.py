@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack: the optimum of small problems, its bound, and large problems with the look of networks."""
+"""The multiple-choice knapsack: the optimum of small problems, its bound, and problems of the size of networks."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def _small(seed):
 
 
 def _network(layers):
-  """(costs, scores) of linears of 4096 features on grids of 2, 4 and 8 bits, the layers of very different sensitivity."""
+  """(costs, scores) of linears of 4096 features on grids of 2, 4 and 8 bits, of very different sensitivity."""
   rng = np.random.default_rng(0)
   costs, scores = [], []
   for weights in [4096 * 4096, 4096 * 1024, 4096 * 1024, 4096 * 4096, *[4096 * 14336] * 3] * layers:
