@@ -6,6 +6,9 @@ Rounding:
   clip_search          narrower weight ranges where they lower the output error
   adadim               AdaDim: the axis of each kernel's groups
   grids                what a kernel is rounded to: given, or chosen by a step before
+  sensitivity          what rounding each linear alone would cost: output errors, changes of the loss
+  allocation           a grid for each linear, by sensitivity under a budget of bits
+  knapsack             the solver of the allocation, on plain arrays
   error_feedback       the solver of GPTQ, on plain arrays
   moments              second moments of what linears read, the Hessians of their output errors
 

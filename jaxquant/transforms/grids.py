@@ -28,6 +28,12 @@ def grid(params: Any, path: str, weight: quantizers.WeightQuantizer | None) -> q
   return weight
 
 
+def name(grid: quantizers.WeightQuantizer) -> str:
+  """`int4 g64` for groups of 64 inputs, `int4` for scales of output channels; `by input` for groups of outputs."""
+  size = '' if grid.group_size is None else f' g{grid.group_size}'
+  return f'{grid.format.name}{size}' + ('' if grid.axis == -2 else ' by input')
+
+
 def check(claim: transform.Claim, params: Any, weight: quantizers.WeightQuantizer | None) -> None:
   """Raises `UserError` for a claim of linears whose grids do not fit their kernels or the inputs of their products."""
   for path in claim.names:
