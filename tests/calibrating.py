@@ -26,7 +26,7 @@ def batch(activations: dict[str, Any], first: int = 0) -> transforms.Batch:
   """Returns a batch of {site: [sequences, tokens, features]}, each the same before and after its specification."""
   count = len(next(iter(activations.values())))
   arrays = {site: jnp.asarray(x) for site, x in activations.items()}
-  after = {transforms.ready(site): x for site, x in arrays.items()}
+  after = {sites.ready(site): x for site, x in arrays.items()}
   return transforms.Batch(jnp.arange(first, first + count), {**arrays, **after})
 
 

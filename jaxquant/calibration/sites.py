@@ -80,3 +80,9 @@ class StagedModel(NamedTuple):
 
   embed: Callable[[Any, Any], Any]
   blocks: tuple[tuple[str, Block], ...]
+
+
+def ready(site: str) -> str:
+  """The tap point behind the input specification of a site: `quantized_input` for `input`."""
+  head, _, last = site.rpartition('/')
+  return f'{head}/quantized_{last}' if head else f'quantized_{last}'

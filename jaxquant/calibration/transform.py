@@ -53,7 +53,7 @@ class Batch(NamedTuple):
   Attributes:
     ids: int32 [sequences], the identity of every sequence in the calibration set.
     activations: {tap point: [sequences, tokens, features]}; `<site>` before the site's input specification,
-      `ready(<site>)` after it, as the products read it.
+      `sites.ready(<site>)` after it, as the products read it.
     teacher: the same of the full-precision model, for transforms that need it; else None.
   """
 
@@ -77,12 +77,6 @@ class Transform(NamedTuple):
   rewrite: Callable[[Any, dict, dict], Any] = lambda params, record, decisions: params
   needs_teacher: bool = False
   needs_data: bool = True
-
-
-def ready(site: str) -> str:
-  """The tap point behind the input specification of a site: `quantized_input` for `input`."""
-  head, _, last = site.rpartition('/')
-  return f'{head}/quantized_{last}' if head else f'quantized_{last}'
 
 
 def without_data(search: Callable[[Any], tuple[Any, dict, dict]], check: Callable[[Any], None]) -> Transform:

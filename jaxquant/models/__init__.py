@@ -5,5 +5,6 @@
   decoder    language models
   encoder    masked language models
   staging    any model by its configuration, its sites, and its blocks for calibration
+  functions  calibration of a function of your own
   validate   does a tree fit a model: compared by path and logical shape
 """

@@ -7,6 +7,7 @@ import functools
 
 from jaxquant import errors
 from jaxquant.calibration import statistics
+from jaxquant.calibration import sites as sites_lib
 from jaxquant.calibration import transform
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
@@ -47,7 +48,7 @@ def activation_ranges(
     return {site: empty() for site in sites}
 
   def observe(state, batch):
-    return {site: state[site].observed(batch.activations[transform.ready(site)]) for site in sites}
+    return {site: state[site].observed(batch.activations[sites_lib.ready(site)]) for site in sites}
 
   def search(params, state):
     record = {}

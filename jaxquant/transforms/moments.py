@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxquant import errors
 from jaxquant.calibration import channels
+from jaxquant.calibration import sites
 from jaxquant.calibration import transform
 from jaxquant.numerics import trees
 
@@ -25,7 +26,7 @@ def points(claim: transform.Claim, params: Any) -> dict[str, tuple[str, ...]]:
   for site, linears in claim.by_site().items():
     for path in linears:
       own = f'{path}/input'
-      found.setdefault(transform.ready(own if trees.get(params, own) else site), []).append(path)
+      found.setdefault(sites.ready(own if trees.get(params, own) else site), []).append(path)
   return {point: tuple(linears) for point, linears in found.items()}
 
 

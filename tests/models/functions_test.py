@@ -1,0 +1,113 @@
+"""Methods on functions and trees that know nothing of this package's models: a nested dict, and the state of an NNX model."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant.calibration import driver
+from jaxquant.calibration import sites
+from jaxquant.layers import inputs
+from jaxquant.layers import linear
+from jaxquant.models import functions
+from jaxquant.numerics import formats
+from jaxquant.numerics import qtensor
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+from jaxquant.transforms import aqas
+from jaxquant.transforms import dynamic_ranges
+from jaxquant.transforms import gptq
+from jaxquant.transforms import round_to_nearest
+
+_WEIGHT = quantizers.WeightQuantizer(formats.parse('dint4'))
+_ACTIVATION = quantizers.DynamicQuantizer(formats.parse('uint8'))
+_SITES = [sites.Site('hidden/input', 'norm', ('hidden/gate', 'hidden/up'), shifts=True), sites.Site('down/input', 'hidden/up', ('down',))]
+
+
+class _Module(nnx.Module):
+  """A gated MLP behind a norm, as an NNX user would write it."""
+
+  def __init__(self, rngs):
+    self.norm = nnx.LayerNorm(16, rngs=rngs)
+    self.hidden = nnx.Dict(gate=nnx.Linear(16, 48, rngs=rngs), up=nnx.Linear(16, 48, rngs=rngs))
+    self.down = nnx.Linear(48, 16, rngs=rngs)
+
+  def __call__(self, x):
+    h = self.norm(x)
+    return self.down(jax.nn.silu(self.hidden['gate'](h)) * self.hidden['up'](h))
+
+
+def _forward(params, x):
+  """The same function of a nested dict."""
+  centred = x - jnp.mean(x, -1, keepdims=True)
+  h = centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-6)
+  h = h * params['norm']['scale'] + params['norm']['bias']
+  shared = inputs.prepare(params['hidden'].get('input'), h)
+  gate, up = (linear.linear(params['hidden'][name], shared) for name in ('gate', 'up'))
+  a = jax.nn.silu(gate) * up
+  return linear.linear(params['down'], a), {'hidden/input': h, 'down/input': a}
+
+
+@functools.cache
+def _model():
+  module = _Module(nnx.Rngs(0))
+  module.norm.scale[...] = module.norm.scale[...].at[5].set(40.0)
+  return module
+
+
+def _params():
+  return nnx.to_pure_dict(nnx.split(_model())[1])
+
+
+def _batches():
+  return list(jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 10, 16)), jnp.float32))
+
+
+def _steps(*folds):
+  quantize = functools.partial(dynamic_ranges.dynamic_ranges, quantizer=_ACTIVATION)
+  rounding = gptq.gptq if folds else round_to_nearest.round_to_nearest
+  return [*(driver.Step('sites', [('.*', fold)]) for fold in folds), driver.Step('sites', [('.*', quantize)]),
+          driver.Step('linears', [('.*', functools.partial(rounding, weight=_WEIGHT))], schedule='sequential')]
+
+
+class FunctionsTest(parameterized.TestCase):
+
+  def test_the_dict_of_an_nnx_state_is_the_same_function(self):
+    x = _batches()[0]
+    np.testing.assert_allclose(_forward(_params(), x)[0], _model()(x), rtol=1e-4, atol=1e-5)
+
+  def test_aqas_then_gptq_on_the_dint_grid_beats_rounding(self):
+    model = functions.staged(_forward, _SITES)
+    aqas_w4a8 = functools.partial(aqas.aqas, weight=_WEIGHT, activation=_ACTIVATION)
+    exact = jnp.stack([_forward(_params(), x)[0] for x in _batches()])
+    found = {}
+    for name, steps in (('rounded', _steps()), ('methods', _steps(aqas_w4a8))):
+      params = driver.run(_params(), model, steps, _batches()).params
+      for path in trees.linears(_params()):
+        self.assertIsInstance(trees.get(params, path)['kernel'], qtensor.QTensor)
+      found[name] = float(jnp.mean((jnp.stack([_forward(params, x)[0] for x in _batches()]) - exact) ** 2))
+    self.assertLess(found['methods'], found['rounded'] / 2)
+
+  def test_a_block_records_sites_before_and_behind_their_specifications(self):
+    block = functions.block(_forward, _SITES)
+    x, quantizer = _batches()[0], quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(1), 4)
+    params = trees.put(_params(), 'hidden/input/quantizer', quantizer)
+    y, activations = block.taps(params, x)
+    np.testing.assert_array_equal(y, block.forward(params, x))
+    np.testing.assert_array_equal(activations['hidden/quantized_input'], quantizer(activations['hidden/input']))
+    np.testing.assert_array_equal(activations['down/quantized_input'], activations['down/input'])
+
+  def test_searches_are_judged_by_the_linears_that_read_the_site(self):
+    block, params = functions.block(_forward, _SITES), _params()
+    h = block.taps(params, _batches()[0])[1]['hidden/input']
+    want = [h @ params['hidden'][name]['kernel'] + params['hidden'][name]['bias'] for name in ('gate', 'up')]
+    np.testing.assert_allclose(
+        block.judge('hidden/input', 'module', params, h), jnp.concatenate(want, axis=-1), rtol=1e-5, atol=1e-5)
+
+
+if __name__ == '__main__':
+  absltest.main()
