@@ -69,7 +69,7 @@ def main() -> None:
   sizes = {'float32': 4 * trees.size(restored.state['params']), 'stored': scoring.stored_bytes(result.params)}
   say(f'{sizes["stored"] / 1e6:.2f} MB, in float32 {sizes["float32"] / 1e6:.2f} MB')
   progress.finish(workdir, {
-      'evaluations': evaluations, 'decisions': result.decisions, 'bytes': sizes,
+      'evaluations': evaluations, 'bytes': sizes,
       'environment': workdirs.environment(), 'seconds': time.monotonic() - started}, say)
   store.clear()
 

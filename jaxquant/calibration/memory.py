@@ -141,8 +141,9 @@ class _Window:
     self.statistics = max(self.statistics, _bytes(state))
     params, record, decisions = driver.compiled(transform, block)[1].eval_shape(params, state)
     first = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype).item(), decisions)
-    rewrite = aliasing.Jit(lambda params, record: transform.rewrite(params, record, first))
-    self.current[path] = rewrite.eval_shape(params, record)
+    record = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), record)  # numbers: a method may look at what it found
+    rewrite = aliasing.Jit(lambda params: transform.rewrite(params, record, first))
+    self.current[path] = rewrite.eval_shape(params)
 
   def _learn(self, plan):
     for factory in dict.fromkeys(factory for pairs in plan.values() for factory, _ in pairs):

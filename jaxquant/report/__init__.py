@@ -3,13 +3,14 @@
 Nothing here needs jax or matplotlib: the room reads a run's files with the standard library and numpy, so a report can
 be made again later, on another machine, from the files alone.
 
-  records         reads `metrics.jsonl`, `results.json` and `config.json`; groups records into curves and bands
+  records         reads the files of a run; groups records into curves and bands
   tables          precision tables (variants by bit widths), mean and standard deviation over seeds, aligned text
   axes            linear and logarithmic axes, ticks and their labels
   frame           axes, grid and legend around the data of a chart; the colours
   svg             line charts and histograms as inline SVG
   parts           the pieces of HTML that the page is put together from; escapes what comes from files
   sections        the charts over steps: training, outlier channels, weights, clip ranges
+  decisions       the section of what calibration measured and decided
   distributions   the section of histograms
   style           the page's style sheet, light and dark
   page            `write_report(workdir)`: `report.html`, self-contained
@@ -41,6 +42,8 @@ Files and fields may be missing; the page then lacks that part. A number may be 
   runs             [{variant, seed, steps, tokens, seconds, tokens_per_second, checkpoint}]
   environment      {device, device_count, and any versions}
   seconds          duration of everything
+
+`decisions.json`, of a quantization, is one object: {path of a linear or site: {field: number}}.
 
 `config.json` is the resolved configuration, of any shape; its `name`, if it has one, is the page's title.
 """

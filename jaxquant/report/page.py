@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxquant.report import decisions
 from jaxquant.report import distributions
 from jaxquant.report import frame
 from jaxquant.report import parts
@@ -59,6 +60,7 @@ def render(run: records.Run) -> str:
       sections.outliers(run, colors, notes),
       sections.weights(run, colors, notes),
       sections.ranges(run, colors, notes),
+      decisions.decisions(run, notes),
       distributions.distributions(run, notes),
       _record(run),
   ))

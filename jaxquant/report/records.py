@@ -23,13 +23,14 @@ _LAYER_NUMBER = re.compile(r'(?<![^/.])\d+(?![^/.])')
 
 
 class Run(NamedTuple):
-  """The records of one workdir: its name, its three files as Python objects, and what reading them left out."""
+  """The records of one workdir: its name, its files as Python objects, and what reading them left out."""
 
   name: str
   config: dict[str, Any]
   results: dict[str, Any]
   metrics: list[dict[str, Any]]
   notes: list[str]
+  decisions: dict[str, Any] = {}
 
 
 class Curve(NamedTuple):
@@ -92,6 +93,7 @@ def read(workdir: str | os.PathLike) -> Run:
       results=_read_object(folder / 'results.json'),
       metrics=_read_metrics(folder / 'metrics.jsonl', notes),
       notes=notes,
+      decisions=_read_object(folder / 'decisions.json'),
   )
 
 
