@@ -56,8 +56,10 @@ def staged(config: model_config.TransformerConfig, implementation: str = 'simula
     module = site.name.partition('/')[0]
     if scope == 'linears' or site.name != f'{module}/input':
       prepared = inputs.prepare(trees.get(params, site.name), x)
-      outputs = [linear.linear(layer, prepared if len(site.consumers) > 1 else x, implementation=implementation)
-                 for layer in (trees.get(params, path) for path in site.consumers)]
+      # A linear applies the specification that stands at its own `input` itself.
+      outputs = [
+          linear.linear(trees.get(params, path), x if site.name == f'{path}/input' else prepared,
+                        implementation=implementation) for path in site.consumers]
       return jnp.concatenate(outputs, axis=-1)
     variables = {'params': params[module]}
     if scope == 'module':
