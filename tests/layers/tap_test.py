@@ -39,12 +39,13 @@ def _recorded(style: str, remat: bool = False) -> dict:
 
 
 def _points(style: str) -> set[str]:
-  """The names of all points of the model: both sides of every site, and the output of every linear but embeddings."""
+  """The names of all points: both sides of every site and operand, and the output of every linear but embeddings."""
   gate = ('mlp/gate',) if style == 'llama' else ()
   blocks = ('attention/q', 'attention/k', 'attention/v', 'attention/o', *gate, 'mlp/up', 'mlp/down')
   head = ('transform', 'head') if style == 'bert' else ('head',)
   sites = ('layers/0/attention', 'layers/0/attention/o', 'layers/0/mlp', 'layers/0/mlp/down', *head)
-  return {f'layers/0/{path}/output' for path in blocks} | {f'{path}/output' for path in head} | {
+  operands = {f'layers/0/attention/{side}{name}' for side in ('', 'quantized_') for name in ('query', 'key', 'value')}
+  return operands | {f'layers/0/{path}/output' for path in blocks} | {f'{path}/output' for path in head} | {
       f'{site}/{side}' for site in sites for side in ('input', 'quantized_input')}
 
 
