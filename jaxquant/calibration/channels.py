@@ -18,7 +18,8 @@ class ChannelExtrema:
   @classmethod
   def empty(cls, features: int) -> 'ChannelExtrema':
     """The statistic of no values."""
-    return cls(jnp.full(features, jnp.inf), jnp.full(features, -jnp.inf))
+    # With a dtype: that of a weakly typed constant would change with the first batch, which compiles another `observe`.
+    return cls(jnp.full(features, jnp.inf, jnp.float32), jnp.full(features, -jnp.inf, jnp.float32))
 
   def observed(self, x) -> 'ChannelExtrema':
     """With the values of `x`."""

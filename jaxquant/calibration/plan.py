@@ -12,7 +12,7 @@ from jaxquant.numerics import trees
 
 Factory = Callable[[transforms.Claim], Any]
 
-OWNED = ('linears', 'sites')
+OWNED = ('linears', 'sites', 'operands')
 SCHEDULES = ('block', 'sequential')
 STREAMS = ('float', 'quantized')
 
@@ -21,7 +21,8 @@ class Step(NamedTuple):
   """One pass of methods over the blocks.
 
   Attributes:
-    owns: `linears` or `sites`, what the rules distribute.
+    owns: `linears`, `sites` or `operands`, what the rules distribute. Operands of attention are no sites, so that no
+      pattern meant for the inputs of linears claims them too.
     rules: (regular expression on the whole path, factory or None) pairs; a factory makes the transform for the names
       it wins in a block, None leaves them as they are.
     every: whether every name needs an owner; otherwise names that no rule matches are left as they are.
@@ -101,7 +102,7 @@ def _step(params, model, step):
   if step.owns == 'linears':
     names = trees.linears(params)
   else:
-    names = [_join(path, site.name) for path, block in model.blocks for site in block.sites]
+    names = [_join(path, site.name) for path, block in model.blocks for site in getattr(block, step.owns)]
   owners = rules_lib.assign(step.rules, names, f'rules for {step.owns}', every=step.every)
   claimed = {}
   for name, factory in owners.items():
@@ -138,7 +139,7 @@ def transform(factory: Factory, claim: transforms.Claim) -> Any:
 
 
 def _refuse(value, known, what):
-  raise errors.UserError(f'unknown {what} {value!r}; there are {" and ".join(known)}')
+  raise errors.UserError(f'unknown {what} {value!r}; there are {", ".join(known)}')
 
 
 def _join(path, name):

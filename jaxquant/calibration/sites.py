@@ -24,6 +24,7 @@ class Site(NamedTuple):
     shifts: whether a shift of its channels can be folded into the producer as well.
     repeats, run: how often each run of the producer's channels is read (grouped key and value heads): channel
       (i * repeats + j) * run + k of the site is channel i * run + k of the producer, for every j < repeats.
+    through: names of the operands that carry the producer's channels to the site.
   """
 
   name: str
@@ -34,6 +35,7 @@ class Site(NamedTuple):
   shifts: bool = False
   repeats: int = 1
   run: int = 1
+  through: tuple[str, ...] = ()
 
 
 def opens_attention(site: Site) -> bool:
@@ -54,16 +56,19 @@ class Block(NamedTuple):
       `inner`    what the last linear of the module (attention, MLP) reads: the attention's mix, the gated product;
       `module`   what the whole module puts out.
       The site of a module's last linear has that linear's output for each.
+    operands: activations that meet each other, not a kernel: those of attention. Each has a specification and tap
+      points like a site, but neither producer nor consumers, and [sequences, tokens, heads, head features].
   """
 
   sites: tuple[Site, ...]
   forward: Callable[[Any, Any], Any]
   taps: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
   judge: Callable[[str, str, Any, Any], Any] | None = None
+  operands: tuple[Site, ...] = ()
 
   def site(self, name: str) -> Site:
-    """The site called `name`."""
-    return next(site for site in self.sites if site.name == name)
+    """The site, or the operand, called `name`."""
+    return next(site for site in (*self.sites, *self.operands) if site.name == name)
 
   def site_of(self, linear: str) -> Site | None:
     """The site that the linear at path `linear` reads, if it is any (an embedding only looks rows up)."""

@@ -3,6 +3,8 @@
 Each kind has `observed(x)`, x being [sequences, tokens, features], and all but the moving average have `merged(other)`;
 both return a new statistic. Here are those of a range, which `ends(...)` reads; calibration.channels has those of every
 channel, calibration.samples keeps activations themselves.
+
+Extrema are those of everything, or, with a `shape` of the last axes of x, of each element of these: float32 [*shape].
 """
 
 import dataclasses
@@ -25,6 +27,12 @@ def merge(first: Any, second: Any) -> Any:
   return jax.tree.map(lambda a, b: a.merged(b), first, second, is_leaf=lambda x: hasattr(x, 'merged'))
 
 
+def _extrema(x, first: int, kept: int):
+  """(least, greatest) of `x` over its axes from `first` to all but the last `kept`."""
+  axes = tuple(range(first, x.ndim - kept))
+  return jnp.min(x, axis=axes), jnp.max(x, axis=axes)
+
+
 @statistic
 class Extrema:
   """Least and greatest value. Merges exactly."""
@@ -33,13 +41,13 @@ class Extrema:
   high: Any
 
   @classmethod
-  def empty(cls) -> 'Extrema':
+  def empty(cls, shape: tuple[int, ...] = ()) -> 'Extrema':
     """The statistic of no values."""
-    return cls(jnp.float32(jnp.inf), jnp.float32(-jnp.inf))
+    return cls(jnp.full(shape, jnp.inf, jnp.float32), jnp.full(shape, -jnp.inf, jnp.float32))
 
   def observed(self, x) -> 'Extrema':
     """With the values of `x`."""
-    return self.merged(Extrema(jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32)))
+    return self.merged(Extrema(*_extrema(x.astype(jnp.float32), 0, self.low.ndim)))
 
   def merged(self, other: 'Extrema') -> 'Extrema':
     """With the values of both."""
@@ -59,13 +67,13 @@ class AverageExtrema:
   sequences: Any
 
   @classmethod
-  def empty(cls) -> 'AverageExtrema':
+  def empty(cls, shape: tuple[int, ...] = ()) -> 'AverageExtrema':
     """The statistic of no sequences."""
-    return cls(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+    return cls(jnp.zeros(shape), jnp.zeros(shape), jnp.int32(0))
 
   def observed(self, x) -> 'AverageExtrema':
     """With the sequences of `x`."""
-    low, high = (jnp.sum(f(x.astype(jnp.float32), axis=(1, 2))) for f in (jnp.min, jnp.max))
+    low, high = (jnp.sum(ends, axis=0) for ends in _extrema(x.astype(jnp.float32), 1, self.low_sum.ndim))
     return self.merged(AverageExtrema(low, high, jnp.int32(x.shape[0])))
 
   def merged(self, other: 'AverageExtrema') -> 'AverageExtrema':
@@ -93,15 +101,16 @@ class MovingExtrema:
   momentum: Any
 
   @classmethod
-  def empty(cls, momentum: float) -> 'MovingExtrema':
+  def empty(cls, momentum: float, shape: tuple[int, ...] = ()) -> 'MovingExtrema':
     """The statistic of no batches."""
-    return cls(jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.float32(momentum))
+    return cls(jnp.zeros(shape), jnp.zeros(shape), jnp.int32(0), jnp.float32(momentum))
 
   def observed(self, x) -> 'MovingExtrema':
     """With the batch `x`."""
     keep = jnp.where(self.batches == 0, 0.0, self.momentum)
-    mix = lambda old, new: keep * old + (1 - keep) * new.astype(jnp.float32)
-    return MovingExtrema(mix(self.low, jnp.min(x)), mix(self.high, jnp.max(x)), self.batches + 1, self.momentum)
+    low, high = _extrema(x.astype(jnp.float32), 0, self.low.ndim)
+    mix = lambda old, new: keep * old + (1 - keep) * new
+    return MovingExtrema(mix(self.low, low), mix(self.high, high), self.batches + 1, self.momentum)
 
   def ends(self):
     """(low, high)."""

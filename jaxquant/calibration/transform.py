@@ -23,7 +23,7 @@ class Claim(NamedTuple):
   """What a transform owns in a block. Hashable: equal claims in equal blocks share one transform, hence one compile.
 
   Attributes:
-    names: paths of linears or names of sites, relative to the block.
+    names: paths of linears, or names of sites or operands, relative to the block.
     block: the block.
   """
 
@@ -32,7 +32,7 @@ class Claim(NamedTuple):
 
   @property
   def sites(self) -> tuple[sites.Site, ...]:
-    """The sites called `names`."""
+    """The sites, or the operands, called `names`."""
     return tuple(self.block.site(name) for name in self.names)
 
   def by_site(self) -> dict[str, tuple[str, ...]]:
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
   Attributes:
     ids: int32 [sequences], the identity of every sequence in the calibration set.
     activations: {tap point: [sequences, tokens, features]}; `<site>` before the site's input specification,
-      `sites.ready(<site>)` after it, as the products read it.
+      `sites.ready(<site>)` after it, as the products read it. Operands are [sequences, tokens, heads, head features].
     teacher: the same of the full-precision model, for transforms that need it; else None.
   """
 

@@ -56,33 +56,32 @@ class Attention(nn.Module):
     if self.rope_theta is not None:
       angles = position_layers.rotary_angles(jnp.arange(q.shape[-3]), self.head_dim, self.rope_theta)
       q, k = position_layers.rotate(q, angles), position_layers.rotate(k, angles)
-    mixed = attend(q, k, v, {name: specifications.get(name) for name in OPERANDS}, self.backend,
-                   self.causal)
+    q, k, v = (tap.prepare(self, self.taps, specifications.get(name), a, name).values
+               for name, a in zip(OPERANDS, (q, k, v)))
+    mixed = attend(q, k, v, specifications.get('probabilities'), self.backend, self.causal)
     mixed = mixed.reshape(*mixed.shape[:-2], self.heads * self.head_dim)
     return dense(self.width, 'o', initializer=self.output_initializer)(mixed)
 
 
-def attend(q, k, v, specifications: dict, backend: str, causal: bool = True):
+def attend(q, k, v, probabilities: dict | None, backend: str, causal: bool = True):
   """Attention of q [batch, tokens, heads, dim] over k and v [batch, tokens, kv_heads, dim].
 
   Args:
-    q, k, v: floating arrays of one dtype.
-    specifications: input specification, or None, for each of `OPERANDS`.
+    q, k, v: floating arrays of one dtype, as the products read them.
+    probabilities: input specification of the probabilities, or None.
     backend, causal: see `Attention`.
 
   Returns:
     [batch, tokens, heads, dim] in the dtype of `q`.
   """
-  q, k, v = (inputs.prepare(specifications[name], a).values for name, a in zip(OPERANDS, (q, k, v)))
-  if specifications['probabilities'] is None:
+  if probabilities is None:
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=_backend(backend, q))
   k, v = (jnp.repeat(a, q.shape[-2] // a.shape[-2], axis=-2) for a in (k, v))
   scores = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
   if causal:
     scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
-  probabilities = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  probabilities = inputs.prepare(specifications['probabilities'], probabilities).values
-  return jnp.einsum('bhqk,bkhd->bqhd', probabilities, v)
+  weights = inputs.prepare(probabilities, jax.nn.softmax(scores, axis=-1).astype(q.dtype)).values
+  return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
 
 
 def _backend(backend: str, q):

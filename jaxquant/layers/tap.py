@@ -7,6 +7,7 @@ what is read there:
   <linear>/output            what a linear layer returns
   <site>/input               an activation before its input specification
   <site>/quantized_input     the same after it, as the product sees it
+  <attention>/<operand>, <attention>/quantized_<operand>     likewise for its `query`, `key` and `value`
 
 where a site is a linear layer, or the parent of several linears that read the same activation.
 """
@@ -20,6 +21,8 @@ from flax import linen as nn
 from jaxquant.layers import inputs
 
 COLLECTION = 'taps'
+_SPECIFIED = ('input', 'query', 'key', 'value')
+_POINTS = ('output', *_SPECIFIED, *(f'quantized_{point}' for point in _SPECIFIED))
 
 
 class Tap(NamedTuple):
@@ -45,11 +48,12 @@ def record(module: nn.Module, taps: tuple[Tap, ...], point: str, activation: Cal
       return
 
 
-def prepare(module: nn.Module, taps: tuple[Tap, ...], specification: dict | None, x) -> inputs.Activation:
-  """`inputs.prepare` for the site of `module`, with its two tap points."""
-  record(module, taps, 'input', lambda: inputs.prepare(None, x).values)
+def prepare(
+    module: nn.Module, taps: tuple[Tap, ...], specification: dict | None, x, point: str = 'input') -> inputs.Activation:
+  """`inputs.prepare` for the site, or the operand called `point`, of `module`, with its two tap points."""
+  record(module, taps, point, lambda: inputs.prepare(None, x).values)
   prepared = inputs.prepare(specification, x)
-  record(module, taps, 'quantized_input', lambda: prepared.values)
+  record(module, taps, f'quantized_{point}', lambda: prepared.values)
   return prepared
 
 
@@ -58,7 +62,7 @@ def by_point(collection: Any, prefix: str = '') -> dict[str, Any]:
   points = {}
   for key, value in collection.items():
     name = f'{prefix}/{key}' if prefix else key
-    if key in ('input', 'quantized_input', 'output'):
+    if key in _POINTS:
       points[name] = value
     else:
       points.update(by_point(value, name))

@@ -127,10 +127,18 @@ def block_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...
                  'attention_residual' if config.post_norm else None, shifts),
       # Probabilities sum to one, so that a shift of the values passes through the mix, too.
       sites.Site('attention/o/input', 'attention/v', ('attention/o',), shifts=config.bias,
-                 repeats=config.heads // config.kv_heads, run=config.head_dim),
+                 repeats=config.heads // config.kv_heads, run=config.head_dim, through=('attention/value',)),
       sites.Site('mlp/input', 'mlp_norm', expand, True, 'mlp_residual' if config.post_norm else None, shifts),
       sites.Site('mlp/down/input', 'mlp/up' if scales_pass else None, ('mlp/down',)),
   )
+
+
+def block_operands() -> tuple[sites.Site, ...]:
+  """The operands of a block that can be observed: queries and keys behind their rotation, and values.
+
+  Probabilities are not among them, since fused attention never has them as an array.
+  """
+  return tuple(sites.Site(f'attention/{name}', None, ()) for name in attention.OPERANDS if name != 'probabilities')
 
 
 def residual_initializer(config):

@@ -28,7 +28,8 @@ def model_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...
   prefixed = lambda i, site: site._replace(
       name=f'layers/{i}/{site.name}', producer=site.producer and f'layers/{i}/{site.producer}',
       residual=site.residual and f'layers/{i}/{site.residual}',
-      consumers=tuple(f'layers/{i}/{c}' for c in site.consumers))
+      consumers=tuple(f'layers/{i}/{c}' for c in site.consumers),
+      through=tuple(f'layers/{i}/{name}' for name in site.through))
   layers = [prefixed(i, site) for i in range(config.layers) for site in blocks.block_sites(config)]
   if config.causal:
     return (*layers, sites.Site('head/input', 'final_norm', ('embedding' if config.tied else 'head',), True))
@@ -39,7 +40,7 @@ def model_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...
 @functools.cache
 def staged(config: model_config.TransformerConfig, implementation: str = 'simulated') -> sites.StagedModel:
   """The model cut into blocks for the calibration driver; the last stage is the final norm and head."""
-  every = (tap.Tap('.*input', lambda x: x),)
+  every = (tap.Tap('.*(input|query|key|value)', lambda x: x),)
   plain, tapped = make(config, implementation), make(config, implementation, every)
   block, tapped_block = (blocks.Block(config, implementation, taps) for taps in ((), every))
 
@@ -56,8 +57,10 @@ def staged(config: model_config.TransformerConfig, implementation: str = 'simula
     module = site.name.partition('/')[0]
     if scope == 'linears' or site.name != f'{module}/input':
       prepared = inputs.prepare(trees.get(params, site.name), x)
-      outputs = [linear.linear(layer, prepared if len(site.consumers) > 1 else x, implementation=implementation)
-                 for layer in (trees.get(params, path) for path in site.consumers)]
+      # A linear applies the specification that stands at its own `input` itself.
+      outputs = [
+          linear.linear(trees.get(params, path), x if site.name == f'{path}/input' else prepared,
+                        implementation=implementation) for path in site.consumers]
       return jnp.concatenate(outputs, axis=-1)
     variables = {'params': params[module]}
     if scope == 'module':
@@ -69,7 +72,8 @@ def staged(config: model_config.TransformerConfig, implementation: str = 'simula
       blocks.block_sites(config),
       lambda params, x: block.apply({'params': params}, x),
       lambda params, x: observe(tapped_block, params, x),
-      judge)
+      judge,
+      blocks.block_operands())
   head = sites.Block(
       tuple(site for site in model_sites(config) if not site.name.startswith('layers/')),
       lambda params, x: plain.apply({'params': params}, x, method='logits'),

@@ -24,15 +24,18 @@ def validate(params: dict, config: model_config.TransformerConfig) -> None:
   """Raises `CheckpointError` naming the first paths at which `params` does not fit the model.
 
   Kernels may be arrays or QTensors of the model's logical shapes; beside the model's own arrays only input
-  specifications at its sites and linears, attention operands, biases and kernel quantizers of linears may stand.
+  specifications at its sites and linears, attention operands, biases and kernel quantizers of linears, and what undoes a
+  fold for the residual branches of post-norm blocks may stand.
   """
   abstract = abstract_params(config)
   expected = {path: leaf.shape for path, leaf in trees.arrays(abstract).items()}
   linears = set(trees.linears(abstract))
   specified = {site.name for site in staging.model_sites(config)}
-  specified |= {f'{path}/input' for path in linears - {'embedding', 'positions'}}
+  specified |= {f'{path}/input' for path in linears - {'embedding', 'positions', 'types'}}
   specified |= {f'layers/{i}/attention/{name}' for i in range(config.layers) for name in attention.OPERANDS}
-  restored = {site.residual for site in staging.model_sites(config) if site.residual}
+  for site in staging.model_sites(config):
+    if site.residual and trees.get(params, site.residual) is not None:  # A block reads both entries or neither.
+      expected |= dict.fromkeys((f'{site.residual}/scale', f'{site.residual}/shift'), (config.width,))
   found, problems = set(), []
   for path, value in trees.walk(params):
     if value is None or isinstance(value, dict):
@@ -45,8 +48,6 @@ def validate(params: dict, config: model_config.TransformerConfig) -> None:
         problems.append(f'{path}: shape {tuple(value.shape)} instead of {expected[path]}')
     elif parent in specified and key in inputs.ENTRIES:
       fits = isinstance(value, quantizers.INPUT_QUANTIZERS) if key == 'quantizer' else not nodes.is_node(value)
-    elif parent in restored and key in ('scale', 'shift'):
-      fits = not nodes.is_node(value)
     elif parent in linears and key == 'kernel_quantizer':
       fits = isinstance(value, quantizers.WeightQuantizer)
     elif parent in linears and key == 'bias':  # of a shift that was folded into a linear without one

@@ -44,10 +44,11 @@ class Codes:
 
 @nodes.node('low', 'high')
 class ClipQuantizer:
-  """Static asymmetric range per tensor, learned or calibrated: `2^bits` levels from `low` to `high` inclusive.
+  """Static asymmetric range, learned or calibrated: `2^bits` levels from `low` to `high` inclusive.
 
   Attributes:
-    low, high: float32 scalars, low < high.
+    low, high: float32, low < high: scalars, or [heads, head features] for an attention operand, a range for each of its
+      channels.
     bits: bits of a code.
     align_zero: shift the range by less than half a step so that zero is a level. Off reproduces the public kernel of
       arXiv:2404.03605, which leaves the zero point unrounded.
@@ -59,7 +60,7 @@ class ClipQuantizer:
   align_zero: bool = False
 
   def ends(self):
-    """The range in use: (low, high) float32 scalars."""
+    """The range in use: (low, high), float32."""
     return rounding.align_zero(self.low, self.high, self.bits) if self.align_zero else (self.low, self.high)
 
   def __call__(self, x):

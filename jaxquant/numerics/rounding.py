@@ -33,7 +33,7 @@ def clip_quantize(x, low, high, bits: int):
 
   Args:
     x: floating array of any shape.
-    low, high: float32 scalars, low < high.
+    low, high: float32 scalars, or [*shape], a range for each of the last axes of `x`; low < high.
     bits: bits of a code.
 
   Returns:
@@ -67,7 +67,8 @@ def _clip_backward(bits, saved, gradient):
   _, steps = _clip_levels(x, low, high, bits)
   error = g * (steps - jnp.round(steps)) * (1 / (2**bits - 1))  # zero outside, where steps are whole
   above, below = wide >= high, wide <= low
-  d_low, d_high = _totals(jnp.where(below, g, error), jnp.where(above, g, -error))
+  ends = jnp.where(below, g, error), jnp.where(above, g, -error)
+  d_low, d_high = (jnp.sum(d, axis=tuple(range(d.ndim - low.ndim))) for d in ends) if low.ndim else _totals(*ends)
   return jnp.where(above | below, 0.0, g).astype(x.dtype), d_low.astype(low.dtype), d_high.astype(high.dtype)
 
 

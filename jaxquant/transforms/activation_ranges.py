@@ -17,17 +17,19 @@ METHODS = tuple(statistics.KINDS)
 
 def activation_ranges(
     claim: transform.Claim, bits: int, *, method: str = 'minmax', percentile: float = 99.99, momentum: float = 0.9,
-    align_zero: bool = False) -> transform.Transform:
-  """The transform that gives every site a static range, one for the whole tensor.
+    align_zero: bool = False, per_channel: bool = False) -> transform.Transform:
+  """The transform that gives every site a static range: one for the whole tensor, or one for each channel.
 
   Args:
-    claim: sites.
+    claim: sites or operands.
     bits: of a code.
     method: `minmax`, the extrema of all values; `average`, the mean over sequences of each one's extrema;
       `percentile`, cutting an equal share off either end; `moving_average` over batches, which depends on their order.
     percentile: of values kept below the upper end, and likewise above the lower one, in percent.
     momentum: of the moving average.
     align_zero: see `quantizers.ClipQuantizer`.
+    per_channel: a range for each feature of each head, for operands only (values of 4 bits in arXiv:2311.05161); by any
+      method but `percentile`.
 
   Returns:
     A Transform that records `low` and `high` for each site.
@@ -35,17 +37,25 @@ def activation_ranges(
   if method not in METHODS:
     raise errors.UserError(f'unknown range calibration {method!r}; there are {", ".join(METHODS)}')
   empty = statistics.KINDS[method]
+  if per_channel and method == 'percentile':
+    raise errors.UserError('percentiles are those of a whole tensor; per_channel goes with the other range calibrations')
+  if per_channel and (read := [site.name for site in claim.sites if site.consumers]):
+    raise errors.UserError(
+        f'{read[0]}: the linears that read it sum over its channels, so that no integer sum could be scaled by ranges of '
+        'channels afterwards; per_channel is for the operands of attention')
   if method == 'moving_average':
     empty = functools.partial(statistics.MovingExtrema.empty, momentum)
+  elif method == 'percentile':
+    empty = lambda shape: statistics.LogHistogram.empty()
   arguments = (percentile,) if method == 'percentile' else ()
 
   sites = claim.names
 
   def init(params, batch):
-    del batch
     if taken := [site for site in sites if 'quantizer' in (trees.get(params, site) or {})]:
       raise errors.UserError(f'{taken[0]} has a quantizer already; its range would be calibrated on what that puts out')
-    return {site: empty() for site in sites}
+    shape = lambda site: batch.activations[sites_lib.ready(site)].shape[2:] if per_channel else ()
+    return {site: empty(shape=shape(site)) for site in sites}
 
   def observe(state, batch):
     return {site: state[site].observed(batch.activations[sites_lib.ready(site)]) for site in sites}

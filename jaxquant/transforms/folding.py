@@ -22,7 +22,7 @@ def check(params: Any, site: sites.Site) -> None:
   for path in (site.producer, *site.consumers):
     if nodes.is_node(trees.get(params, path).get('kernel')):
       raise errors.UserError(f'{path}: holds integer codes already; scales are folded into float kernels')
-  for path in (site.name, *(f'{consumer}/input' for consumer in site.consumers)):
+  for path in (*site.through, site.name, *(f'{consumer}/input' for consumer in site.consumers)):
     specification = trees.get(params, path) or {}
     stale = [entry for entry, value in specification.items() if entry != 'quantizer' or hasattr(value, 'ends')]
     if stale:

@@ -30,6 +30,7 @@ class Recipe:
     activation: bits of static ranges for the whole tensor; or a quantizer of dynamic ones; None for neither.
     site_patterns: sites that get it, and at which methods fold if something can be folded there: regular expressions on
       the whole name.
+    values: bits of attention's values, static per channel (the value operand of arXiv:2311.05161); None for none.
     ranges, percentile: of static ranges, see `activation_ranges`.
   """
 
@@ -39,6 +40,7 @@ class Recipe:
   weight_pattern: str = r'layers/.*'
   activation: int | quantizers.DynamicQuantizer | None = 4
   site_patterns: tuple[str, ...] = (r'layers/.*',)
+  values: int | None = None
   ranges: str = 'minmax'
   percentile: float = 99.99
 
@@ -77,14 +79,18 @@ class Recipe:
     return folds + self._activations() + rest
 
   def _activations(self) -> list[driver.Step]:
+    steps = []
+    if self.values is not None:
+      values = functools.partial(activation_ranges.activation_ranges, bits=self.values, per_channel=True)
+      steps.append(driver.Step('operands', [(r'(.*/)?attention/value', values)], every=False))
     if self.activation is None:
-      return []
+      return steps
     if isinstance(self.activation, int):
       ranges = functools.partial(
           activation_ranges.activation_ranges, bits=self.activation, method=self.ranges, percentile=self.percentile)
     else:
       ranges = functools.partial(dynamic_ranges.dynamic_ranges, quantizer=self.activation)
-    return [driver.Step('sites', [(pattern, ranges) for pattern in self.site_patterns], every=False)]
+    return [driver.Step('sites', [(pattern, ranges) for pattern in self.site_patterns], every=False), *steps]
 
   def _judged(self):
     """What stands for the activation's quantizer in a search; static ranges are those of the searched sample."""

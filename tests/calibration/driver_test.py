@@ -255,9 +255,9 @@ class RefusalsTest(parameterized.TestCase):
       _run([_WEIGHTS, _WEIGHTS])
 
   @parameterized.parameters(
-      ({'stream': 'teacher'}, "unknown stream 'teacher'; there are float and quantized"),
-      ({'schedule': 'random'}, "unknown schedule 'random'; there are block and sequential"),
-      ({'owns': 'norms'}, "unknown kind of names 'norms'; there are linears and sites"))
+      ({'stream': 'teacher'}, "unknown stream 'teacher'; there are float, quantized"),
+      ({'schedule': 'random'}, "unknown schedule 'random'; there are block, sequential"),
+      ({'owns': 'norms'}, "unknown kind of names 'norms'; there are linears, sites, operands"))
   def test_unknown_words(self, change, message):
     with self.assertRaisesRegex(errors.UserError, message):
       _run([_WEIGHTS._replace(**change)])

@@ -98,9 +98,9 @@ class RefusalsTest(parameterized.TestCase):
       ([('layers/2/.*', _a)], {'every': False}, "rules for linears: 'layers/2/.*' wins none"),
       ([('(', _a)], {}, r"rules for linears: '\(' is not a regular expression"),
       ([('.*/q', _a)], {'owns': 'sites'}, "rules for sites: '.*/q' wins none of 7 names"),
-      ([('.*', _a)], {'owns': 'kernels'}, "unknown kind of names 'kernels'; there are linears and sites"),
-      ([('.*', _a)], {'schedule': 'learn'}, "unknown schedule 'learn'; there are block and sequential"),
-      ([('.*', _a)], {'stream': ''}, "unknown stream ''; there are float and quantized"))
+      ([('.*', _a)], {'owns': 'kernels'}, "unknown kind of names 'kernels'; there are linears, sites, operands"),
+      ([('.*', _a)], {'schedule': 'learn'}, "unknown schedule 'learn'; there are block, sequential"),
+      ([('.*', _a)], {'stream': ''}, "unknown stream ''; there are float, quantized"))
   def test_mistakes_are_named(self, rules, options, message):
     with self.assertRaisesRegex(errors.UserError, message):
       _plan(*rules, **options)

@@ -17,7 +17,6 @@ _BATCH, _TOKENS, _HEADS, _KV_HEADS, _DIM = 2, 7, 4, 2, 6
 _WIDTH = 12
 _ENDS = {'query': (-2.0, 1.5), 'key': (-1.0, 1.0), 'value': (-1.2, 2.0), 'probabilities': (0.0, 0.9)}
 _NONE = dict.fromkeys(attention.OPERANDS)
-_attend = networks.quick_jit(attention.attend, static_argnames='backend')
 
 
 def _random(*shape, seed=0):
@@ -53,6 +52,14 @@ def _specifications(*names):
   return _NONE | {name: {'quantizer': node(name)} for name in names}
 
 
+def _quantize_and_attend(q, k, v, specifications, backend):
+  q, k, v = (inputs.prepare(specifications[name], a).values for name, a in zip(attention.OPERANDS, (q, k, v)))
+  return attention.attend(q, k, v, specifications['probabilities'], backend)
+
+
+_attend = networks.quick_jit(_quantize_and_attend, static_argnames='backend')
+
+
 class AttendTest(parameterized.TestCase):
 
   def test_values_are_those_of_a_float64_reference(self):
@@ -73,7 +80,7 @@ class AttendTest(parameterized.TestCase):
     np.testing.assert_allclose(np.float32(got), np.float32(plain), atol=tolerance, rtol=tolerance)
 
   def test_gradients_reach_the_ranges_of_all_operands(self):
-    loss = lambda specifications: jnp.sum(attention.attend(*_qkv(), specifications, 'auto') ** 2)
+    loss = lambda specifications: jnp.sum(_quantize_and_attend(*_qkv(), specifications, 'auto') ** 2)
     gradients = networks.quick_jit(jax.grad(loss))(_specifications(*attention.OPERANDS))
     for name in attention.OPERANDS:
       quantizer = gradients[name]['quantizer']

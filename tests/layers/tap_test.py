@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.layers import tap
-from jaxquant.models import decoder
 from jaxquant.models import staging
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
@@ -33,17 +32,20 @@ def _quantized(style: str) -> dict:
 def _recorded(style: str, remat: bool = False) -> dict:
   """The activations at all points of the quantized network."""
   config = dataclasses.replace(networks.config(style), remat=remat)
-  apply = networks.quick_jit(functools.partial(decoder.Decoder(config, taps=_IDENTITY).apply, mutable=[tap.COLLECTION]))
+  model = staging.make(config, taps=_IDENTITY)
+  apply = networks.quick_jit(functools.partial(model.apply, mutable=[tap.COLLECTION]))
   _, recorded = apply({'params': _quantized(style)}, networks.tokens(2))
   return tap.by_point(recorded[tap.COLLECTION])
 
 
 def _points(style: str) -> set[str]:
-  """The names of all points of the model: both sides of every site, and the output of every linear but embeddings."""
+  """The names of all points: both sides of every site and operand, and the output of every linear but embeddings."""
   gate = ('mlp/gate',) if style == 'llama' else ()
   blocks = ('attention/q', 'attention/k', 'attention/v', 'attention/o', *gate, 'mlp/up', 'mlp/down')
-  sites = ('layers/0/attention', 'layers/0/attention/o', 'layers/0/mlp', 'layers/0/mlp/down', 'head')
-  return {f'layers/0/{path}/output' for path in blocks} | {'head/output'} | {
+  head = ('transform', 'head') if style == 'bert' else ('head',)
+  sites = ('layers/0/attention', 'layers/0/attention/o', 'layers/0/mlp', 'layers/0/mlp/down', *head)
+  operands = {f'layers/0/attention/{side}{name}' for side in ('', 'quantized_') for name in ('query', 'key', 'value')}
+  return operands | {f'layers/0/{path}/output' for path in blocks} | {f'{path}/output' for path in head} | {
       f'{site}/{side}' for site in sites for side in ('input', 'quantized_input')}
 
 
@@ -80,7 +82,7 @@ class TapTest(parameterized.TestCase):
   def test_a_linear_with_a_specification_of_its_own_reports_both_sides_behind_its_site(self):
     config, path = networks.config('llama'), 'layers/0/attention/q'
     params = trees.put(networks.params('llama'), f'{path}/input', {'scale': jnp.full(16, 2.0)})
-    model = decoder.Decoder(config, taps=_IDENTITY)
+    model = staging.make(config, taps=_IDENTITY)
     apply = networks.quick_jit(functools.partial(model.apply, mutable=[tap.COLLECTION]))
     recorded = tap.by_point(apply({'params': params}, networks.tokens(2))[1][tap.COLLECTION])
     self.assertEqual(set(recorded) - _points('llama'), {f'{path}/input', f'{path}/quantized_input'})

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant.calibration import sites as sites_lib
 from jaxquant.models import config as model_config
 from jaxquant.models import decoder
 from jaxquant.models import staging
@@ -254,6 +255,19 @@ class SitesTest(parameterized.TestCase):
       seen |= {f'{path}/{site.name}' if path else site.name for site in block.sites}
     self.assertEqual(seen, {site.name for site in staging.model_sites(_config(style))})
     np.testing.assert_allclose(x, _logits(style), rtol=1e-4, atol=1e-5)
+
+
+  @parameterized.parameters('llama', 'opt')
+  def test_every_site_is_judged_behind_its_specification(self, style):
+    params, block = trees.get(_params(style), 'layers/0'), staging.staged(_config(style)).blocks[0][1]
+    for site in block.sites:
+      features = trees.get(params, site.consumers[0])['kernel'].shape[0]
+      x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, features)), jnp.float32)
+      halved = trees.put(params, f'{site.name}/scale', jnp.full(features, 2.0))
+      for scope in sites_lib.SCOPES:
+        want = block.judge(site.name, scope, params, x / 2)
+        np.testing.assert_allclose(block.judge(site.name, scope, halved, x), want, rtol=1e-5, atol=1e-6)
+        self.assertGreater(np.abs(block.judge(site.name, scope, params, x) - want).max(), 0.01)
 
 
 class CodesTest(parameterized.TestCase):

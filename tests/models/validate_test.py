@@ -86,6 +86,27 @@ class ValidateTest(parameterized.TestCase):
   def test_what_does_not_fit_is_named(self, path, value, problem):
     self.assertEqual(_problems('llama', **{path: value}), f'the tree does not fit the model: {path}: {problem}')
 
+  def test_residual_entries_of_post_norm_blocks_fit(self):
+    entries = {f'layers/0/{module}_residual': {'scale': _VECTOR, 'shift': _VECTOR} for module in ('attention', 'mlp')}
+    self.assertEqual(_problems('bert', **entries), '')
+
+  @parameterized.named_parameters(
+      ('one without the other', 'layers/0/mlp_residual/shift', None, 'missing'),
+      ('unknown entry', 'layers/0/mlp_residual/gather', _VECTOR, 'not in the model'),
+      ('input of a lookup', 'types/input/quantizer', _CLIP, 'not in the model'),
+      ('of a linear', 'layers/0/attention/o_residual/scale', _VECTOR, 'not in the model'),
+      ('of the head', 'final_residual/scale', _VECTOR, 'not in the model'),
+      ('of no layer', 'layers/1/attention_residual/shift', _VECTOR, 'not in the model'),
+      ('a quantizer', 'layers/0/mlp_residual/shift', _CLIP, 'a ClipQuantizer cannot stand here'),
+      ('of another shape', 'layers/0/mlp_residual/shift', np.ones(8), 'shape (8,) instead of (16,)'))
+  def test_what_does_not_fit_an_encoder_is_named(self, path, value, problem):
+    message = _problems('bert', **{'layers/0/mlp_residual': {'scale': _VECTOR, 'shift': _VECTOR}, path: value})
+    self.assertEqual(message, f'the tree does not fit the model: {path}: {problem}')
+
+  def test_pre_norm_blocks_have_no_residual_entries(self):
+    self.assertEndsWith(
+        _problems('opt', **{'layers/0/mlp_residual/scale': _VECTOR}), 'mlp_residual/scale: not in the model')
+
   def test_position_tables_and_biases_belong_to_one_style_only(self):
     self.assertIn('positions/kernel: not in the model', _problems('llama', **{'positions/kernel': np.ones((16, 16))}))
     self.assertIn('layers/0/mlp/up/bias: missing', _problems('opt', **{'layers/0/mlp/up/bias': None}))

@@ -104,7 +104,7 @@ class RefusalsTest(parameterized.TestCase):
     params = {'norm': {'scale': jnp.ones(4)}, 'up': {'kernel': jnp.ones((4, 4))}}
     for path, value in changes:
       params = trees.put(params, path, value)
-    folding.check(params, sites.Site('input', producer, ('up',)))
+    folding.check(params, sites.Site('input', producer, ('up',), through=('value',)))
 
   def test_a_plain_site_passes(self):
     self._check()
@@ -116,6 +116,8 @@ class RefusalsTest(parameterized.TestCase):
       ([('up/input/gather', jnp.arange(4))], 'norm', 'up/input: holds a gather already'),
       ([('input/quantizer', quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(1), 4))], 'norm',
        'input: holds a quantizer already, which a fold would make wrong; fold first'),
+      ([('value/quantizer', quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(1), 4))], 'norm',
+       'value: holds a quantizer already'),
       ([], None, 'input: there is no norm or linear before it'))
   def test_what_a_fold_would_break(self, changes, producer, message):
     codes = quantize.quantize(jnp.ones((4, 4)), formats.IntFormat(4))
