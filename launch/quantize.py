@@ -118,7 +118,7 @@ def recipe(config, mode) -> recipes.Recipe:
   return recipes.Recipe(
       methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
       weight_pattern=config.weight_pattern, activation=activation, site_patterns=tuple(config.site_patterns),
-      values=None if config.values == 16 else config.values, ranges=config.ranges, percentile=config.percentile)
+      values=None if config.value_bits == 16 else config.value_bits, ranges=config.ranges, percentile=config.percentile)
 
 
 def _open(config):

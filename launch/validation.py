@@ -39,7 +39,7 @@ _BOUNDS = {
     'seed': (0, None),
 }
 # Bits of codes, or 16 for none.
-_BITS = ('weights', 'activations', 'values', 'qat.weight_bits')
+_BITS = ('weights', 'activations', 'value_bits', 'qat.weight_bits')
 # Groups whose keys are names of the user's choice, with the type of their values.
 _NAMED = {'data.validation': (str, tuple)}
 

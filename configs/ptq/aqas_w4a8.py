@@ -3,8 +3,8 @@
   python -m launch.quantize --config=configs/ptq/aqas_w4a8.py --model=DIR --workdir=OUT
 
 Expected: below SmoothQuant and AWQ with the same numbers. Published for OPT-125M on WikiText-2 (full precision 31.95,
-values at 4 bits too: --config.values=4): rounding 42.78, SmoothQuant 41.31, AWQ 44.17, AQAS 36.57, AQAS and GPTQ 35.62. For OPT the paper fuses
-norms first: --config.methods="('norm_fusion','aqas','clip_search','gptq')".
+values at 4 bits too: --config.value_bits=4): rounding 42.78, SmoothQuant 41.31, AWQ 44.17, AQAS 36.57, AQAS and GPTQ
+35.62. For OPT the paper fuses norms first: --config.methods="('norm_fusion','aqas','clip_search','gptq')".
 """
 
 from launch import settings

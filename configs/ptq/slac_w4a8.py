@@ -4,7 +4,8 @@
 
 The number is the length of the calibration windows; their count keeps the tokens the same as 128 windows of 2,048.
 Expected: best where it matches the length that is evaluated (launch.evaluate --length). Published for LLaMA-7B, average
-of common-sense tasks, lengths 64, 128, 512 and 2,048: 69.99, 70.48, 68.92, 70.20 with AQAS and GPTQ, full precision 70.92.
+of common-sense tasks, lengths 64, 128, 512 and 2,048: 69.99, 70.48, 68.92, 70.20 with AQAS and GPTQ, full precision
+70.92.
 """
 
 from configs.ptq import aqas_w4a8
