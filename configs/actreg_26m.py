@@ -26,7 +26,8 @@ def get_config():
       learning_rate=2.4e-3, warmup_steps=150, schedule='cosine', weight_decay=0.1, range_multiplier=0.5)
   # Kernels are rounded in the last fifth only: float kernels learn better, and a fifth is enough to adapt.
   config.qat.update(
-      align_zero=True, ranges=((r'layers/\d+/mlp/down/input', 4.0), (r'layers/.*', 2.0)), weight_bits=4, weight_start=2001)
+      align_zero=True, ranges=((r'layers/\d+/mlp/down/input', 4.0), (r'layers/.*', 2.0)), weight_bits=4,
+      weight_start=2001)
   config.kurtosis.update(weight=1e-4, stride=2, every=4)
   config.evaluation.batch_size = 64
   return config

@@ -69,7 +69,8 @@ def evaluate(
 
 
 def record(
-    score, precision, dataset: str, variant: str, seed: int, say: progress.Printer, method: str = 'rtn') -> dict[str, Any]:
+    score, precision, dataset: str, variant: str, seed: int, say: progress.Printer, method: str = 'rtn'
+) -> dict[str, Any]:
   """The record of a score, said in a line; `method` is that of quantized weights."""
   say(f'{variant} seed {seed} {dataset} {precision.name}: perplexity {score.perplexity:.4g}, '
       f'{score.bits_per_byte:.4f} bits per byte')

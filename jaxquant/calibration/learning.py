@@ -1,7 +1,7 @@
 """The `learn` schedule: gradient descent on a window of consecutive blocks, against the full-precision stream.
 
-The student reads the quantized stream and runs the window with whatever a method put into its tree (soft clips, low-rank
-terms, rotations); the teacher's outputs are those of the full-precision blocks on the full-precision stream.
+The student reads the quantized stream and runs the window with whatever a method put into its tree (soft clips,
+low-rank terms, rotations); the teacher's outputs are those of the full-precision blocks on the full-precision stream.
 """
 
 import functools

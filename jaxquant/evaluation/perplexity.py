@@ -68,8 +68,8 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score(
-    params: Any, config: model_config.TransformerConfig, tokens: np.ndarray, text_bytes: int, *, length: int | None = None,
-    batch_size: int = 32, implementation: str = 'simulated', mesh: jax.sharding.Mesh | None = None) -> Score:
+    params: Any, config: model_config.TransformerConfig, tokens: np.ndarray, text_bytes: int, *,
+    length: int | None = None, batch_size: int = 32, implementation: str = 'simulated', mesh: jax.sharding.Mesh | None = None) -> Score:
   """Scores a tokenized text.
 
   Args:
@@ -107,7 +107,7 @@ def score(
 
 @functools.partial(jax.jit, static_argnames=('config', 'implementation'))
 def _nats(params, tokens, mask, *, config, implementation):
-  """Every window's negative log likelihood, float32 [rows], and predictions, int32 [rows], replicated over the devices."""
+  """Negative log likelihood, float32 [rows], and predictions, int32 [rows], of every window, on every device."""
   inputs, targets, counted = tasks.scored(config, tokens, mask)
   logits = staging.make(config, implementation).apply({'params': params}, inputs)
   nats = jnp.where(counted, losses.cross_entropy(logits, targets), 0.0)

@@ -80,9 +80,9 @@ class TransformerConfig:
     if self.positions == 'rotary' and self.head_dim % 2:
       raise errors.UserError(f'rotary positions need an even head_dim, not {self.head_dim}')
     if not self.causal and not self.tied:
-      raise errors.UserError('model.causal is False, so model.tied must be True: an encoder\'s head reads the embedding')
+      raise errors.UserError('model.causal is False, so model.tied must be True: an encoder reads its embedding in the head')
     if self.causal and self.token_types:
-      raise errors.UserError(f'model.token_types is {self.token_types}, but only encoders (model.causal False) have types')
+      raise errors.UserError(f'model.token_types is {self.token_types}, but only an encoder has types, see model.causal')
     for field, choices in _CHOICES.items():
       if getattr(self, field) not in choices:
         raise errors.UserError(f'model.{field} is {getattr(self, field)!r}; there are {", ".join(choices)}')

@@ -1,4 +1,4 @@
-"""Calibration of a function of your own: no model of this package, no launcher, just a nested dict and what reads it."""
+"""Calibration of a function of your own: no model of this package, no launcher, a nested dict and what reads it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +28,8 @@ def block(
 
   def taps(params, x):
     y, activations = forward(params, x)
-    after = {sites_lib.ready(name): inputs.prepare(trees.get(params, name), x).values for name, x in activations.items()}
+    after = {
+        sites_lib.ready(name): inputs.prepare(trees.get(params, name), x).values for name, x in activations.items()}
     return y, {**activations, **after}
 
   def judge(name, scope, params, x):

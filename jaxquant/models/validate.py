@@ -24,8 +24,8 @@ def validate(params: dict, config: model_config.TransformerConfig) -> None:
   """Raises `CheckpointError` naming the first paths at which `params` does not fit the model.
 
   Kernels may be arrays or QTensors of the model's logical shapes; beside the model's own arrays only input
-  specifications at its sites and linears, attention operands, biases and kernel quantizers of linears, and what undoes a
-  fold for the residual branches of post-norm blocks may stand.
+  specifications at its sites and linears, attention operands, biases and kernel quantizers of linears, and what undoes
+  a fold for the residual branches of post-norm blocks may stand.
   """
   abstract = abstract_params(config)
   expected = {path: leaf.shape for path, leaf in trees.arrays(abstract).items()}

@@ -30,8 +30,9 @@ def decisions(run: records.Run, notes: list[str]) -> str:
   body = _errors({kind: fields for kind, fields in errors.items() if fields}, notes)
   body += _choices(by_kind, notes)
   body += parts.details('Everything, by path', _table(run.decisions))
-  return parts.section('Decisions', body, 'What each method found, over the layers: errors before and after, and what it '
-                       'chose. The fields are explained where the method is (jaxquant/transforms).')
+  lead = ('What each method found, over the layers: errors before and after, and what it chose. The fields are explained '
+          'where the method is (jaxquant/transforms).')
+  return parts.section('Decisions', body, lead)
 
 
 def _errors(by_kind: Mapping[str, Mapping[str, Mapping[int, float]]], notes: list[str]) -> str:

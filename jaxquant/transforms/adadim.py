@@ -1,8 +1,8 @@
 """AdaDim (arXiv:2309.15531): groups along inputs or along outputs, for each linear the one that hurts less.
 
-An outlier channel of the activation meets one row of a kernel [in, out]. Groups that run along inputs smear it over every
-output channel's group; groups that run along outputs keep it in its own. The choice is written into the tree, as the
-linear's `kernel_quantizer`: round-to-nearest or GPTQ, as a step behind this one, rounds to it.
+An outlier channel of the activation meets one row of a kernel [in, out]. Groups that run along inputs smear it over
+every output channel's group; groups that run along outputs keep it in its own. The choice is written into the tree, as
+the linear's `kernel_quantizer`: round-to-nearest or GPTQ, as a step behind this one, rounds to it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, sequen
   the module with all linears decided so far rounded.
 
   Args:
-    claim: linears that read sites whose activations stay unquantized: scales per input channel exclude integer products.
+    claim: linears whose activations stay unquantized: scales per input channel exclude integer products.
     weight: the grid; its own axis does not count, and its group size must divide inputs and outputs alike.
     sequences: sampled for the search.
 

@@ -16,7 +16,7 @@ from jaxquant.numerics import trees
 
 
 def check(params: Any, site: sites.Site) -> None:
-  """Raises `UserError` if nothing can be folded at `site`: no producer, integer codes, or a range that would be stale."""
+  """Raises `UserError` if nothing can be folded at `site`: no producer, integer codes, or a range that goes stale."""
   if site.producer is None:
     raise errors.UserError(f'{site.name}: there is no norm or linear before it that could take up a scale')
   for path in (site.producer, *site.consumers):
@@ -52,11 +52,12 @@ def fold(params: Any, site: sites.Site, scale: Any = None, shift: Any = None) ->
   if site.residual is not None:
     params = trees.put(params, site.residual, _restoring(trees.get(params, site.residual) or {}, scale, shift))
   produced = lambda values: None if values is None else tie(values, site)
-  return trees.put(params, site.producer, _producing(trees.get(params, site.producer), produced(scale), produced(shift)))
+  producer = trees.get(params, site.producer)
+  return trees.put(params, site.producer, _producing(producer, produced(scale), produced(shift)))
 
 
 def tie(values, site: sites.Site, reduce=lambda repeated, axis: repeated[:, 0]):
-  """The producer's channels [.. / repeats] out of the site's [features]: `reduce` over those that repeat one channel."""
+  """The producer's channels out of the site's [features]: `reduce` over those that repeat one channel."""
   return reduce(values.reshape(-1, site.repeats, site.run), axis=1).reshape(-1)
 
 

@@ -46,7 +46,8 @@ def run() -> dict[str, Any]:
   """Times the layer, then every method on the model."""
   environment = workdir.environment()
   weight = quantizers.WeightQuantizer(formats.IntFormat(4, symmetric=False), group_size=_GROUP.value)
-  print(f'{environment["device"]}; 4-bit weights in groups of {_GROUP.value}, {_SEQUENCES.value} x {_LENGTH.value} tokens')
+  print(f'{environment["device"]}; 4-bit weights in groups of {_GROUP.value}, '
+        f'{_SEQUENCES.value} x {_LENGTH.value} tokens')
   layers = [_layer(inputs, weight) for inputs in _INPUTS.value]
   _print(layers)
   model = model_config.TransformerConfig(

@@ -28,8 +28,8 @@ class ConfigTest(parameterized.TestCase):
       (dict(norm='batch'), "model.norm is 'batch'; there are rms, layer"),
       (dict(activation='swish'), "model.activation is 'swish'; there are silu, relu, gelu, gelu_tanh"),
       (dict(positions='alibi'), "model.positions is 'alibi'; there are rotary, learned"),
-      (dict(causal=False), "model.causal is False, so model.tied must be True: an encoder's head reads the embedding"),
-      (dict(token_types=2), r'model.token_types is 2, but only encoders \(model.causal False\) have types'),
+      (dict(causal=False), "model.causal is False, so model.tied must be True: an encoder reads its embedding in the head"),
+      (dict(token_types=2), r'model.token_types is 2, but only an encoder has types, see model.causal'),
       (dict(dtype='int8'), "model.dtype is 'int8'; there are"),
       (dict(attention_backend='triton'), "model.attention_backend is 'triton'; there are"))
   def test_mistakes_are_named_with_the_choices(self, values, message):

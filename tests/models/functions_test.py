@@ -1,4 +1,4 @@
-"""Methods on functions and trees that know nothing of this package's models: a nested dict, and the state of an NNX model."""
+"""Methods on functions and trees that know nothing of this package's models: nested dicts, that of an NNX model too."""
 
 import functools
 
@@ -25,7 +25,8 @@ from jaxquant.transforms import round_to_nearest
 
 _WEIGHT = quantizers.WeightQuantizer(formats.parse('dint4'))
 _ACTIVATION = quantizers.DynamicQuantizer(formats.parse('uint8'))
-_SITES = [sites.Site('hidden/input', 'norm', ('hidden/gate', 'hidden/up'), shifts=True), sites.Site('down/input', 'hidden/up', ('down',))]
+_SITES = [sites.Site('hidden/input', 'norm', ('hidden/gate', 'hidden/up'), shifts=True),
+          sites.Site('down/input', 'hidden/up', ('down',))]
 
 
 class _Module(nnx.Module):

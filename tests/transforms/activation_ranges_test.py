@@ -80,7 +80,8 @@ class ActivationRangesTest(parameterized.TestCase):
   def test_observes_what_the_quantizer_will_see(self):
     """A shift and a scale at the site come first, and a quantizer that is there already would be in the way."""
     site = sites.Site('mlp/input', None, ('mlp/up',))
-    inside = transforms.Batch(jnp.arange(2), {'mlp/input': jnp.full((2, 3, 4), 8.0), 'mlp/quantized_input': jnp.full((2, 3, 4), 2.0)})
+    inside = transforms.Batch(jnp.arange(2), {
+        'mlp/input': jnp.full((2, 3, 4), 8.0), 'mlp/quantized_input': jnp.full((2, 3, 4), 2.0)})
     factory = functools.partial(activation_ranges.activation_ranges, bits=4)
     params, record = calibrating.apply(factory, calibrating.claim(_SITE, sites=[site]), {'mlp': {}}, [inside])
     self.assertAlmostEqual(record[_SITE]['high'], 2, 5)

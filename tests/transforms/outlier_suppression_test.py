@@ -46,8 +46,10 @@ def _params():
 
 
 def _apply(factory=_FACTORY, site=_SITE, x=None):
-  batches = [calibrating.batch({'up/input': part}, i) for i, part in enumerate(np.split(_activations() if x is None else x, 4))]
-  params, record = calibrating.apply(factory, calibrating.claim('up/input', sites=[site], judge=_judge), _params(), batches)
+  parts = np.split(_activations() if x is None else x, 4)
+  batches = [calibrating.batch({'up/input': part}, i) for i, part in enumerate(parts)]
+  claim = calibrating.claim('up/input', sites=[site], judge=_judge)
+  params, record = calibrating.apply(factory, claim, _params(), batches)
   return params, record['up/input']
 
 

@@ -1,0 +1,21 @@
+"""A BERT-like masked language model (post-norm, GELU) to quantize: 25 million parameters in its blocks.
+
+  python -m launch.train --config=configs/bert_26m.py --workdir=DIR \
+    --config.data.train="('books_train.txt.xz','expo_train.txt.xz')" \
+    --config.data.validation.expo_valid=expo_valid.txt.xz --config.data.validation.books_valid=books_valid.txt.xz
+
+Then `python -m launch.quantize --model=DIR --config=configs/ptq/METHOD.py ...`. Perplexities are those of hidden tokens
+(jaxquant/evaluation/perplexity.py). Corpus: docs/results.md. Hardware: one GPU of 16 GB or more. Not run yet.
+"""
+
+from configs import opt_26m
+
+
+def get_config():
+  """The configuration."""
+  config = opt_26m.get_config()
+  config.name = 'bert_26m'
+  config.model.update(activation='gelu', causal=False, post_norm=True, token_types=2)
+  # Post-norm blocks train at lower rates only (arXiv:2002.04745).
+  config.optimizer.update(learning_rate=5e-4, warmup_steps=400)
+  return config
