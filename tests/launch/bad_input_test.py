@@ -77,7 +77,7 @@ class BadInputTest(parameterized.TestCase):
       ('wrong_type_in_file', ['--config={folder}/typed.py'], ['typed.py', 'line 4', 'TypeError']),
       ('no_validation_text', ['--config={folder}/blind.py'], ['config.data.validation']),
       ('needless_argument', ['{config}:large'], ['tiny.py:large', 'takes 0 positional arguments']),
-      ('config_of_another_launcher', [_PTQ], ['config.activation_mode']),
+      ('config_of_another_launcher', [_PTQ], ['config.activation_group_size', 'launch/settings.py']),
       ('unknown_flag', ['{config}', '--nosuchflag=1'], ["'nosuchflag'"]),
       ('flag_of_another_launcher', ['{config}', '--model=x'], ["'model'"]),
       ('misspelt_flag', ['{config}', '--workdri=x'], ['workdir']),
