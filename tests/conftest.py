@@ -1,7 +1,7 @@
 """What pytest sets up before it imports a test, and absltest.main() does for a test that is run as a script.
 
-The tests run on the CPU, also where there is a GPU: what is bit-exact is stated for the CPU. `pytest -m gpu` runs the
-tests marked so, and leaves the device to JAX.
+The tests run on the CPU, also where there is a GPU: what is bit-exact is stated for the CPU. `pytest -n 0 -m gpu` runs
+the tests marked so, and leaves the device to JAX.
 """
 
 import os
