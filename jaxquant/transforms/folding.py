@@ -42,6 +42,16 @@ def fold(params: Any, site: sites.Site, scale: Any = None, shift: Any = None) ->
     The tree. Consumers get a bias where a shift needs one; a residual branch that reads the producer's output too gets
     `scale` and `shift` at `site.residual`, which undo the fold there.
   """
+  params = consumed(params, site, scale, shift)
+  if site.residual is not None:
+    params = trees.put(params, site.residual, _restoring(trees.get(params, site.residual) or {}, scale, shift))
+  produced = lambda values: None if values is None else tie(values, site)
+  producer = trees.get(params, site.producer)
+  return trees.put(params, site.producer, _producing(producer, produced(scale), produced(shift)))
+
+
+def consumed(params: Any, site: sites.Site, scale: Any = None, shift: Any = None) -> Any:
+  """The block whose linears at `site` read x' = (x - shift) / scale in place of x; arguments as for `fold`."""
   for path in site.consumers:
     layer = dict(trees.get(params, path))
     if shift is not None:
@@ -49,11 +59,7 @@ def fold(params: Any, site: sites.Site, scale: Any = None, shift: Any = None) ->
     if scale is not None:
       layer['kernel'] = layer['kernel'] * scale[:, None]
     params = trees.put(params, path, layer)
-  if site.residual is not None:
-    params = trees.put(params, site.residual, _restoring(trees.get(params, site.residual) or {}, scale, shift))
-  produced = lambda values: None if values is None else tie(values, site)
-  producer = trees.get(params, site.producer)
-  return trees.put(params, site.producer, _producing(producer, produced(scale), produced(shift)))
+  return params
 
 
 def tie(values, site: sites.Site, reduce=lambda repeated, axis: repeated[:, 0]):
@@ -83,6 +89,7 @@ def _producing(layer: dict, scale, shift) -> dict:
 
 def _restoring(specification: dict, scale, shift) -> dict:
   """The entry that a residual branch applies, x scale + shift, behind another fold."""
+  scale = jnp.ones_like(shift) if scale is None else scale
+  shift = jnp.zeros_like(scale) if shift is None else shift
   old_scale, old_shift = specification.get('scale', 1.0), specification.get('shift', 0.0)
-  scale, shift = 1.0 if scale is None else scale, jnp.zeros_like(scale) if shift is None else shift
   return {'scale': scale * old_scale, 'shift': shift * old_scale + old_shift}

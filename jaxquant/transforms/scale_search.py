@@ -43,15 +43,10 @@ def candidate(
   """
   entries = {'shift': shift, 'scale': scale, 'quantizer': activation}
   specification = {key: value for key, value in entries.items() if value is not None}
-  for path in site.consumers:
-    layer = dict(trees.get(params, path))
-    if shift is not None:
-      layer['bias'] = layer.get('bias', 0.0) + jnp.matmul(shift, layer['kernel'], precision='highest')
-    if scale is not None:
-      layer['kernel'] = layer['kernel'] * scale[:, None]
-    if weight is not None:
-      layer['kernel'] = weight(layer['kernel'])
-    params = trees.put(params, path, layer)
+  params = folding.consumed(params, site, scale, shift)
+  for path in site.consumers if weight is not None else ():
+    kernel = trees.get(params, path)['kernel']
+    params = trees.put(params, f'{path}/kernel', weight(kernel))
   return trees.put(params, site.name, specification or None)
 
 

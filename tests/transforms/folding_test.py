@@ -80,7 +80,9 @@ class FoldingTest(parameterized.TestCase):
 
     folded = folding.fold(params, site, jnp.exp(make(8)), make(8))
     twice = folding.fold(folding.fold(folded, site, None, make(8)), site, jnp.exp(make(8)))
-    for tree in (folded, twice):
+    shifted = folding.fold(params, site, None, make(8))
+    self.assertEqual({entry.shape for entry in shifted['residual'].values()}, {(8,)})
+    for tree in (folded, twice, shifted):
       np.testing.assert_allclose(evaluate(tree), evaluate(params), rtol=1e-4, atol=1e-4)
 
   def test_a_shift_gives_consumers_and_producer_the_bias_they_lack(self):
