@@ -16,5 +16,5 @@ def get_config():
   config.name = 'actreg_85m'
   config.variants = ('baseline', 'both')
   config.model.update(width=768, layers=12, heads=12, feed_forward=2048)
-  config.optimizer.learning_rate = 1.5e-3
+  config.optimizer.learning_rate = 1.6e-3
   return config

@@ -37,6 +37,8 @@ from launch import workdir as workdirs
 _CALIBRATION = flags.DEFINE_multi_string(
     'calibration', [], 'Texts to calibrate on; the tokens that the model was trained on by default.')
 
+_AXES = {'inputs': -2, 'outputs': -1}
+
 
 def main() -> None:
   """Quantizes the model of the flags."""
@@ -113,7 +115,7 @@ def recipe(config, mode) -> recipes.Recipe:
     activation = quantizers.DynamicQuantizer(
         kind(config.activation_kind, config.activations), config.activation_group_size, config.activation_per_tensor)
   weight = None if config.weights == 16 else quantizers.WeightQuantizer(
-      kind(config.weight_kind, config.weights), group_size=config.group_size)
+      kind(config.weight_kind, config.weights), _AXES[config.group_along], config.group_size)
   methods = tuple(config.methods)
   return recipes.Recipe(
       methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
@@ -127,6 +129,8 @@ def _open(config):
   if _mode(config) not in precisions.MODES:
     raise errors.UserError(f'config.activation_mode is {config.activation_mode!r}; '
                            f'there are {", ".join(precisions.MODES)}')
+  if config.group_along not in _AXES:
+    raise errors.UserError(f'config.group_along is {config.group_along!r}; there are {", ".join(_AXES)}')
   model = model_flags.model()
   if _CALIBRATION.value:
     text_lib.check_readable(_CALIBRATION.value)

@@ -85,6 +85,8 @@ def quantize() -> ml_collections.ConfigDict:
   # In order; the last rounds. Each has its options in a group of its name (transforms.methods).
   config.methods = ('round_to_nearest',)
   config.weight_kind = 'int'  # int: symmetric; uint: asymmetric; dint: asymmetric with half steps around zero
+  # Or outputs: scales that each input channel has for itself, which exclude quantized activations.
+  config.group_along = 'inputs'
   config.activations = 4  # bits; 16 leaves activations as they are
   config.activation_mode = 'static'  # per tensor; or dynamic: per token
   config.activation_kind = 'uint'  # of dynamic codes

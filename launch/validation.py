@@ -34,7 +34,7 @@ _BOUNDS = {
     'calibration_length': (2, None),
     'gptq.block_size': (1, None),
     **{f'{name}.{key}': (1, None) for name, method in methods.METHODS.items()
-       for key in ('candidates', 'sequences', 'steps') if key in method.options()},
+       for key in ('candidates', 'tokens', 'steps') if key in method.options()},
     'percentile': (50, 100),
     'seed': (0, None),
 }

@@ -179,7 +179,7 @@ def _folding(method, record, *, claimable=lambda site: site.producer is not None
 
 def _searched_fold(method, record, variant=False, **options):
   """A fold that is searched: it is judged with `options` at work and records that it is no worse than none."""
-  return _folding(functools.partial(method, sequences=8, **options), {*record, 'error', 'error_before'},
+  return _folding(functools.partial(method, tokens=64, **options), {*record, 'error', 'error_before'},
                   errors=(('error', 'error_before'),), variant=variant)
 
 

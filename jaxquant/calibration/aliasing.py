@@ -22,14 +22,14 @@ class _Given:
 class Jit:
   """A compiled function of a tree and whatever else."""
 
-  def __init__(self, function: Callable[..., Any]):
-    """Compiles `function` when it is called first, as `jax.jit` does."""
+  def __init__(self, function: Callable[..., Any], compiler_options: dict[str, Any] | None = None):
+    """Compiles `function` when it is called first, as `jax.jit` does with the same options."""
 
     def marked(tree, *arguments):
       given = {id(leaf): _Given(i) for i, leaf in enumerate(jax.tree.leaves(tree))}
       return jax.tree.map(lambda leaf: given.get(id(leaf), leaf), function(tree, *arguments))
 
-    self._jitted = jax.jit(marked)
+    self._jitted = jax.jit(marked, compiler_options=compiler_options)
 
   def __call__(self, tree: Any, *arguments: Any) -> Any:
     """What the function returns; arrays of `tree` in it are the very objects."""

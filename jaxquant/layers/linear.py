@@ -7,7 +7,8 @@ from what the dict holds:
   kernel    activation   product
   float     any          the activation's quantized values with the kernel, in the activation's dtype
   QTensor   float        the activation with the dequantized kernel, in the activation's dtype
-  QTensor   quantized    codes with codes, exact (kernels.quantized_matmul), float32 epilogue
+  QTensor   quantized    codes with codes, exact (kernels.quantized_matmul), float32 epilogue; or, where `DEQUANTIZED`
+                         is asked for, the quantized values with the dequantized kernel, in the activation's dtype
 """
 
 import dataclasses
@@ -26,6 +27,9 @@ from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 
+# Not exact, and much faster where scales are many: for calibration, whose inputs need not be right to the last bit.
+DEQUANTIZED = 'dequantized'
+
 
 def linear(params: dict, x, *, implementation: str = 'simulated', transpose: bool = False):
   """Evaluates a linear layer from its subtree.
@@ -33,7 +37,8 @@ def linear(params: dict, x, *, implementation: str = 'simulated', transpose: boo
   Args:
     params: the dict above.
     x: activation [..., in], or an `inputs.Activation` prepared at the site that several linears share.
-    implementation: how codes meet codes, one of `kernels.IMPLEMENTATIONS`; all give the same bits.
+    implementation: how codes meet codes: one of `kernels.IMPLEMENTATIONS`, which all give the same bits, or
+      `DEQUANTIZED`.
     transpose: contract with the kernel's last axis instead (a tied head reads the embedding's [vocabulary, in]).
 
   Returns:
@@ -64,13 +69,14 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
   dtype = activation.values.dtype
   if transpose:
     kernel = kernel.transposed() if isinstance(kernel, qtensor.QTensor) else kernel.T
-  if not isinstance(kernel, qtensor.QTensor) or activation.codes is None:
+  integer = isinstance(kernel, qtensor.QTensor) and activation.codes is not None
+  if integer and kernel.axis != -2:
+    raise ValueError('a kernel with scales per input channel cannot meet integer activations: its scales vary along '
+                     'the contraction, so no integer sum can be scaled afterwards; leave the activation unquantized')
+  if not integer or implementation == DEQUANTIZED:
     kernel = quantize.dequantize(kernel, dtype) if isinstance(kernel, qtensor.QTensor) else kernel.astype(dtype)
     y = activation.values @ kernel
     return y if bias is None else y + bias.astype(dtype)
-  if kernel.axis != -2:
-    raise ValueError('a kernel with scales per input channel cannot meet integer activations: its scales vary along '
-                     'the contraction, so no integer sum can be scaled afterwards; leave the activation unquantized')
   return _integer_product(implementation, activation.values, activation.codes, kernel, bias)
 
 

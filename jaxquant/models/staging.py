@@ -38,7 +38,7 @@ def model_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...
 
 
 @functools.cache
-def staged(config: model_config.TransformerConfig, implementation: str = 'simulated') -> sites.StagedModel:
+def staged(config: model_config.TransformerConfig, implementation: str = linear.DEQUANTIZED) -> sites.StagedModel:
   """The model cut into blocks for the calibration driver; the last stage is the final norm and head."""
   every = (tap.Tap('.*(input|query|key|value)', lambda x: x),)
   plain, tapped = make(config, implementation), make(config, implementation, every)

@@ -20,7 +20,7 @@ from jaxquant.transforms import scale_search
 _AXES = (-2, -1)  # groups along inputs (a scale per output channel) first: it wins ties
 
 
-def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, sequences: int = 16) -> transform.Transform:
+def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, tokens: int = 8192) -> transform.Transform:
   """The transform that chooses the axis along which each kernel's groups run.
 
   The linears are decided one after the other in the order in which they are computed. Each is judged at the output of
@@ -30,7 +30,7 @@ def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, sequen
   Args:
     claim: linears whose activations stay unquantized: scales per input channel exclude integer products.
     weight: the grid; its own axis does not count, and its group size must divide inputs and outputs alike.
-    sequences: sampled for the search.
+    tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records the errors of either axis for each linear, `error_output_channels` (a scale per output
@@ -41,7 +41,7 @@ def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, sequen
   def init(params, batch):
     for option in options:
       grids.check(claim, params, option)
-    return {site: scale_search.empty_sample(batch, site, sequences) for site in claim.by_site()}
+    return {site: scale_search.empty_sample(batch, site, tokens) for site in claim.by_site()}
 
   def observe(state, batch):
     return {site: sample.observed(batch.activations[site], batch.ids) for site, sample in state.items()}

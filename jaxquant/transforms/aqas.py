@@ -16,7 +16,7 @@ from jaxquant.transforms import scale_search
 
 def aqas(
     claim: transform.Claim, weight: quantizers.WeightQuantizer, activation, *, candidates: int = 21,
-    attention: bool = True, sequences: int = 16) -> transform.Transform:
+    attention: bool = True, tokens: int = 8192) -> transform.Transform:
   """The transform that folds into each site the scales with which its linears, quantized on both sides, come closest.
 
   Args:
@@ -25,7 +25,7 @@ def aqas(
     activation: input quantizer of the site; the paper's is 8 bits, asymmetric, per token.
     candidates: values of a, evenly spaced from 0 to 1; no scales at all is a candidate too.
     attention: judge q, k and v by the mix that the attention makes of them, as the paper does, and not one by one.
-    sequences: sampled for the search.
+    tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records what `scale_search.fold_powers` does.
@@ -35,4 +35,4 @@ def aqas(
   scope = lambda site: 'inner' if attention and sites.opens_attention(site) else 'linears'
   return scale_search.fold_powers(
       claim, exponents, 'largest', centre=True, scope=scope, weight=weight, activation=activation,
-      sequences=sequences)
+      tokens=tokens)

@@ -10,7 +10,7 @@ from jaxquant.transforms import scale_search
 
 def awq(
     claim: transform.Claim, weight: quantizers.WeightQuantizer, *, candidates: int = 20, two_exponents: bool = False,
-    activation=None, sequences: int = 16) -> transform.Transform:
+    activation=None, tokens: int = 8192) -> transform.Transform:
   """The transform that folds s_j = (mean |X_j|)^a into each site, a on a grid over [0, 1).
 
   Every candidate is centred (the geometric mean of its largest and smallest scale is 1) and judged at the output of the
@@ -22,7 +22,7 @@ def awq(
     candidates: values of a: 0, 1 / candidates, ...
     two_exponents: the paper's first version, s_j = (mean |X_j|)^a / (mean |W_j|)^b with both on the grid, 1 included.
     activation: input quantizer of the site in the search; None, as published, leaves the activation as it is.
-    sequences: sampled for the search.
+    tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records what `scale_search.fold_powers` does.
@@ -31,4 +31,4 @@ def awq(
   exponents = [(a, b) for a in grid for b in grid] if two_exponents else [(a, 0.0) for a in grid[:-1]]
   return scale_search.fold_powers(
       claim, exponents, 'mean', centre=True, scope=lambda site: 'module', weight=weight, activation=activation,
-      sequences=sequences)
+      tokens=tokens)

@@ -5,6 +5,8 @@ With z_j = (max_t X_tj + min_t X_tj) / 2 and X' = X - z, the scales are s_j(t) =
 t for all channels, and no channel is ever scaled up.
 """
 
+import functools
+
 import jax.numpy as jnp
 
 from jaxquant.calibration import channels
@@ -14,13 +16,15 @@ from jaxquant.numerics import quantizers
 from jaxquant.transforms import folding
 from jaxquant.transforms import scale_search
 
+_STRIDE = 5
+
 
 def outlier_suppression(
     claim: transform.Claim, weight: quantizers.WeightQuantizer, activation, *, shift: bool = True, scale: bool = True,
-    candidates: int = 100, sequences: int = 16) -> transform.Transform:
+    candidates: int = 100, tokens: int = 8192) -> transform.Transform:
   """The transform that shifts and scales each site.
 
-  Candidates run from the largest magnitude of the shifted activation, which scales nothing, down to a hundredth of it
+  Thresholds run from the largest magnitude of the shifted activation, which scales nothing, down to a hundredth of it
   (the published code ends at constants of its model families), and are judged at the attention's mix for q, k and v, at
   the gated product for gate and up, and at the linear itself elsewhere. Of equal candidates the largest threshold wins.
 
@@ -31,8 +35,8 @@ def outlier_suppression(
     activation: input quantizer of the site. The published code searches static per-tensor settings with the range
       [-t, t], which is what `DynamicQuantizer(per_tensor=True)` takes from activations that were shifted and scaled.
     shift, scale: either part can be left out.
-    candidates: thresholds tried.
-    sequences: sampled for the search.
+    candidates: thresholds, of which the neighbourhood of the best fifth is tried one by one.
+    tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records for each site its `threshold` t, the number of channels that were `scaled`, the largest
@@ -44,7 +48,7 @@ def outlier_suppression(
       folding.check(params, site)
     return {site.name: {
         'extrema': channels.ChannelExtrema.empty(batch.activations[site.name].shape[-1]),
-        'sample': scale_search.empty_sample(batch, site.name, sequences)} for site in claim.sites}
+        'sample': scale_search.empty_sample(batch, site.name, tokens)} for site in claim.sites}
 
   def observe(state, batch):
     return {name: {
@@ -59,19 +63,36 @@ def outlier_suppression(
       centre = (low + high) / 2 if shift and site.shifts else jnp.zeros_like(low)
       magnitude = jnp.maximum(high - centre, centre - low)
       largest = jnp.maximum(jnp.max(magnitude), jnp.finfo(jnp.float32).tiny)
-      thresholds = largest * jnp.linspace(1.0, 1 / candidates, candidates) if scale else largest[None]
-      scales = jnp.maximum(1.0, magnitude / thresholds[:, None])
-      judge = lambda scales, shift: scale_search.judged(
-          params, claim.block, site, _scope(site), sample, scales, shift=shift, weight=weight, activation=activation)
-      errors, plain = judge(scales, centre), judge(scales[:1], None)
-      best = jnp.argmin(errors)
+      scales_of = lambda t: jnp.maximum(1.0, magnitude / t[:, None])
+      judge = lambda t, shift: scale_search.judged(
+          params, claim.block, site, _scope(site), sample, scales_of(t), shift=shift, weight=weight,
+          activation=activation)
+      errors = {'error_before': judge(largest[None], None)[0], 'error_shifted': judge(largest[None], centre)[0]}
+      threshold, error = largest, errors['error_shifted']
+      if scale:
+        threshold, error = _least(functools.partial(judge, shift=centre), largest, candidates)
+      chosen = scales_of(threshold[None])[0]
       record[site.name] = {
-          'threshold': thresholds[best], 'scaled': jnp.sum(scales[best] > 1), 'shift': jnp.max(jnp.abs(centre)),
-          'error': errors[best], 'error_shifted': errors[0], 'error_before': plain[0]}
-      params = folding.fold(params, site, scales[best], centre if shift and site.shifts else None)
+          'threshold': threshold, 'scaled': jnp.sum(chosen > 1), 'shift': jnp.max(jnp.abs(centre)), 'error': error,
+          **errors}
+      params = folding.fold(params, site, chosen, centre if shift and site.shifts else None)
     return params, record, {}
 
   return transform.Transform(init, observe, search)
+
+
+def _least(errors_of, largest, candidates: int):
+  """The threshold of least error among k / candidates of the largest, and its error; of equal ones, the larger.
+
+  Every `_STRIDE`th is tried, the largest among them, and then those around the best: the error is a smooth valley with
+  small steps where codes flip.
+  """
+  thresholds = largest * jnp.arange(candidates, 0, -1) / candidates
+  coarse = jnp.arange(0, candidates, _STRIDE)
+  around = coarse[jnp.argmin(errors_of(thresholds[coarse]))] + jnp.arange(1 - _STRIDE, _STRIDE)
+  around = thresholds[jnp.clip(around, 0, candidates - 1)]
+  errors = errors_of(around)
+  return around[jnp.argmin(errors)], jnp.min(errors)
 
 
 def _scope(site: sites.Site) -> str:

@@ -23,10 +23,13 @@ from jaxquant.transforms import folding
 _LEAST = 1e-5  # of a magnitude that something is divided by, as in SmoothQuant's code
 
 
-def empty_sample(batch: transform.Batch, site: str, sequences: int) -> samples.SequenceSample:
-  """A sample for the activation of `site`, whose shapes `batch` tells."""
+def empty_sample(batch: transform.Batch, site: str, tokens: int) -> samples.SequenceSample:
+  """A sample for the activation of `site`: as many whole sequences as hold `tokens`, at least one.
+
+  A hundred candidates cost less than a pass over the calibration set that way, whatever the length of its sequences.
+  """
   activation = batch.activations[site]
-  return samples.SequenceSample.empty(sequences, activation.shape[1:], activation.dtype)
+  return samples.SequenceSample.empty(max(1, tokens // activation.shape[1]), activation.shape[1:], activation.dtype)
 
 
 def candidate(
@@ -77,7 +80,7 @@ def judged(
 
 def fold_powers(
     claim: transform.Claim, exponents: Sequence[tuple[float, float]], statistic: str, *, centre: bool,
-    scope: Callable[[sites.Site], str], weight: quantizers.WeightQuantizer | None, activation: Any, sequences: int,
+    scope: Callable[[sites.Site], str], weight: quantizers.WeightQuantizer | None, activation: Any, tokens: int,
 ) -> transform.Transform:
   """The transform that folds s_j = |X_j|^a / |W_j|^b into each site, with the exponents of least error.
 
@@ -90,7 +93,7 @@ def fold_powers(
     scope: site -> where its candidates are judged.
     weight: grid of the consumers in the search; None leaves them as they are.
     activation: input quantizer of the site in the search; None leaves the activation as it is.
-    sequences: sampled for the search.
+    tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records for each site the `exponent` a, the `weight_exponent` b and the `largest` scale; with
@@ -107,7 +110,7 @@ def fold_powers(
         weight.check(trees.get(params, path)['kernel'].shape, path)
       state[site.name] = {'magnitude': kind.empty(batch.activations[site.name].shape[-1])}
       if searched:
-        state[site.name]['sample'] = empty_sample(batch, site.name, sequences)
+        state[site.name]['sample'] = empty_sample(batch, site.name, tokens)
     return state
 
   def observe(state, batch):

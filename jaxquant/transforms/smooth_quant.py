@@ -7,7 +7,7 @@ from jaxquant.transforms import scale_search
 
 def smooth_quant(
     claim: transform.Claim, weight: quantizers.WeightQuantizer | None = None, activation=None, *, exponent: float = 0.5,
-    search: bool = False, candidates: int = 21, sequences: int = 16) -> transform.Transform:
+    search: bool = False, candidates: int = 21, tokens: int = 8192) -> transform.Transform:
   """The transform that folds s_j = max|X_j|^a / max|W_j|^(1 - a) into each site (equation 4).
 
   The weight's maximum is taken over all linears that read the site, side by side.
@@ -19,7 +19,7 @@ def smooth_quant(
     search: take for each site the exponent, of `candidates` evenly spaced ones from 0 to 1, with which its quantized
       linears come closest, if any beats no scales at all.
     candidates: how many exponents are tried.
-    sequences: sampled for the search.
+    tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records what `scale_search.fold_powers` does.
@@ -31,4 +31,4 @@ def smooth_quant(
     exponents = [(exponent, 1 - exponent)]
   return scale_search.fold_powers(
       claim, exponents, 'largest', centre=False, scope=lambda site: 'linears', weight=weight, activation=activation,
-      sequences=sequences)
+      tokens=tokens)
