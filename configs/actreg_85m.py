@@ -4,7 +4,8 @@
     --config.data.train="('books_train.txt.xz','expo_train.txt.xz')" \
     --config.data.validation.expo_valid=expo_valid.txt.xz --config.data.validation.books_valid=books_valid.txt.xz
 
-Corpus: docs/results.md. Hardware: one GPU of 80 GB or more. Not run yet.
+Corpus: docs/results.md. Hardware: one NVIDIA H200; 175 to 190 s of training a variant, 24 GB. Reached on books and expo, once:
+a baseline (at 2e-3) of 46.83 and 32.83 at W16A16, `both` of 46.77 and 33.19 at static W4A4, 0.999 and 1.011 times that.
 """
 
 from configs import actreg_26m
