@@ -103,7 +103,7 @@ def _fields(instance) -> ml_collections.ConfigDict:
   """A dataclass as a ConfigDict; fields that are None become placeholders of int."""
   values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
   if isinstance(instance, model_config.TransformerConfig):
-    values.update(kv_heads=None, head_dim=None)
+    values.update(kv_heads=None, head_dim=None, embedding_width=None)
   config = ml_collections.ConfigDict({key: value for key, value in values.items() if value is not None})
   for key, value in values.items():
     if value is None:
