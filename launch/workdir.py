@@ -9,6 +9,7 @@
   tokens/          tokenized texts
   checkpoints/     one directory for each variant and seed
   blocks/          finished blocks of a quantization under way
+  origin/          configuration and tokenizer of the directory that an imported model came from
 """
 
 import contextlib
@@ -23,6 +24,7 @@ import jax
 
 from jaxquant import errors
 
+ORIGIN = 'origin'
 VARIANTS = ('baseline', 'qat', 'kurtosis', 'both')
 
 # What a run has to show for itself; before the first of them exists, a mended configuration may take its place.

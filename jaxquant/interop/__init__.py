@@ -1,0 +1,9 @@
+"""Models of others: Hugging Face directories in, and out again, float or quantized. Nothing in a directory is executed.
+
+  tensor_file  safetensors files, mapped into memory
+  directory    a model directory: its configuration, its tensors by name
+  families     what each architecture calls its parts: data
+  configs      config.json as a TransformerConfig
+  names        which tensors of a file an array of our tree is made of, and how
+  source       a directory as a tree, whole or block by block
+"""
