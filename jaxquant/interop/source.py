@@ -93,7 +93,7 @@ class DirectorySource:
   def _array(self, path: str) -> jax.Array:
     entry = self.names.entries[path]
     view = entry.layout.take(self.directory.array(entry.tensor))
-    return jax.make_array_from_callback(view.shape, self._shardings(view.shape), lambda index: _float32(view[index]))
+    return jax.make_array_from_callback(view.shape, self._shardings(view.shape), lambda index: float32(view[index]))
 
 
 def _mask_token(folder: directory.Directory, config):
@@ -104,7 +104,7 @@ def _mask_token(folder: directory.Directory, config):
   return next((token['id'] for token in added if token.get('content') in _MASKS), config.mask_token)
 
 
-def _float32(view: np.ndarray) -> np.ndarray:
+def float32(view: np.ndarray) -> np.ndarray:
   """A copy in float32; that of a transposed one is made square by square."""
   if view.ndim != 2 or view.flags.c_contiguous or min(view.shape) <= _SQUARE:
     return np.array(view, np.float32, order='C')

@@ -61,11 +61,11 @@ class TensorFile:
     try:
       with open(self.path, 'rb') as file:
         size = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        refuse_pickle(self.path, start)
-        length = int.from_bytes(start, 'little')
+        start = file.read(9)
+        self._refuse_pickle(start)
+        length = int.from_bytes(start[:8], 'little')
         self._check(size >= 8 and length <= min(size - 8, _MOST_HEADER), f'no header in a file of {size} bytes')
-        header = file.read(length)
+        header = (start[8:] + file.read(max(length - 1, 0)))[:length]
     except OSError as error:
       raise errors.UserError(f'{self.path} cannot be read: {error.strerror}') from None
     self._first = 8 + length
@@ -77,6 +77,13 @@ class TensorFile:
     if not tensor.nbytes:
       return np.zeros(tensor.shape, tensor.dtype)
     return np.memmap(self.path, tensor.dtype, 'r', tensor.begin, tensor.shape)
+
+  def _refuse_pickle(self, start: bytes) -> None:
+    """Refuses what begins as a pickle does, and not, as a short header may, like one with JSON behind its length."""
+    if start.startswith(_PICKLES) and start[8:] != b'{':
+      raise errors.UserError(
+          f'{self.path} is a pickle, which may run any program when it is read; convert it to safetensors: '
+          'model.save_pretrained(DIR) of transformers does, where you trust its source')
 
   def _parse(self, header: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
@@ -122,13 +129,6 @@ class TensorFile:
   def _check(self, condition: bool, problem: str) -> None:
     if not condition:
       raise errors.UserError(f'{self.path} is no whole safetensors file: {problem}')
-
-
-def refuse_pickle(path: pathlib.Path, start: bytes) -> None:
-  """Raises `UserError` if a file beginning with the bytes `start` is a pickle, which could run programs of others."""
-  if start.startswith(_PICKLES):
-    raise errors.UserError(f'{path} is a pickle, which may run any program when it is read; convert it to safetensors: '
-                           'model.save_pretrained(DIR) of transformers does, where you trust its source')
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
