@@ -19,7 +19,10 @@ def model() -> models.Model:
     raise errors.UserError('--model=DIR is needed: a workdir, or a Hugging Face directory')
   if _TEXT.value:
     text.check_readable(_TEXT.value)
-  return models.find(_MODEL.value, _VARIANT.value, _SEED.value)
+  found = models.find(_MODEL.value, _VARIANT.value, _SEED.value)
+  if _TEXT.value and not found.decoder.head:
+    raise errors.UserError(f'{found.path} has no language-model head, so that it cannot score a text')
+  return found
 
 
 def text_names() -> list[str]:

@@ -96,6 +96,18 @@ def tokens(rows: int = 2, length: int = 23) -> np.ndarray:
   return np.random.default_rng(0).integers(5, _VOCABULARY, (rows, length)).astype(np.int32)
 
 
+def linears(folder: pathlib.Path, ids: np.ndarray, names) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """What the modules called `names` read and put out where transformers evaluates `ids`, by name."""
+  torch, _ = libraries()
+  model, found = _load(folder), {}
+  for name in names:
+    model.get_submodule(name).register_forward_hook(
+        lambda module, read, made, name=name: found.update({name: (read[0].numpy(), made.numpy())}))
+  with torch.no_grad():
+    model(torch.tensor(ids, dtype=torch.long))
+  return found
+
+
 def logits(folder: pathlib.Path, ids: np.ndarray, **options: Any) -> np.ndarray:
   """What transformers makes of `ids`, float32 [rows, length, vocabulary]: logits, or hidden states without a head.
 
@@ -104,12 +116,19 @@ def logits(folder: pathlib.Path, ids: np.ndarray, **options: Any) -> np.ndarray:
     ids: as `tokens` makes them.
     **options: of `from_pretrained`.
   """
-  torch, transformers = libraries()
+  torch, _ = libraries()
+  model = _load(folder, **options)
+  with torch.no_grad():
+    made = model(torch.tensor(ids, dtype=torch.long))
+  return (made.logits if 'logits' in made else made.last_hidden_state).float().numpy()
+
+
+def _load(folder, **options):
+  """The model in a folder; none of its tensors may be missing or left over."""
+  _, transformers = libraries()
   kind = getattr(transformers, json.loads((folder / 'config.json').read_text())['architectures'][0])
   model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
   wrong = {what: keys for what, keys in report.items() if keys}
   if wrong:
     raise AssertionError(f'{folder} does not load cleanly: {wrong}')
-  with torch.no_grad():
-    made = model.eval()(torch.tensor(ids, dtype=torch.long))
-  return (made.logits if 'logits' in made else made.last_hidden_state).float().numpy()
+  return model.eval()

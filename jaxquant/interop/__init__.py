@@ -6,4 +6,10 @@
   configs      config.json as a TransformerConfig
   names        which tensors of a file an array of our tree is made of, and how
   source       a directory as a tree, whole or block by block
+  words        codes in 32-bit words
+  matrices     a quantized kernel between their tensors and our QTensor
+  compressed_tensors, gptq, awq     the formats of quantized models
+  export       a quantized tree as the tensors of a format, or why it cannot be that
+  writing      a directory that is whole or not there
+  manifest     what every parameter of a quantized model is, where it comes from, and checksums
 """

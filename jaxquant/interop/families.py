@@ -22,6 +22,7 @@ class Family(NamedTuple):
       head features], or [3, heads, head features]; its name is that of each of the three.
     transposed: whether the weights of linears are [out, in].
     skipped: rows of the position table that no position reads.
+    heads: names of linears that transformers has and our tree has not where they share the embedding's kernel.
     ignored: regular expressions of tensors that are no parameters, or that our evaluation has no use for.
   """
 
@@ -31,6 +32,7 @@ class Family(NamedTuple):
   fused: str = ''
   transposed: bool = True
   skipped: int = 0
+  heads: tuple[str, ...] = ('lm_head',)
   ignored: tuple[str, ...] = ()
 
 
@@ -119,6 +121,7 @@ _BERT = Family(
         'mlp/down': '{base}encoder.layer.{i}.output.dense',
         'closing_norm': '{base}encoder.layer.{i}.output.LayerNorm',
     },
+    heads=('cls.predictions.decoder', 'pooler.dense'),
     ignored=(r'.*pooler\.dense\..*', r'.*position_ids', r'cls\.seq_relationship\..*',
              r'cls\.predictions\.decoder\.(weight|bias)'))
 
@@ -126,7 +129,7 @@ _ROBERTA = _BERT._replace(
     bases=('roberta.', ''),
     root={
         **_BERT.root, 'transform': 'lm_head.dense', 'transform_norm': 'lm_head.layer_norm', 'head/bias': 'lm_head.bias'},
-    skipped=2, ignored=(r'.*pooler\.dense\..*', r'.*position_ids', r'lm_head\.decoder\.(weight|bias)'))
+    skipped=2, heads=('lm_head.decoder', 'pooler.dense'), ignored=(r'.*pooler\.dense\..*', r'.*position_ids', r'lm_head\.decoder\.(weight|bias)'))
 
 FAMILIES = {
     'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA, 'qwen3': _LLAMA, 'opt': _OPT, 'bloom': _BLOOM, 'gpt2': _GPT2,

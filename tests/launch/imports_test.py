@@ -66,6 +66,8 @@ class ImportsTest(parameterized.TestCase):
       ('architecture', 'evaluate', {'model_type': 'mamba'}, [], ["'mamba'", 'llama']),
       ('rope', 'evaluate', {'rope_scaling': {'rope_type': 'yarn'}}, [], ["'yarn'"]),
       ('quantized', 'evaluate', {'quantization_config': {'quant_method': 'fp8'}}, [], ['fp8']),
+      ('no_head', 'evaluate', {'model_type': 'bert', 'architectures': ['BertModel'], 'hidden_act': 'gelu'}, [], [
+          'no place for', 'lm_head']),
       ('shape', 'quantize', {'intermediate_size': 63}, [*_PTQ, '--calibration={text}'], ['instead of']))
   def test_refused(self, launcher, changes, flags, words):
     model = model_directories.write(self.create_tempdir().full_path, **changes)
