@@ -22,7 +22,7 @@ class Imported:
     length: its context length.
   """
 
-  imported, variant, seed, methods = True, 'imported', 0, ()
+  imported, variant, seed = True, 'imported', 0
 
   def __init__(self, path: str):
     """Checks configuration, tensors and tokenizer; raises `UserError` for whatever is wrong with them."""
@@ -36,6 +36,11 @@ class Imported:
   def architecture(self) -> dict[str, Any]:
     """The architecture as JSON values."""
     return self.decoder.to_dict()
+
+  @property
+  def methods(self) -> tuple[str, ...]:
+    """The format that others quantized it in, which is what is known of their method; none for a float model."""
+    return (self._source.quantized.method,) if self._source.quantized else ()
 
   def load(self, report=None) -> tuple[dict, str]:
     """(the whole tree, a description)."""
@@ -70,6 +75,18 @@ class Imported:
       if self._source.directory.has(name):
         shutil.copyfile(self._source.directory.file(name), origin / name)
     shutil.copyfile(self._source.directory.file('tokenizer.json'), folder / 'tokenizer.json')
+
+  def origin(self) -> directory.Directory:
+    """Its own directory."""
+    return self._source.directory
+
+  def provenance(self) -> dict[str, Any]:
+    """JSON values: what it was made from: its fingerprint."""
+    return {'source': {'directory': str(self.path), 'sha256': self._source.directory.fingerprint()}}
+
+  def decisions(self) -> dict[str, Any]:
+    """None: nothing is known of its calibration."""
+    return {}
 
   @property
   def _description(self) -> str:

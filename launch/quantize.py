@@ -135,6 +135,8 @@ def _open(config):
     raise errors.UserError(f'config.activation_mode is {config.activation_mode!r}; '
                            f'there are {", ".join(precisions.MODES)}')
   model = model_flags.model()
+  if model.imported and model.methods:
+    raise errors.UserError(f'{model.path} is quantized already, by {models.method(model.methods)}')
   if _CALIBRATION.value:
     text_lib.check_readable(_CALIBRATION.value)
   elif model.imported:

@@ -84,7 +84,7 @@ class GPTQ:
             'scales': float16(matrix.scale, path), 'g_idx': (np.arange(inputs) // size).astype(np.int32)}
 
   def decode(self, tensors: Mapping[str, np.ndarray], module: str, inputs: int, where: str):
-    """(the kernel, which of its inputs each of its rows reads, or None for their order).
+    """(the kernel, which of the inputs each of its rows reads).
 
     Raises:
       UserError: zero points contradict `sym`, as in files that say the wrong version; or groups are of unequal size.
@@ -98,15 +98,13 @@ class GPTQ:
           f'{where}: its zero points are not those of symmetric codes in a file of version {self.version!r}; is '
           'checkpoint_format, or sym, wrong?')
     codes = words.unpack(np.asarray(tensors['qweight']).T, bits, inputs).T
-    index, gather = np.asarray(tensors['g_idx']), None
-    size = inputs // groups
-    if (index != np.arange(inputs) // size).any():
-      if not self.sorted or (np.bincount(index, minlength=groups) != size).any():
-        raise errors.UserError(f'{where}: g_idx does not give {size} inputs to each of {groups} groups'
-                               + ('' if self.sorted else ' in their order, as desc_act says'))
-      gather = np.argsort(index, kind='stable').astype(np.int32)
-      codes = codes[gather]
-    return matrices.Matrix(codes, scales, zeros, self.scheme), gather
+    index, size = np.asarray(tensors['g_idx']), inputs // groups
+    ordered = np.sort(index) if self.sorted else index
+    if (ordered != np.arange(inputs) // size).any():
+      raise errors.UserError(f'{where}: g_idx does not give {size} inputs to each of {groups} groups'
+                             + ('' if self.sorted else ' in their order, as desc_act says'))
+    gather = np.argsort(index, kind='stable').astype(np.int32)
+    return matrices.Matrix(codes[gather], scales, zeros, self.scheme), gather
 
 
 def float16(scale: np.ndarray, path: str) -> np.ndarray:
