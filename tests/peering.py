@@ -34,6 +34,8 @@ FAMILIES = {
     'llama, biases': ('LlamaForCausalLM', dict(_GROUPED, attention_bias=True, mlp_bias=True)),
     'llama, linear': ('LlamaForCausalLM', dict(
         _GROUPED, rope_parameters=dict(rope_type='linear', rope_theta=100.0, factor=2.0))),
+    # As wide as the packers of GPTQModel ask for.
+    'wide llama': ('LlamaForCausalLM', dict(_SIZES, hidden_size=128, intermediate_size=256)),
     'mistral': ('MistralForCausalLM', dict(_GROUPED, sliding_window=None)),
     'mistral, window': ('MistralForCausalLM', dict(_GROUPED, sliding_window=5)),
     'qwen2': ('Qwen2ForCausalLM', dict(_GROUPED, tie_word_embeddings=True)),
