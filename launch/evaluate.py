@@ -2,8 +2,9 @@
 
   python -m launch.evaluate --model=DIR --text=FILE --workdir=OUT
 
-A float model is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are the learned
-ones, or calibrated on the tokens that the model was trained on); a quantized model as it is.
+The model is a workdir, or a Hugging Face directory, whose own tokenizer and context length are used. A float model of a
+workdir is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are the learned ones, or
+calibrated on the tokens that the model was trained on); a quantized or imported model as it is.
 """
 
 import time
@@ -22,11 +23,14 @@ from launch import runtime
 from launch import scoring
 from launch import workdir as workdirs
 
-_LENGTH = flags.DEFINE_integer('length', None, 'Tokens of a window; the context length of training by default.')
-_BATCH = flags.DEFINE_integer('batch_size', 32, 'Windows evaluated at once.', lower_bound=1)
+_LENGTH = flags.DEFINE_integer('length', None, 'Tokens of a window; by default the context length, of training for a workdir.')
+_BATCH = flags.DEFINE_integer(
+    'batch_size', None, 'Windows evaluated at once; by default as many as make 8192 tokens, 32 at most.', lower_bound=1)
 _IMPLEMENTATION = flags.DEFINE_enum(
     'implementation', 'simulated', scoring.IMPLEMENTATIONS,
     'How codes meet codes: float or int8 products, the same bits.')
+
+_BATCH_TOKENS = 8192
 
 
 def main() -> None:
@@ -35,13 +39,14 @@ def main() -> None:
   say = progress.Printer()
   with jax.set_mesh(sharding.data_mesh()):
     model, length, workdir = agreement.agree(_open)
-    restored = model.load(say.error)
-    say(f'{model.path} {model.variant} seed {model.seed} step {restored.step}')
+    params, description = model.load(say.error)
+    say(description)
     texts = model_flags.texts(model.tokenizer())
     evaluations = [
-        scoring.evaluate(tree, model, text, say, precision=precision, length=length, batch_size=_BATCH.value,
+        scoring.evaluate(tree, model, text, say, precision=precision, length=length,
+                         batch_size=_BATCH.value or min(32, max(1, _BATCH_TOKENS // length)),
                          implementation=_IMPLEMENTATION.value)
-        for precision, tree in _trials(restored.state['params'], model) for text in texts]
+        for precision, tree in _trials(params, model) for text in texts]
   results = {'evaluations': evaluations, 'environment': workdirs.environment(),
              'seconds': time.monotonic() - started}
   progress.finish(workdir, results, say)
@@ -56,14 +61,14 @@ def _open():
   if not 2 <= length <= model.decoder.max_length:
     raise errors.UserError(f'--length={length} does not lie between 2 and the model\'s {model.decoder.max_length}')
   return model, length, workdirs.Workdir(runtime.WORKDIR.value, {
-      'name': f'evaluation of {model.path.name}', 'model': model.config['model'], 'texts': model_flags.text_names(),
+      'name': f'evaluation of {model.path.name}', 'model': model.architecture, 'texts': model_flags.text_names(),
       'source': {'workdir': str(model.path), 'variant': model.variant, 'seed': model.seed},
       'length': length, 'implementation': _IMPLEMENTATION.value})
 
 
 def _trials(params, model):
   """(precision, tree) pairs to score; the precision of a quantized model is that of its codes."""
-  if models.quantized_linear(params):
+  if model.imported or models.quantized_linear(params):
     return [(scoring.described(params), params)]
   static = scoring.with_static_ranges(params, model)
   bits = scoring.described(static).activations

@@ -130,10 +130,10 @@ def _source(config, model) -> Any:
   if not config.init_from:
     return None
   try:
-    source = models.Model(config.init_from, config.init_variant or None)
+    source = models.find(config.init_from, config.init_variant or None)
   except errors.UserError as error:
     raise errors.UserError(f'config.init_from: {error}') from error
-  params = source.load().state['params']
+  params, _ = source.load()
   try:
     validate.validate(params, model)
   except errors.CheckpointError as error:  # as it fits the model that it was saved of, it is not broken

@@ -7,7 +7,7 @@ from jaxquant.data import text
 from launch import corpora
 from launch import models
 
-_MODEL = flags.DEFINE_string('model', None, 'Workdir of a trained or quantized model.')
+_MODEL = flags.DEFINE_string('model', None, 'Workdir of a trained or quantized model, or a Hugging Face directory.')
 _VARIANT = flags.DEFINE_string('variant', None, 'Which of its variants; by default the one trained for quantization.')
 _SEED = flags.DEFINE_integer('seed', None, 'Which of its seeds; the smallest by default.')
 _TEXT = flags.DEFINE_multi_string('text', [], 'Texts to score.')
@@ -16,10 +16,13 @@ _TEXT = flags.DEFINE_multi_string('text', [], 'Texts to score.')
 def model() -> models.Model:
   """The model of the flags; raises `UserError` if there is none, or a text to score is missing or unreadable."""
   if not _MODEL.value:
-    raise errors.UserError('--model=DIR is needed: the workdir of a trained model')
+    raise errors.UserError('--model=DIR is needed: a workdir, or a Hugging Face directory')
   if _TEXT.value:
     text.check_readable(_TEXT.value)
-  return models.Model(_MODEL.value, _VARIANT.value, _SEED.value)
+  found = models.find(_MODEL.value, _VARIANT.value, _SEED.value)
+  if _TEXT.value and not found.decoder.head:
+    raise errors.UserError(f'{found.path} has no language-model head, so that it cannot score a text')
+  return found
 
 
 def text_names() -> list[str]:

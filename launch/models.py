@@ -1,86 +1,85 @@
-"""A trained or quantized model in a workdir, opened for reading."""
+"""Models that a launcher takes: trained or quantized ones in a workdir of ours, or those of others in their directory."""
 
-import json
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 from jaxquant import errors
-from jaxquant.data import token_file
+from jaxquant.calibration import stores
 from jaxquant.data import tokenizers
+from jaxquant.interop import directory
 from jaxquant.models import config as model_config
-from jaxquant.models import validate
 from jaxquant.numerics import nodes
 from jaxquant.numerics import trees
-from jaxquant.training import checkpoints
-from jaxquant.training import restoring
+from launch import imported
+from launch import trained
 from launch import workdir
 
 
-class Model:
-  """One variant and seed of what a workdir holds.
+class Model(Protocol):
+  """A model opened for reading.
 
   Attributes:
-    path: the workdir.
-    variant, seed: which of its models.
-    config: of the workdir, as JSON values.
-    decoder: the architecture.
-    length: tokens of the sequences that it was trained on.
+    path: its directory.
+    imported: whether that is not a workdir, so that nothing is known of what it was trained on.
+    variant, seed: which of the models there.
+    decoder: the architecture; `architecture`: the same as JSON values.
+    length: tokens of a window unless told otherwise: of the sequences that it was trained on, or its context length.
+    methods: those that quantized its weights; none for a float model.
   """
 
-  def __init__(self, path: str | None, variant: str | None = None, seed: int | None = None):
-    """Finds the model.
+  path: pathlib.Path
+  imported: bool
+  variant: str
+  seed: int
+  decoder: model_config.TransformerConfig
+  architecture: dict[str, Any]
+  length: int
+  methods: tuple[str, ...]
 
-    Args:
-      path: a workdir of `launch.train` or `launch.quantize`.
-      variant: which of its variants; the last of `workdir.VARIANTS` that it holds by default.
-      seed: which of its seeds; the smallest by default.
+  def load(self, report=None) -> tuple[dict, str]:
+    """(the tree, a description of it for the user)."""
 
-    Raises:
-      UserError: the directory is missing, is no workdir, or lacks that variant or seed.
-    """
-    self.path = pathlib.Path(path)
-    if not (self.path / 'config.json').is_file():
-      raise errors.UserError(f'{path} is not a workdir: it has no config.json')
-    self.config = workdir.read_json(self.path / 'config.json')
-    folder = self.path / 'checkpoints'
-    found = [p.name.rpartition('-seed') for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-    runs = sorted((name, int(number)) for name, _, number in found if number.isdigit())
-    order = {name: i for i, name in enumerate(workdir.VARIANTS)}
-    matches = [run for run in runs if variant in (None, run[0]) and seed in (None, run[1])]
-    if not matches:
-      have = ', '.join(f'{name} seed {number}' for name, number in runs) or 'no checkpoints'
-      wanted = f'variant {variant or "any"} with seed {"any" if seed is None else seed}'
-      raise errors.UserError(f'{path} has no {wanted}, only {have}')
-    self.variant, self.seed = max(matches, key=lambda run: (order.get(run[0], len(order)), -run[1]))
-    try:
-      self.length = int(self.config['training']['length'])
-      self.decoder = model_config.TransformerConfig.from_dict(self.config['model'])
-    except (KeyError, TypeError, ValueError) as error:
-      raise errors.UserError(f'{path}/config.json does not describe a model: {error}') from error
-
-  @property
-  def method(self) -> str:
-    """How its weights were quantized, or will be by a launcher that asks for no method."""
-    return method(self.config.get('ptq', {}).get('methods', ()))
-
-  @property
-  def checkpoints(self) -> str:
-    """Directory of its checkpoints."""
-    return workdir.checkpoint_directory(self.path, self.variant, self.seed)
-
-  def load(self, report=None) -> restoring.Restored:
-    """The newest undamaged checkpoint's `params`, which fit the architecture; raises `CheckpointError`."""
-    restored = checkpoints.load_params(self.checkpoints, report=report)
-    validate.validate(restored.state['params'], self.decoder)
-    return restored
+  def blocks(self, report=None) -> tuple[dict | stores.Source, str]:
+    """The same for the calibration driver: a source that loads block by block where the model allows it."""
 
   def tokenizer(self) -> tokenizers.Tokenizer:
     """Its tokenizer."""
-    return tokenizers.Tokenizer.load(self.path)
 
   def training_tokens(self):
-    """The tokens that it was trained on, [tokens]."""
-    return token_file.load(self.path / 'tokens' / 'train.npy').tokens
+    """The tokens that it was trained on, [tokens]; raises `UserError` if they are not known."""
+
+  def carry(self, folder: pathlib.Path) -> None:
+    """Copies to a workdir what a model is used with: tokenizer and configuration."""
+
+  def origin(self) -> directory.Directory:
+    """The configuration and the tokenizer that it was imported with; raises `UserError` if it was not imported."""
+
+  def provenance(self) -> dict[str, Any]:
+    """JSON values: what it was made from, and how."""
+
+  def decisions(self) -> dict[str, Any]:
+    """What its calibration measured and decided, by path."""
+
+
+def find(path: str, variant: str | None = None, seed: int | None = None) -> Model:
+  """The model in a directory.
+
+  Args:
+    path: a workdir of `launch.train` or `launch.quantize`, or a Hugging Face directory.
+    variant: which of the variants of a workdir; the last of `workdir.VARIANTS` that it holds by default.
+    seed: which of its seeds; the smallest by default.
+
+  Raises:
+    UserError: the directory is missing, is neither, or lacks that variant or seed.
+  """
+  config = pathlib.Path(path) / 'config.json'
+  if not config.is_file():
+    raise errors.UserError(f'{path} is neither a workdir nor a model directory: it has no config.json')
+  if 'model_type' not in workdir.read_json(config):
+    return trained.Trained(path, variant, seed)
+  if variant is not None or seed is not None:
+    raise errors.UserError(f'{path} is a model directory, which has neither variants nor seeds')
+  return imported.Imported(path)
 
 
 def quantized_linear(params: Any) -> str | None:

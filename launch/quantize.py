@@ -1,9 +1,10 @@
 """Quantizes a trained model and saves it as packed integer codes. Interrupted, it continues behind the last block.
 
   python -m launch.quantize --model=DIR --config=configs/ptq/rtn_w4a4.py --workdir=OUT [--calibration=FILE] [--text=FILE]
+
+The model is a workdir, or a Hugging Face directory; the blocks of the latter are loaded one at a time.
 """
 
-import shutil
 import time
 
 from absl import flags
@@ -12,8 +13,10 @@ import jax
 from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.calibration import memory
+from jaxquant.calibration import stores
 from jaxquant.data import text as text_lib
 from jaxquant.evaluation import precisions
+from jaxquant.interop import source as source_lib
 from jaxquant.layers import sharding
 from jaxquant.models import staging
 from jaxquant.models import validate
@@ -38,6 +41,7 @@ _CALIBRATION = flags.DEFINE_multi_string(
     'calibration', [], 'Texts to calibrate on; the tokens that the model was trained on by default.')
 
 _AXES = {'inputs': -2, 'outputs': -1}
+_CALIBRATION_LENGTH = 2048  # tokens of a window at most, unless told otherwise
 
 
 def main() -> None:
@@ -47,28 +51,27 @@ def main() -> None:
   config = config_flag.value('configs/ptq/rtn_w4a4.py')
   with jax.set_mesh(sharding.data_mesh()):
     model, workdir = agreement.agree(lambda: _open(config))
-    restored = model.load(say.error)
-    params, recipe, learned = prepare(restored.state['params'], model, config)
-    say(f'{model.path} {model.variant} seed {model.seed} step {restored.step}'
-        + (f'; {len(learned)} sites keep their learned ranges' if learned else ''))
+    loaded, description = model.blocks(say.error)
+    params, recipe, learned = prepare(loaded, model, config)
+    say(description + (f'; {len(learned)} sites keep their learned ranges' if learned else ''))
     tokenizer = model.tokenizer()
     tokens = tokenizer.encode_documents(text_lib.read_documents(_CALIBRATION.value)) if _CALIBRATION.value else (
         model.training_tokens())
     texts = model_flags.texts(tokenizer)
-    length = config.calibration_length or model.length
+    length = config.calibration_length or min(model.length, _CALIBRATION_LENGTH)
     batches = scoring.calibration_batches(tokens, config.calibration_windows, length, config.seed)
     stages, steps = staging.staged(model.decoder), recipe.steps(staging.model_sites(model.decoder))
     needed = memory.estimate(params, stages, steps, batches)
     say(f'memory {needed}')
     agreement.agree(lambda: needed.check((jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')))
-    run = block_store.fingerprint(params, batches, [model.config['model'], config.to_dict()])
+    run = _fingerprint(params, batches, [model.architecture, config.to_dict()])
     store = block_store.BlockStore(workdir.blocks, run, say.error)
     result = driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say))
     workdir.write_decisions(result.decisions)
     _save(workdir, model, result.params, say)
     evaluations = [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))
                    for text in texts]
-  sizes = {'float32': 4 * trees.size(restored.state['params']), 'stored': scoring.stored_bytes(result.params)}
+  sizes = {'float32': 4 * trees.size(_abstract(loaded)), 'stored': scoring.stored_bytes(result.params)}
   say(f'{sizes["stored"] / 1e6:.2f} MB, in float32 {sizes["float32"] / 1e6:.2f} MB')
   progress.finish(workdir, {
       'evaluations': evaluations, 'bytes': sizes,
@@ -80,26 +83,29 @@ def prepare(params, model, config):
   """What the driver needs.
 
   Args:
-    params: a float tree, perhaps with learned ranges and kernel quantizers.
+    params: a float tree, perhaps with learned ranges and kernel quantizers, or a source, which has neither.
     model: the model it is of.
     config: as `settings.quantize` makes it.
 
   Returns:
-    (params, recipe, kept): the tree as the driver gets it, the recipe, and the sites that keep their learned ranges.
+    (params, recipe, kept): the tree or source as the driver gets it, the recipe, and the sites that keep their learned
+    ranges.
 
   Raises:
     UserError: the tree is quantized already, or a grid does not fit a kernel.
   """
-  if path := models.quantized_linear(params):
+  tree = _abstract(params)
+  if path := models.quantized_linear(tree):
     raise errors.UserError(f'{model.path} is quantized already: {path} holds integer codes')
-  params = trees.without(params, 'kernel_quantizer')
-  mode, learned = _mode(config), trees.inputs(params)
+  if not isinstance(params, stores.Source):
+    params = tree = trees.without(params, 'kernel_quantizer')
+  mode, learned = _mode(config), trees.inputs(tree)
   made = recipe(config, None if learned else mode)
   if made.weight is not None:
-    if not (linears := trees.matching(made.weight_pattern, trees.linears(params))):
+    if not (linears := trees.matching(made.weight_pattern, trees.linears(tree))):
       raise errors.UserError(f'config.weight_pattern {made.weight_pattern!r} matches no linear layer')
     for path in linears:
-      made.weight.check(trees.get(params, path)['kernel'].shape, path)
+      made.weight.check(trees.get(tree, path)['kernel'].shape, path)
   if learned and mode != 'static':
     # What was learned stays as a clip: the model was trained with it.
     params = precisions.with_inputs(
@@ -132,16 +138,32 @@ def _open(config):
   if config.group_along not in _AXES:
     raise errors.UserError(f'config.group_along is {config.group_along!r}; there are {", ".join(_AXES)}')
   model = model_flags.model()
+  if model.imported and model.methods:
+    raise errors.UserError(f'{model.path} is quantized already, by {models.method(model.methods)}')
   if _CALIBRATION.value:
     text_lib.check_readable(_CALIBRATION.value)
+  elif model.imported:
+    raise errors.UserError(f'--calibration=FILE is needed: {model.path} does not hold what the model was trained on')
   if (config.calibration_length or 0) > model.decoder.max_length:
     raise errors.UserError(f'config.calibration_length {config.calibration_length} exceeds the model\'s '
                            f'{model.decoder.max_length}')
   prepare(validate.abstract_params(model.decoder), model, config)
   return model, workdirs.Workdir(runtime.WORKDIR.value, {
-      'name': f'{model.path.name} quantized', 'model': model.config['model'], 'ptq': config.to_dict(),
+      'name': f'{model.path.name} quantized', 'model': model.architecture, 'ptq': config.to_dict(),
       'source': {'workdir': str(model.path), 'variant': model.variant, 'seed': model.seed},
       'training': {'length': model.length}})
+
+
+def _abstract(params):
+  """The tree as shapes; `params` may be a source of it."""
+  return params.abstract() if isinstance(params, stores.Source) else jax.eval_shape(lambda tree: tree, params)
+
+
+def _fingerprint(params, batches, configuration) -> str:
+  """What the result of a calibration follows from (`block_store.fingerprint`), also where a source is to be read."""
+  if isinstance(params, source_lib.DirectorySource):
+    return block_store.fingerprint({}, batches, [params.directory.fingerprint(), *configuration])
+  return block_store.fingerprint(params, batches, configuration)
 
 
 def _mode(config) -> str:
@@ -151,10 +173,10 @@ def _mode(config) -> str:
 def _save(workdir, model, params, say):
   saved = checkpoints.Checkpoints(workdir.checkpoints(model.variant, model.seed), keep_newest=1, report=say.error)
   if saved.latest_step() is None:
-    saved.save(0, {'params': params}, metadata={'model': model.config['model'], 'source': str(model.path)})
+    saved.save(0, {'params': params}, metadata={'model': model.architecture, 'source': str(model.path)})
   saved.close()
   if jax.process_index() == 0:
-    shutil.copy(model.path / 'tokenizer.json', workdir.path / 'tokenizer.json')
+    model.carry(workdir.path)
     say(f'saved {workdir.checkpoints(model.variant, model.seed)}')
 
 

@@ -65,7 +65,7 @@ def evaluate(
   score = perplexity.score(
       params, model.decoder, text.tokens, text.num_bytes, length=length or model.length, batch_size=batch_size,
       implementation=implementation, mesh=sharding.data_mesh())
-  return record(score, precision, text.name, model.variant, model.seed, say, method or model.method)
+  return record(score, precision, text.name, model.variant, model.seed, say, method or models.method(model.methods))
 
 
 def record(

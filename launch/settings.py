@@ -84,12 +84,12 @@ def quantize() -> ml_collections.ConfigDict:
   config = ptq()
   # In order; the last rounds. Each has its options in a group of its name (transforms.methods).
   config.methods = ('round_to_nearest',)
-  config.weight_kind = 'int'  # int: symmetric; uint: asymmetric; dint: asymmetric with half steps around zero
+  config.weight_kind = 'int'  # int, full_int: symmetric; uint: asymmetric; dint: that with half steps around zero
   # Or outputs: scales that each input channel has for itself, which exclude quantized activations.
   config.group_along = 'inputs'
   config.activations = 4  # bits; 16 leaves activations as they are
   config.activation_mode = 'static'  # per tensor; or dynamic: per token
-  config.activation_kind = 'uint'  # of dynamic codes
+  config.activation_kind = 'uint'  # of dynamic codes: uint, int, or full_int, which is what others serve
   config.activation_group_size = config_dict.placeholder(int)  # features that share a dynamic scale; none: all
   config.activation_per_tensor = False  # dynamic ranges of whole batches instead of tokens, for experiments
   config.value_bits = 16  # bits of attention's values, static per channel
@@ -105,7 +105,7 @@ def _fields(instance) -> ml_collections.ConfigDict:
   """A dataclass as a ConfigDict; fields that are None become placeholders of int."""
   values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
   if isinstance(instance, model_config.TransformerConfig):
-    values.update(kv_heads=None, head_dim=None)
+    values.update(kv_heads=None, head_dim=None, embedding_width=None)
   config = ml_collections.ConfigDict({key: value for key, value in values.items() if value is not None})
   for key, value in values.items():
     if value is None:

@@ -16,7 +16,9 @@ _ELEMENTS = {
 }
 _BOUNDS = {
     **{f'model.{key}': (1, None) for key in (
-        'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'feed_forward', 'max_length')},
+        'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'feed_forward', 'max_length', 'sliding_window',
+        'embedding_width', 'rope_original_length')},
+    'model.mask_token': (0, None),
     'model.vocabulary': (1, 2**24),
     **{f'training.{key}': (1, None) for key in (
         'steps', 'batch_size', 'length', 'microbatches', 'log_every', 'save_every', 'measurements', 'keep_newest')},

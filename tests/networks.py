@@ -16,12 +16,26 @@ STYLES = {
                  post_norm=True, token_types=2),
 }
 
+# Everything that an architecture may ask for, by the family that does.
+FAMILIES = {
+    **STYLES,
+    'llama, biases': dict(bias=True, rope_scaling='llama3', rope_factor=8.0, rope_original_length=16),
+    'mistral': dict(sliding_window=3),
+    'qwen2': dict(qkv_bias=True, tied=True),
+    'qwen3': dict(head_norm=True, head_dim=6),
+    'opt, post-norm': dict(STYLES['opt'], post_norm=True, opening_norm=False, embedding_width=8),
+    'bloom': dict(STYLES['opt'], positions='alibi', activation='gelu_tanh', embedding_norm=True),
+    'gpt2': dict(STYLES['opt'], activation='gelu_tanh'),
+    'roberta': dict(STYLES['bert'], token_types=1),
+    'bert, no head': dict(STYLES['bert'], head=False),
+}
+
 
 def config(style: str, dtype: str = 'float32', layers: int = 1) -> model_config.TransformerConfig:
   """Returns the architecture called `style`, with grouped key heads and 16 features."""
   return model_config.TransformerConfig(
       vocabulary=32, width=16, layers=layers, heads=4, kv_heads=2, feed_forward=32, max_length=16, dtype=dtype,
-      **STYLES[style])
+      **FAMILIES[style])
 
 
 @functools.cache

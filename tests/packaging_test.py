@@ -64,7 +64,7 @@ class RequirementsTest(absltest.TestCase):
 
   def test_tests_import_what_is_required_or_in_the_extra(self):
     required = _distributions(_setup()['options']['install_requires'])
-    extra = _distributions(_setup()['options.extras_require']['test'])
+    extra = set().union(*(_distributions(_setup()['options.extras_require'][name]) for name in ('test', 'peers')))
     imported = self._imported('tests')
     self.assertEmpty({name: lines for name, lines in imported.items() if name not in required | extra})
 

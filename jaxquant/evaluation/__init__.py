@@ -3,5 +3,6 @@
   perplexity       perplexity and bits per byte of a text, over non-overlapping windows
   precisions       the precisions of the comparison (W16A16 to W4A4) as rewrites of one tree
   outliers         outlier channels at every site, kurtosis of weights, histograms
+  sentences        embeddings of texts by an encoder
   arithmetic_cost  cells of a multiply-accumulate unit, a model of what a weight format costs in hardware
 """

@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
+from jaxquant.layers import norms
 from jaxquant.layers import positions as position_layers
 from jaxquant.layers import tap
 
@@ -21,9 +22,12 @@ class Attention(nn.Module):
   Attributes:
     heads, kv_heads, head_dim: heads divide evenly over kv_heads.
     width: features of the residual stream.
-    use_bias: biases of the four linears at initialization.
+    use_bias, output_bias: biases of q, k and v, and of o, at initialization.
     causal: whether later tokens are hidden.
-    rope_theta: base of the rotary frequencies, or None for no rotation.
+    rotation: the rotary frequencies, or None for no rotation.
+    alibi: whether scores fall linearly with distance (layers.positions.alibi_bias).
+    window: tokens that a token attends to, itself included; None: all of them.
+    head_norm_epsilon: of the norms of queries and keys, head by head, before the rotation; None for no such norms.
     backend: `xla`, `cudnn`, or `auto`: cuDNN's fused kernel on a GPU in 16 bits.
     implementation: how codes meet codes (layers.linear).
     taps: statistics to read.
@@ -36,7 +40,11 @@ class Attention(nn.Module):
   width: int
   causal: bool = True
   use_bias: bool = False
-  rope_theta: float | None = None
+  output_bias: bool = False
+  rotation: position_layers.Rotation | None = None
+  alibi: bool = False
+  window: int | None = None
+  head_norm_epsilon: float | None = None
   backend: str = 'auto'
   implementation: str = 'simulated'
   taps: tuple[tap.Tap, ...] = ()
@@ -45,41 +53,54 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x):
     """Attention of `x` [batch, tokens, features], an array or `inputs.Pending`: [batch, tokens, width]."""
-    dense = lambda features, name, **kwargs: linear.Linear(
-        features, use_bias=self.use_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
+    dense = lambda features, name, use_bias=self.use_bias, **kwargs: linear.Linear(
+        features, use_bias=use_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
     specifications = self.variables.get('params', {})
     prepared = tap.prepare(self, self.taps, specifications.get('input'), x)
     split = lambda y, heads: y.reshape(*y.shape[:-1], heads, self.head_dim)
     q = split(dense(self.heads * self.head_dim, 'q')(prepared), self.heads)
     k = split(dense(self.kv_heads * self.head_dim, 'k')(prepared), self.kv_heads)
     v = split(dense(self.kv_heads * self.head_dim, 'v')(prepared), self.kv_heads)
-    if self.rope_theta is not None:
-      angles = position_layers.rotary_angles(jnp.arange(q.shape[-3]), self.head_dim, self.rope_theta)
+    if self.head_norm_epsilon is not None:
+      q, k = (norms.RMSNorm(self.head_norm_epsilon, name=f'{name}_norm')(a) for name, a in (('q', q), ('k', k)))
+    if self.rotation is not None:
+      angles = position_layers.rotary_angles(jnp.arange(q.shape[-3]), self.head_dim, self.rotation)
       q, k = position_layers.rotate(q, angles), position_layers.rotate(k, angles)
     q, k, v = (tap.prepare(self, self.taps, specifications.get(name), a, name).values
                for name, a in zip(OPERANDS, (q, k, v)))
-    mixed = attend(q, k, v, specifications.get('probabilities'), self.backend, self.causal)
+    bias = position_layers.alibi_bias(self.heads, q.shape[-3]) if self.alibi else None
+    mixed = attend(
+        q, k, v, specifications.get('probabilities'), self.backend, self.causal, bias=bias, window=self.window)
     mixed = mixed.reshape(*mixed.shape[:-2], self.heads * self.head_dim)
-    return dense(self.width, 'o', initializer=self.output_initializer)(mixed)
+    return dense(self.width, 'o', self.output_bias, initializer=self.output_initializer)(mixed)
 
 
-def attend(q, k, v, probabilities: dict | None, backend: str, causal: bool = True):
+def attend(
+    q, k, v, probabilities: dict | None, backend: str, causal: bool = True, *, bias=None, window: int | None = None):
   """Attention of q [batch, tokens, heads, dim] over k and v [batch, tokens, kv_heads, dim].
 
   Args:
     q, k, v: floating arrays of one dtype, as the products read them.
     probabilities: input specification of the probabilities, or None.
-    backend, causal: see `Attention`.
+    backend, causal, window: see `Attention`; a window needs `causal`.
+    bias: float32 [heads, queries, keys], added to the scores, or None.
 
   Returns:
     [batch, tokens, heads, dim] in the dtype of `q`.
   """
   if probabilities is None:
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=_backend(backend, q))
+    bias = None if bias is None else bias[None].astype(q.dtype)
+    return jax.nn.dot_product_attention(
+        q, k, v, bias, is_causal=causal, local_window_size=None if window is None else (window - 1, 0),
+        implementation=_backend(backend, q))
   k, v = (jnp.repeat(a, q.shape[-2] // a.shape[-2], axis=-2) for a in (k, v))
   scores = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+  if bias is not None:
+    scores += bias
   if causal:
-    scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
+    seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    seen = seen if window is None else seen & ~jnp.tril(seen, -window)
+    scores = jnp.where(seen, scores, -jnp.inf)
   weights = inputs.prepare(probabilities, jax.nn.softmax(scores, axis=-1).astype(q.dtype)).values
   return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
 

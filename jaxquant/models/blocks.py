@@ -11,6 +11,7 @@ from jaxquant.layers import attention
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.layers import norms
+from jaxquant.layers import positions
 from jaxquant.layers import sharding
 from jaxquant.layers import tap
 from jaxquant.models import config as model_config
@@ -35,7 +36,7 @@ class MLP(nn.Module):
   def __call__(self, x):
     config = self.config
     dense = lambda features, name, **kwargs: linear.Linear(
-        features, use_bias=config.bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
+        features, use_bias=config.mlp_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
     prepared = tap.prepare(self, self.taps, self.variables.get('params', {}).get('input'), x)
     activation = ACTIVATIONS[config.activation]
     up = dense(config.feed_forward, 'up')(prepared)
@@ -51,9 +52,19 @@ def make_attention(config, implementation, taps, **kwargs) -> attention.Attentio
   """The attention of a block."""
   return attention.Attention(
       heads=config.heads, kv_heads=config.kv_heads, head_dim=config.head_dim, width=config.width,
-      causal=config.causal, use_bias=config.bias, rope_theta=config.rope_theta if config.positions == 'rotary' else None,
-      backend=config.attention_backend, implementation=implementation, taps=taps,
+      causal=config.causal, use_bias=config.qkv_bias, output_bias=config.output_bias, rotation=rotation(config),
+      alibi=config.positions == 'alibi', window=config.sliding_window,
+      head_norm_epsilon=config.norm_epsilon if config.head_norm else None, backend=config.attention_backend, implementation=implementation, taps=taps,
       output_initializer=residual_initializer(config), **kwargs)
+
+
+def rotation(config) -> positions.Rotation | None:
+  """The rotary frequencies of a configuration, if its positions are such."""
+  if config.positions != 'rotary':
+    return None
+  return positions.Rotation(
+      config.rope_theta, config.rope_scaling, config.rope_factor, config.rope_low_factor, config.rope_high_factor,
+      config.rope_original_length)
 
 
 class Block(nn.Module):
@@ -62,17 +73,22 @@ class Block(nn.Module):
   So a post-norm block begins with the norm that ends the block before it: y = norm(x), y + attention(y), and the same
   for the MLP. Each norm then is the producer of its own block's site. Where scales or shifts of such a site were folded
   into the norm, `attention_residual` and `mlp_residual` undo them for the branch: x scale + shift.
+
+  Attributes:
+    opening: whether it begins with a norm: all blocks do, but for the first of some post-norm models (OPT-350M).
   """
 
   config: model_config.TransformerConfig
   implementation: str = 'simulated'
   taps: tuple[tap.Tap, ...] = ()
+  opening: bool = True
 
   @nn.compact
   def __call__(self, x):
     config = self.config
     for name, make in (('attention', make_attention), ('mlp', MLP)):
-      y = norms.NORMS[config.norm](config.norm_epsilon, name=f'{name}_norm')(x)
+      normalized = self.opening or name != 'attention'
+      y = norms.NORMS[config.norm](config.norm_epsilon, name=f'{name}_norm')(x) if normalized else x
       residual = self._restored(y, f'{name}_residual') if config.post_norm else x
       x = residual + make(config, self.implementation, self.taps, name=name)(y)
     return sharding.constrain_batch(x)
@@ -93,7 +109,7 @@ class Layers(nn.Module):
   def __call__(self, x):
     block = nn.remat(Block) if self.config.remat else Block
     for i in range(self.config.layers):
-      x = block(self.config, self.implementation, self.taps, name=str(i))(x)
+      x = block(self.config, self.implementation, self.taps, opens_with_norm(self.config, i), name=str(i))(x)
     return x
 
 
@@ -116,17 +132,25 @@ class Embedding(nn.Module):
     return dict(self.variables['params'])
 
 
-def block_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...]:
-  """The sites of a block, paths relative to it."""
+def opens_with_norm(config: model_config.TransformerConfig, index: int) -> bool:
+  """Whether the block at `index` begins with a norm."""
+  return config.opening_norm or index > 0
+
+
+def block_sites(config: model_config.TransformerConfig, opening: bool = True) -> tuple[sites.Site, ...]:
+  """The sites of a block, paths relative to it; `opening` as in `Block`."""
   expand = ('mlp/gate', 'mlp/up') if config.gated else ('mlp/up',)
   shifts = config.norm == 'layer'
   # A positive scale of `up` passes through a product with the gate, and through a ReLU.
   scales_pass = config.gated or config.activation == 'relu'
+  projections = ('attention/q', 'attention/k', 'attention/v')
+  first = sites.Site('attention/input', 'attention_norm', projections, True,
+                     'attention_residual' if config.post_norm else None, shifts)
   return (
-      sites.Site('attention/input', 'attention_norm', ('attention/q', 'attention/k', 'attention/v'), True,
-                 'attention_residual' if config.post_norm else None, shifts),
+      first if opening else sites.Site('attention/input', None, projections, True),
       # Probabilities sum to one, so that a shift of the values passes through the mix, too.
-      sites.Site('attention/o/input', 'attention/v', ('attention/o',), shifts=config.bias,
+      sites.Site('attention/o/input', 'attention/v', ('attention/o',),
+                 shifts=config.qkv_bias and config.output_bias,
                  repeats=config.heads // config.kv_heads, run=config.head_dim, through=('attention/value',)),
       sites.Site('mlp/input', 'mlp_norm', expand, True, 'mlp_residual' if config.post_norm else None, shifts),
       sites.Site('mlp/down/input', 'mlp/up' if scales_pass else None, ('mlp/down',)),

@@ -9,7 +9,8 @@ from jaxquant import errors
 
 _CHOICES = {
     'norm': ('rms', 'layer'),
-    'positions': ('rotary', 'learned'),
+    'positions': ('rotary', 'learned', 'alibi'),
+    'rope_scaling': ('none', 'linear', 'llama3'),
     'activation': ('silu', 'relu', 'gelu', 'gelu_tanh'),
     'dtype': ('bfloat16', 'float16', 'float32'),
     'attention_backend': ('auto', 'xla', 'cudnn'),
@@ -21,8 +22,8 @@ class TransformerConfig:
   """A transformer: a decoder, or an encoder with a masked-language-model head.
 
   LLaMA style: the defaults. OPT style: norm='layer', positions='learned', activation='relu', gated=False, bias=True,
-  tied=True; GPT-2 the same with activation='gelu_tanh'; BERT the same with activation='gelu', causal=False,
-  post_norm=True, token_types=2.
+  tied=True; GPT-2 the same with activation='gelu_tanh'; BLOOM that with positions='alibi', embedding_norm=True; BERT the
+  same as OPT with activation='gelu', causal=False, post_norm=True, token_types=2.
 
   Attributes:
     vocabulary: token ids.
@@ -33,14 +34,23 @@ class TransformerConfig:
     feed_forward: hidden features of the MLP.
     max_length: longest sequence; rows of the learned position table.
     norm, norm_epsilon: `rms` or `layer`.
-    positions, rope_theta: `rotary` (half-split convention) or `learned`.
+    positions: `rotary` (half-split convention), `learned` or `alibi`.
+    rope_theta, rope_scaling, rope_factor, rope_low_factor, rope_high_factor, rope_original_length: of rotary positions,
+      see `layers.positions`.
     activation: `silu`, `relu`, `gelu` (exact) or `gelu_tanh`.
     gated: a gate projection multiplies the up projection (SwiGLU with `silu`).
-    bias: biases in the linears of the blocks.
+    bias: biases in all linears of the blocks; `qkv_bias`, `output_bias` and `mlp_bias`: in some of them.
+    head_norm: queries and keys are normalized head by head, before their rotation (Qwen3).
+    sliding_window: tokens that a token of a decoder attends to, itself included; None: all before it.
+    embedding_norm: another norm between the embedding and the blocks (BLOOM).
+    opening_norm: whether the first block begins with a norm; without it, `post_norm` is OPT-350M's.
+    embedding_width: features of the embedding, which linears project to `width` and back (OPT-350M); None: `width`.
     tied: the head reads the embedding's kernel.
+    head: whether an encoder has a masked-language-model head; without it, its logits are the normalized last stream.
     causal: tokens attend to those before them only; an encoder's attend both ways.
     post_norm: residual branches read what the norms put out (BERT, OPT-350M), see `models.blocks.Block`.
     token_types: rows of an encoder's table of segment types; 0 for none.
+    mask_token: the token that hides another from an encoder; None: the last one, which its tokenizer does not use then.
     dtype: of activations and products; parameters are float32.
     remat: recompute each block in the backward pass.
     attention_backend: `auto`, `xla` or `cudnn`.
@@ -58,13 +68,28 @@ class TransformerConfig:
   norm_epsilon: float = 1e-5
   positions: str = 'rotary'
   rope_theta: float = 10_000.0
+  rope_scaling: str = 'none'
+  rope_factor: float = 1.0
+  rope_low_factor: float = 1.0
+  rope_high_factor: float = 4.0
+  rope_original_length: int = 8192
   activation: str = 'silu'
   gated: bool = True
   bias: bool = False
+  qkv_bias: bool = False
+  output_bias: bool = False
+  mlp_bias: bool = False
+  head_norm: bool = False
+  sliding_window: int | None = None
+  embedding_norm: bool = False
+  opening_norm: bool = True
+  embedding_width: int | None = None
   tied: bool = False
   causal: bool = True
+  head: bool = True
   post_norm: bool = False
   token_types: int = 0
+  mask_token: int | None = None
   dtype: str = 'bfloat16'
   remat: bool = False
   attention_backend: str = 'auto'
@@ -75,6 +100,16 @@ class TransformerConfig:
       if self.width % self.heads:
         raise errors.UserError(f'model.width {self.width} is not a multiple of model.heads {self.heads}')
       object.__setattr__(self, 'head_dim', self.width // self.heads)
+    if self.embedding_width is None:
+      object.__setattr__(self, 'embedding_width', self.width)
+    if self.bias:
+      for part in ('qkv_bias', 'output_bias', 'mlp_bias'):
+        object.__setattr__(self, part, True)
+    if not self.causal and self.mask_token is None:
+      object.__setattr__(self, 'mask_token', self.vocabulary - 1)
+    self._check()
+
+  def _check(self):
     if self.heads % self.kv_heads:
       raise errors.UserError(f'model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}')
     if self.positions == 'rotary' and self.head_dim % 2:
@@ -83,6 +118,10 @@ class TransformerConfig:
       raise errors.UserError('model.causal is False, so model.tied must be True: an encoder reads its embedding in the head')
     if self.causal and self.token_types:
       raise errors.UserError(f'model.token_types is {self.token_types}, but only an encoder has types, see model.causal')
+    if not self.causal and (self.sliding_window or self.embedding_width != self.width):
+      raise errors.UserError('an encoder has neither model.sliding_window nor model.embedding_width')
+    if not self.opening_norm and not self.post_norm:
+      raise errors.UserError('model.opening_norm is False, so model.post_norm must be True')
     for field, choices in _CHOICES.items():
       if getattr(self, field) not in choices:
         raise errors.UserError(f'model.{field} is {getattr(self, field)!r}; there are {", ".join(choices)}')
@@ -100,14 +139,14 @@ class TransformerConfig:
     return cls(**values)
 
   @property
-  def mask_token(self) -> int:
-    """The token that hides another from an encoder: the last one, which its tokenizer does not use."""
-    return self.vocabulary - 1
+  def projected(self) -> bool:
+    """Whether linears project the embedding to the residual stream and back."""
+    return self.embedding_width != self.width
 
   @property
   def text_vocabulary(self) -> int:
-    """Tokens that a tokenizer may use."""
-    return self.vocabulary if self.causal else self.mask_token
+    """Tokens that a tokenizer may use where one is trained for the model: an encoder keeps the last to hide others."""
+    return self.vocabulary - (not self.causal)
 
   def to_dict(self) -> dict:
     """The JSON form."""

@@ -15,6 +15,8 @@ from jaxquant.models import decoder
 from jaxquant.models import encoder
 from jaxquant.numerics import trees
 
+_EVERY = (tap.Tap('.*(input|query|key|value)', lambda x: x),)
+
 
 def make(
     config: model_config.TransformerConfig, implementation: str = 'simulated', taps: tuple[tap.Tap, ...] = ()
@@ -30,9 +32,16 @@ def model_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...
       residual=site.residual and f'layers/{i}/{site.residual}',
       consumers=tuple(f'layers/{i}/{c}' for c in site.consumers),
       through=tuple(f'layers/{i}/{name}' for name in site.through))
-  layers = [prefixed(i, site) for i in range(config.layers) for site in blocks.block_sites(config)]
+  layers = [prefixed(i, site) for i in range(config.layers)
+            for site in blocks.block_sites(config, blocks.opens_with_norm(config, i))]
+  head = 'embedding' if config.tied else 'head'
+  if config.projected:
+    return (*layers, sites.Site('project_out/input', 'final_norm', ('project_out',), True),
+            sites.Site('head/input', 'project_out', (head,)))
   if config.causal:
-    return (*layers, sites.Site('head/input', 'final_norm', ('embedding' if config.tied else 'head',), True))
+    return (*layers, sites.Site('head/input', 'final_norm', (head,), True))
+  if not config.head:
+    return tuple(layers)
   return (*layers, sites.Site('transform/input', 'final_norm', ('transform',), True),
           sites.Site('head/input', 'transform_norm', ('embedding',)))
 
@@ -40,14 +49,21 @@ def model_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...
 @functools.cache
 def staged(config: model_config.TransformerConfig, implementation: str = linear.DEQUANTIZED) -> sites.StagedModel:
   """The model cut into blocks for the calibration driver; the last stage is the final norm and head."""
-  every = (tap.Tap('.*(input|query|key|value)', lambda x: x),)
-  plain, tapped = make(config, implementation), make(config, implementation, every)
-  block, tapped_block = (blocks.Block(config, implementation, taps) for taps in ((), every))
+  plain, tapped = make(config, implementation), make(config, implementation, _EVERY)
+  head = sites.Block(
+      tuple(site for site in model_sites(config) if not site.name.startswith('layers/')),
+      lambda params, x: plain.apply({'params': params}, x, method='logits'),
+      lambda params, x: _observe(tapped, params, x, method='logits'))
+  # One object for all blocks that are alike, so that they share what is compiled for them.
+  kinds = {opening: _layer(config, implementation, opening) for opening in {True, config.opening_norm}}
+  layers = tuple((f'layers/{i}', kinds[blocks.opens_with_norm(config, i)]) for i in range(config.layers))
+  return sites.StagedModel(
+      lambda params, ids: plain.apply({'params': params}, ids, method='embed'), (*layers, ('', head)))
 
-  def observe(module, params, x, **kwargs):
-    y, recorded = module.apply({'params': params}, x, mutable=[tap.COLLECTION], **kwargs)
-    return y, tap.by_point(recorded[tap.COLLECTION])
 
+def _layer(config: model_config.TransformerConfig, implementation: str, opening: bool) -> sites.Block:
+  """A block of the model for calibration."""
+  block, tapped = (blocks.Block(config, implementation, taps, opening) for taps in ((), _EVERY))
   last_input = (tap.Tap('(o|down)/input', lambda x: x),)
   modules = {'attention': lambda taps: blocks.make_attention(config, implementation, taps),
              'mlp': lambda taps: blocks.MLP(config, implementation, taps)}
@@ -69,15 +85,15 @@ def staged(config: model_config.TransformerConfig, implementation: str = linear.
     return next(iter(tap.by_point(recorded[tap.COLLECTION]).values()))
 
   layer = sites.Block(
-      blocks.block_sites(config),
+      blocks.block_sites(config, opening),
       lambda params, x: block.apply({'params': params}, x),
-      lambda params, x: observe(tapped_block, params, x),
+      lambda params, x: _observe(tapped, params, x),
       judge,
       blocks.block_operands())
-  head = sites.Block(
-      tuple(site for site in model_sites(config) if not site.name.startswith('layers/')),
-      lambda params, x: plain.apply({'params': params}, x, method='logits'),
-      lambda params, x: observe(tapped, params, x, method='logits'))
-  layers = tuple((f'layers/{i}', layer) for i in range(config.layers))
-  return sites.StagedModel(
-      lambda params, ids: plain.apply({'params': params}, ids, method='embed'), (*layers, ('', head)))
+  return layer
+
+
+def _observe(module: nn.Module, params, x, **kwargs):
+  """(outputs, activations by tap point) of a module whose taps return what they read."""
+  y, recorded = module.apply({'params': params}, x, mutable=[tap.COLLECTION], **kwargs)
+  return y, tap.by_point(recorded.get(tap.COLLECTION, {}))

@@ -1,8 +1,11 @@
 """What decoders and encoders share: embeddings, blocks on a residual stream, and the final norm."""
 
+import functools
+
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxquant.layers import linear
 from jaxquant.layers import norms
 from jaxquant.layers import sharding
 from jaxquant.layers import tap
@@ -25,14 +28,19 @@ class Transformer(nn.Module):
 
   def setup(self):
     config = self.config
-    table = lambda rows: blocks.Embedding(rows, config.width, config.compute_dtype)
-    self.embedding = table(config.vocabulary)
+    table = lambda rows, features=config.width: blocks.Embedding(rows, features, config.compute_dtype)
+    self.embedding = table(config.vocabulary, config.embedding_width)
     if config.positions == 'learned':
       self.positions = table(config.max_length)
     if config.token_types:
       self.types = table(config.token_types)
+    norm = functools.partial(norms.NORMS[config.norm], config.norm_epsilon)
+    if config.embedding_norm:
+      self.embedding_norm = norm()
+    if config.projected:
+      self.project_in = linear.Linear(config.width, implementation=self.implementation, taps=self.taps)
     self.layers = blocks.Layers(config, self.implementation, self.taps)
-    self.final_norm = norms.NORMS[config.norm](config.norm_epsilon)
+    self.final_norm = norm()
 
   def __call__(self, ids):
     """Logits [batch, tokens, vocabulary], in the compute dtype, of token ids int32 [batch, tokens]."""
@@ -43,8 +51,12 @@ class Transformer(nn.Module):
     if ids.shape[-1] > self.config.max_length:
       raise ValueError(f'{ids.shape[-1]} tokens exceed the model\'s max_length of {self.config.max_length}')
     x = self.embedding(ids)
+    if self.config.projected:
+      x = self.project_in(x)
     if self.config.positions == 'learned':
       x = x + self.positions(jnp.arange(ids.shape[-1]))
     if self.config.token_types:
       x = x + self.types(jnp.zeros((), jnp.int32))
+    if self.config.embedding_norm:
+      x = self.embedding_norm(x)
     return sharding.constrain_batch(x)

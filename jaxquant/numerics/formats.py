@@ -12,30 +12,35 @@ from jaxquant import errors
 class IntFormat:
   """Integers of 2 to 8 bits.
 
-  Symmetric codes are signed and restricted to +-(2^(bits-1) - 1), so that negation is exact and zero is a code.
-  Asymmetric codes run over 0 .. 2^bits - 1 and need a zero point (or a real-valued lower end) beside the scale.
+  Symmetric codes are signed and restricted to +-(2^(bits-1) - 1), so that negation is exact and zero is a code; or they
+  run over the `full` range from -2^(bits-1), as others have it, with the largest magnitude half a step beyond the largest
+  code. Asymmetric codes run over 0 .. 2^bits - 1 and need a zero point (or a real-valued lower end) beside the scale.
 
   Attributes:
     bits: bits of one code, 2 to 8.
     symmetric: signed codes around zero, else unsigned codes.
+    full: whether symmetric codes use the least one too.
   """
 
   bits: int
   symmetric: bool = True
+  full: bool = False
 
   def __post_init__(self):
     if not 2 <= self.bits <= 8:
       raise errors.UserError(f'integer formats have 2 to 8 bits, not {self.bits}')
+    if self.full and not self.symmetric:
+      raise errors.UserError('asymmetric integer formats have the full range anyway')
 
   @property
   def name(self) -> str:
-    """`int4` for symmetric, `uint4` for asymmetric codes: what `parse` reads."""
-    return f'{"int" if self.symmetric else "uint"}{self.bits}'
+    """`int4` or `full_int4` for symmetric, `uint4` for asymmetric codes: what `parse` reads."""
+    return f'{"full_int" if self.full else "int" if self.symmetric else "uint"}{self.bits}'
 
   @property
   def minimum(self) -> int:
     """The smallest code."""
-    return -(2 ** (self.bits - 1) - 1) if self.symmetric else 0
+    return -(2 ** (self.bits - 1) - (not self.full)) if self.symmetric else 0
 
   @property
   def maximum(self) -> int:
@@ -136,10 +141,10 @@ Format = IntFormat | DIntFormat
 
 def parse(name: str) -> Format:
   """The format called `name`, e.g. `int4`, `uint8` or `dint4`; raises `UserError` for a name that is none."""
-  if match := re.fullmatch(r'(u?)int([2-8])', name):
-    return IntFormat(int(match[2]), symmetric=not match[1])
+  if match := re.fullmatch(r'(u|full_)?int([2-8])', name):
+    return IntFormat(int(match[2]), symmetric=match[1] != 'u', full=match[1] == 'full_')
   if match := re.fullmatch(r'dint([348])(?:/([48]))?', name):
     return DIntFormat(int(match[1]), special=1 / int(match[2] or 2))
   raise errors.UserError(
-      f'unknown number format {name!r}; there are int2 to int8, uint2 to uint8, and dint3, dint4 and dint8, '
+      f'unknown number format {name!r}; there are int2 to int8, uint2 to uint8, full_int2 to full_int8, and dint3, dint4 and dint8, '
       'or dint4/4 and dint4/8 for a special value of a quarter or an eighth of a step')

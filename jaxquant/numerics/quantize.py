@@ -1,5 +1,6 @@
 """The one quantize/dequantize pair, and the groups whose members share a scale."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,7 +29,7 @@ def affine(low, high, fmt: formats.Format):
 
   Args:
     low, high: float32 ends of the range, low <= 0 <= high, any shape.
-    fmt: symmetric formats use max(-low, high) / maximum; asymmetric ones (high - low) / maximum.
+    fmt: symmetric formats use max(-low, high) over half the range of codes; asymmetric ones (high - low) / maximum.
 
   Returns:
     (scale, zero_point): float32 and uint8 of the same shape; zero_point is None for symmetric formats. An empty
@@ -36,7 +37,7 @@ def affine(low, high, fmt: formats.Format):
     smallest normal number. Scales above its reciprocal, 8.5e37, cannot be divided by.
   """
   if fmt.symmetric:
-    scale = jnp.maximum(-low, high) / fmt.maximum
+    scale = _divided(jnp.maximum(-low, high), (fmt.maximum - fmt.minimum) / 2, fmt)
   else:
     scale = (high / 2 - low / 2) / (fmt.maximum / 2)  # the difference itself may overflow
   # Asked of the range, since the scale of a tiny one underflows.
@@ -52,7 +53,7 @@ def encode(x, scale, zero_point, fmt: formats.Format):
   (special + 1) * scale / 2, and -c the mirror image (arXiv:2311.05161, section 4): within a min-max range every
   value gets the nearest code. Beyond a range that ends at zero, values saturate to zero, although c is nearer.
   """
-  steps = x.astype(jnp.float32) / scale
+  steps = _divided(x.astype(jnp.float32), scale, fmt)
   codes = jnp.round(steps)
   if zero_point is not None:
     codes += zero_point.astype(jnp.float32)
@@ -62,6 +63,17 @@ def encode(x, scale, zero_point, fmt: formats.Format):
     codes = jnp.where((steps > near) & (steps <= far), fmt.plus, codes)
     codes = jnp.where((steps < -near) & (steps >= -far), fmt.minus, codes)
   return codes.astype(fmt.dtype)
+
+
+def _divided(x, y, fmt: formats.Format):
+  """x / y; for codes of the full range correctly rounded, as others do it.
+
+  There the largest magnitude of a range lies on a tie, half a step beyond a code, so that the last bit of the quotient
+  decides which code it gets. XLA multiplies by the reciprocal of what it broadcasts, unless it cannot see that it does.
+  """
+  if getattr(fmt, 'full', False):
+    y = jax.lax.optimization_barrier(jnp.broadcast_to(jnp.asarray(y, jnp.float32), x.shape))
+  return x / y
 
 
 def multiples(codes, zero_point, fmt: formats.Format):

@@ -54,7 +54,7 @@ def _hide(config, tokens, step):
     choice, kind, other = jax.random.split(key, 3)
     hidden = jax.random.uniform(choice, tokens.shape) < _HIDDEN
     kind = jax.random.uniform(kind, tokens.shape)
-    random = jax.random.randint(other, tokens.shape, 0, config.mask_token, tokens.dtype)
+    random = jax.random.randint(other, tokens.shape, 0, config.text_vocabulary, tokens.dtype)
     shown = jnp.where(kind < _MASKED, config.mask_token, jnp.where(kind < _MASKED + _RANDOM, random, tokens))
     return jnp.where(hidden, shown, tokens), hidden
 

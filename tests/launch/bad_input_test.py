@@ -118,7 +118,7 @@ class BadInputTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ('no_model', 'evaluate', ['--text={folder}/short.txt'], ['--model=DIR']),
-      ('missing_model', 'evaluate', ['--model=nowhere', '--text={folder}/short.txt'], ['nowhere', 'not a workdir']),
+      ('missing_model', 'evaluate', ['--model=nowhere', '--text={folder}/short.txt'], ['nowhere', 'neither a workdir']),
       ('no_text', 'evaluate', ['--model={trained}'], ['--text=FILE']),
       ('missing_text', 'evaluate', ['--model={trained}', '--text=nowhere.txt'], ['nowhere.txt']),
       ('blank_text', 'evaluate', ['--model={trained}', '--text={folder}/blank.txt'], ['blank.txt', 'no text']),

@@ -92,15 +92,15 @@ class AttentionTest(parameterized.TestCase):
 
   def _module(self, rope_theta):
     return attention.Attention(
-        heads=_HEADS, kv_heads=_KV_HEADS, head_dim=_DIM, width=_WIDTH, use_bias=True, rope_theta=rope_theta,
-        output_initializer=jax.nn.initializers.normal(0.5))
+        heads=_HEADS, kv_heads=_KV_HEADS, head_dim=_DIM, width=_WIDTH, use_bias=True, output_bias=True,
+        rotation=rope_theta and positions.Rotation(rope_theta),        output_initializer=jax.nn.initializers.normal(0.5))
 
   def _reference(self, params, x, rope_theta, quantized=()):
     project = lambda name, x: np.asarray(x, np.float64) @ params[name]['kernel'] + params[name]['bias']
     heads = lambda name: np.reshape(project(name, x), (_BATCH, _TOKENS, -1, _DIM))
     q, k, v = map(heads, 'qkv')
     if rope_theta:
-      angles = positions.rotary_angles(jnp.arange(_TOKENS), _DIM, rope_theta)
+      angles = positions.rotary_angles(jnp.arange(_TOKENS), _DIM, positions.Rotation(rope_theta))
       q, k = (positions.rotate(jnp.float32(a), angles) for a in (q, k))
     return project('o', _reference(q, k, v, quantized).reshape(_BATCH, _TOKENS, -1))
 

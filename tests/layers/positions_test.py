@@ -1,5 +1,7 @@
 """Rotary embeddings: the half-split convention by golden numbers, and the property they exist for."""
 
+import functools
+
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,10 @@ from jaxquant.layers import positions
 from tests import networks
 
 
-@networks.quick_jit
+@functools.partial(networks.quick_jit, static_argnames='theta')
 def _rotate(x, where, theta: float = 10_000.0):
   """Rotates x [tokens, heads, head_dim] to the positions `where` [tokens]."""
-  return positions.rotate(x, positions.rotary_angles(where, x.shape[-1], theta))
+  return positions.rotate(x, positions.rotary_angles(where, x.shape[-1], positions.Rotation(theta)))
 
 
 class PositionsTest(absltest.TestCase):
@@ -40,6 +42,31 @@ class PositionsTest(absltest.TestCase):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 6)), jnp.bfloat16)
     where = np.arange(5) * 1000
     np.testing.assert_array_equal(_rotate(x, where), _rotate(x.astype(jnp.float32), where).astype(jnp.bfloat16))
+
+  def test_llama3_divides_long_waves_keeps_short_ones_and_mixes_those_between(self):
+    plain = positions.Rotation(10_000.0).frequencies(64)
+    stretched = positions.Rotation(10_000.0, 'llama3', 8.0, 1.0, 4.0, 512).frequencies(64)
+    waves = 512 * plain / (2 * np.pi)
+    np.testing.assert_allclose(stretched[waves < 1], plain[waves < 1] / 8, rtol=1e-6)
+    np.testing.assert_allclose(stretched[waves > 4], plain[waves > 4], rtol=1e-6)
+    between = (waves > 1) & (waves < 4)
+    self.assertTrue(between.any())
+    share = (waves[between] - 1) / 3
+    np.testing.assert_allclose(stretched[between], plain[between] * (share + (1 - share) / 8), rtol=1e-6)
+    np.testing.assert_allclose(positions.Rotation(10_000.0, 'linear', 2.0).frequencies(64), plain / 2, rtol=1e-6)
+
+
+class AlibiTest(absltest.TestCase):
+
+  def test_slopes_of_powers_of_two_and_others(self):
+    np.testing.assert_allclose(positions.alibi_slopes(8), [2.0**-i for i in range(1, 9)])
+    # The paper's code: the four slopes of a power, then the first and the third of its double.
+    np.testing.assert_allclose(positions.alibi_slopes(6), [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
+
+  def test_bias_falls_with_distance(self):
+    bias = positions.alibi_bias(2, 3)
+    np.testing.assert_allclose(bias[0][2], [-2 / 16, -1 / 16, 0])
+    np.testing.assert_allclose(bias[1][2], [-2 / 256, -1 / 256, 0])
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ class ConfigTest(parameterized.TestCase):
       (dict(head_dim=5), 'rotary positions need an even head_dim, not 5'),
       (dict(norm='batch'), "model.norm is 'batch'; there are rms, layer"),
       (dict(activation='swish'), "model.activation is 'swish'; there are silu, relu, gelu, gelu_tanh"),
-      (dict(positions='alibi'), "model.positions is 'alibi'; there are rotary, learned"),
+      (dict(positions="sinusoidal"), "model.positions is 'sinusoidal'; there are rotary, learned, alibi"),
       (dict(causal=False), "model.causal is False, so model.tied must be True: an encoder reads its embedding in the head"),
       (dict(token_types=2), r'model.token_types is 2, but only an encoder has types, see model.causal'),
       (dict(dtype='int8'), "model.dtype is 'int8'; there are"),

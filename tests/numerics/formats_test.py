@@ -19,6 +19,15 @@ class FormatsTest(parameterized.TestCase):
     info = jnp.iinfo(fmt.dtype)
     self.assertTrue(info.min <= fmt.minimum and fmt.maximum <= info.max)
 
+  @parameterized.parameters(*range(2, 9))
+  def test_full_range_of_symmetric_codes(self, bits):
+    fmt = formats.parse(f'full_int{bits}')
+    self.assertEqual((fmt.bits, fmt.symmetric, fmt.full), (bits, True, True))
+    self.assertEqual((fmt.minimum, fmt.maximum), (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
+    self.assertEqual(formats.parse(fmt.name), fmt)
+    with self.assertRaisesRegex(errors.UserError, 'full range anyway'):
+      formats.IntFormat(bits, symmetric=False, full=True)
+
   def test_packed_codes_take_the_next_width_that_divides_a_byte(self):
     self.assertEqual([formats.IntFormat(bits).storage_bits for bits in range(2, 9)], [2, 4, 4, 8, 8, 8, 8])
 

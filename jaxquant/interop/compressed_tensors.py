@@ -1,0 +1,184 @@
+"""The compressed-tensors format: a scheme for each linear, with quantized activations where they are.
+
+  weight_packed      int32 [out, in * bits / 32] (format `pack-quantized`), codes from 0
+  weight             int8 [out, in] (format `int-quantized`), codes around 0
+  weight_scale       float [out, groups]
+  weight_zero_point  asymmetric: int32 [out * bits / 32, groups], packed along the outputs; or int8 [out, groups]
+  weight_shape       int64 [2]: out, in (`pack-quantized`)
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.interop import matrices
+from jaxquant.interop import words
+from jaxquant.numerics import formats
+from jaxquant.numerics import quantizers
+
+PACKED, INTEGER = 'pack-quantized', 'int-quantized'
+# What else a file may ask for; we know only files that do not.
+_UNUSED = ('kv_cache_scheme', 'sparsity_config', 'transform_config', 'moe_sparsity_config')
+
+
+class CompressedTensors:
+  """The format.
+
+  Attributes:
+    groups: (patterns of linears' names, scheme, activation quantizer or None) of each config group; a pattern is a
+      regular expression behind `re:`, a name, or the class of all linears.
+    ignored: patterns of linears that stay floats.
+    format: `PACKED` or `INTEGER`.
+  """
+
+  def __init__(self, groups, ignored=(), layout: str = PACKED):
+    """Raises `UserError` for a scheme that the format does not have."""
+    self.groups, self.ignored, self.format = tuple(groups), tuple(ignored), layout
+
+  @classmethod
+  def read(cls, config: Mapping[str, Any], where: str) -> 'CompressedTensors':
+    """The format of a `quantization_config`; raises `UserError` for a value that we do not know."""
+    layout = config.get('format')
+    if layout not in (PACKED, INTEGER):
+      raise errors.UserError(f'{where}: the format of compressed tensors is {layout!r}; there are {PACKED} and {INTEGER}')
+    if config.get('quantization_status') != 'compressed':
+      raise errors.UserError(f'{where}: quantization_status is {config.get("quantization_status")!r}, not compressed')
+    if asked := [key for key in _UNUSED if config.get(key)]:
+      raise errors.UserError(f'{where}: {asked[0]} is not supported')
+    groups = config.get('config_groups')
+    if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
+      raise errors.UserError(f'{where}: there are no config_groups')
+    if wrong := [group['format'] for group in groups.values() if group.get('format', layout) != layout]:
+      raise errors.UserError(f'{where}: a group of the format {wrong[0]!r} among those of {layout} is not supported')
+    made = [(_patterns(group.get('targets'), where), _scheme(group.get('weights'), where), _activation(group, where))
+            for group in groups.values()]
+    return cls(made, _patterns(config.get('ignore') or [], where), layout)
+
+  def config(self) -> dict[str, Any]:
+    """The `quantization_config`."""
+    return {
+        'quant_method': 'compressed-tensors', 'format': self.format, 'quantization_status': 'compressed',
+        'ignore': list(self.ignored), 'kv_cache_scheme': None, 'config_groups': {
+            f'group_{i}': {'targets': list(targets), 'format': self.format, 'weights': _weights(scheme),
+                           'input_activations': _inputs(activation), 'output_activations': None}
+            for i, (targets, scheme, activation) in enumerate(self.groups)}}
+
+  def scheme_of(self, module: str) -> matrices.Scheme | None:
+    """The scheme of a linear; None for one in floats."""
+    group = self._group(module)
+    return group and group[1]
+
+  def activation_of(self, module: str) -> quantizers.DynamicQuantizer | None:
+    """The quantizer of what a linear reads."""
+    group = self._group(module)
+    return group and group[2]
+
+  def shapes(self, module: str, inputs: int, outputs: int) -> dict[str, tuple[np.dtype | None, tuple[int, ...]]]:
+    """Dtype (None for any float) and shape of every tensor of a linear, by the end of its name."""
+    scheme = self.scheme_of(module)
+    groups = scheme.groups(inputs)
+    made = {'weight_scale': (None, (outputs, groups))}
+    if self.format == INTEGER:
+      made['weight'] = np.dtype(np.int8), (outputs, inputs)
+      zero_point = np.dtype(np.int8), (outputs, groups)
+    else:
+      made['weight_packed'] = np.dtype(np.int32), (outputs, words.count(inputs, scheme.bits))
+      made['weight_shape'] = np.dtype(np.int64), (2,)
+      zero_point = np.dtype(np.int32), (words.count(outputs, scheme.bits), groups)
+    return made if scheme.symmetric else made | {'weight_zero_point': zero_point}
+
+  def encode(self, matrix: matrices.Matrix, path: str) -> dict[str, np.ndarray]:
+    """The tensors of a kernel."""
+    del path
+    bits, middle = matrix.scheme.bits, 2 ** (matrix.scheme.bits - 1)
+    made = {'weight_scale': np.ascontiguousarray(matrix.scale.T)}
+    if self.format == INTEGER:
+      made['weight'] = (matrix.codes.T.astype(np.int16) - middle).astype(np.int8)
+      zero_point = (matrix.zero_point.T - middle).astype(np.int8)
+    else:
+      made['weight_packed'] = words.pack(matrix.codes.T, bits)
+      made['weight_shape'] = np.array(matrix.codes.shape[::-1], np.int64)
+      zero_point = words.pack(matrix.zero_point, bits).T
+    return made if matrix.scheme.symmetric else made | {'weight_zero_point': zero_point}
+
+  def decode(self, tensors: Mapping[str, np.ndarray], module: str, inputs: int, where: str):
+    """(the kernel, None: inputs are in their order); raises `UserError` if `weight_shape` says another one."""
+    scheme = self.scheme_of(module)
+    bits, middle = scheme.bits, 2 ** (scheme.bits - 1)
+    scale = np.asarray(tensors['weight_scale'], np.float32).T
+    if self.format == INTEGER:
+      codes = (np.asarray(tensors['weight'], np.int16).T + middle)
+      if codes.min(initial=0) < 0 or codes.max(initial=0) > 2 * middle - 1:
+        raise errors.UserError(f'{where}: codes beyond {bits} bits')
+      zero_point = None if scheme.symmetric else np.asarray(tensors['weight_zero_point'], np.int16).T + middle
+    else:
+      if (shape := np.asarray(tensors['weight_shape']).tolist()) != [scale.shape[1], inputs]:
+        raise errors.UserError(f'{where}: weight_shape is {shape} instead of {[scale.shape[1], inputs]}')
+      codes = words.unpack(tensors['weight_packed'], bits, inputs).T
+      zero_point = None if scheme.symmetric else words.unpack(
+          np.asarray(tensors['weight_zero_point']).T, bits, scale.shape[1]).astype(np.int16)
+    zero_point = np.full(scale.shape, middle, np.int16) if zero_point is None else zero_point
+    return matrices.Matrix(codes.astype(np.uint8), scale, zero_point, scheme), None
+
+  def _group(self, module: str):
+    if any(_matches(pattern, module) for pattern in self.ignored):
+      return None
+    return next((group for group in self.groups if any(_matches(pattern, module) for pattern in group[0])), None)
+
+
+def _matches(pattern: str, module: str) -> bool:
+  """Whether a target of a config group, or what it ignores, means a linear."""
+  if pattern.startswith('re:'):
+    return re.match(pattern[3:], module) is not None
+  return pattern in (module, 'Linear')
+
+
+def _patterns(values: Any, where: str) -> tuple[str, ...]:
+  if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    raise errors.UserError(f'{where}: targets {values!r} are no list of names')
+  for value in values:
+    try:
+      re.compile(value.removeprefix('re:'))
+    except re.error as error:
+      raise errors.UserError(f'{where}: {value!r} is not a regular expression ({error})') from None
+  return tuple(values)
+
+
+def _scheme(weights: Any, where: str) -> matrices.Scheme:
+  """The scheme that the entry `weights` describes."""
+  weights = weights if isinstance(weights, dict) else {}
+  bits, strategy, size = weights.get('num_bits'), weights.get('strategy'), weights.get('group_size')
+  known = (weights.get('type', 'int') == 'int' and bits in range(2, 9) and strategy in ('group', 'channel')
+           and not weights.get('actorder') and not weights.get('dynamic')
+           and (strategy == 'channel' or type(size) is int and size > 0))
+  if not known:
+    raise errors.UserError(f'{where}: weights {weights} are not supported: integers of 2 to 8 bits per channel or group, '
+                           'without actorder, are')
+  return matrices.Scheme(bits, bool(weights.get('symmetric', True)), size if strategy == 'group' else None)
+
+
+def _weights(scheme: matrices.Scheme) -> dict[str, Any]:
+  return {'num_bits': scheme.bits, 'type': 'int', 'symmetric': scheme.symmetric, 'dynamic': False,
+          'strategy': 'group' if scheme.group_size else 'channel', 'group_size': scheme.group_size}
+
+
+def _activation(group: Mapping[str, Any], where: str) -> quantizers.DynamicQuantizer | None:
+  """The quantizer that the entry `input_activations` describes."""
+  if group.get('output_activations'):
+    raise errors.UserError(f'{where}: output_activations are not supported')
+  if not (inputs := group.get('input_activations')):
+    return None
+  known = (isinstance(inputs, dict) and inputs.get('type', 'int') == 'int' and inputs.get('num_bits') in range(2, 9)
+           and inputs.get('dynamic') is True and inputs.get('strategy') == 'token')
+  if not known:
+    raise errors.UserError(f'{where}: input_activations {inputs} are not supported: dynamic integers for each token are')
+  symmetric = bool(inputs.get('symmetric', True))
+  return quantizers.DynamicQuantizer(formats.IntFormat(inputs['num_bits'], symmetric, full=symmetric))
+
+
+def _inputs(activation: quantizers.DynamicQuantizer | None) -> dict[str, Any] | None:
+  return activation and {'num_bits': activation.format.bits, 'type': 'int', 'symmetric': activation.format.symmetric,
+                         'strategy': 'token', 'dynamic': True}

@@ -1,0 +1,187 @@
+"""A quantized tree as the tensors of a format of others, or the reason why it cannot be that."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.interop import awq
+from jaxquant.interop import compressed_tensors
+from jaxquant.interop import configs
+from jaxquant.interop import families
+from jaxquant.interop import gptq
+from jaxquant.interop import matrices
+from jaxquant.interop import names as names_lib
+from jaxquant.models import staging
+from jaxquant.numerics import nodes
+from jaxquant.numerics import qtensor
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+
+FORMATS = ('compressed-tensors', 'gptq', 'gptq_v2', 'awq')
+_DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
+_ENTRIES = {
+    'gather': 'a reordering of channels', 'shift': 'a shift of channels', 'scale': 'a scale of channels',
+    'clip': 'a clip of activations'}
+
+
+class Export:
+  """A tree in a format.
+
+  Attributes:
+    codec: of the format.
+    dtype: name of the dtype of what stays floating.
+  """
+
+  def __init__(self, params: dict, origin: Mapping[str, Any], kind: str, dtype: str | None = None):
+    """Checks that the format can express the tree.
+
+    Args:
+      params: of a model that `origin` describes, quantized.
+      origin: the `config.json` of the model before it was quantized.
+      kind: one of `FORMATS`.
+      dtype: of what stays floating; that of `origin` by default.
+
+    Raises:
+      UserError: naming what the format cannot express, or an unknown format or dtype.
+    """
+    if kind not in FORMATS:
+      raise errors.UserError(f'the format is {kind!r}; there are {", ".join(FORMATS)}')
+    self._origin, self._params = dict(origin), params
+    config = configs.read(origin)
+    if not config.head:
+      raise errors.UserError('an encoder without a head has a pooler in files of others, which our tree has not')
+    self.dtype = dtype or config.dtype
+    if self.dtype not in _DTYPES:
+      raise errors.UserError(f'the dtype is {self.dtype!r}; there are {", ".join(_DTYPES)}')
+    self._family = families.find(origin)
+    self._names = names_lib.Names(self._family, config)
+    self._sites = staging.model_sites(config)
+    if not self._family.transposed and kind in ('compressed-tensors', 'awq'):
+      raise errors.UserError(f'{kind} knows linears of torch alone, and those of a {origin["model_type"]} are Conv1D')
+    self._check()
+    self.codec = self._codec(kind)
+
+  def config(self) -> dict[str, Any]:
+    """The `config.json`."""
+    key = 'torch_dtype' if 'torch_dtype' in self._origin else 'dtype'
+    return {**self._origin, key: self.dtype, 'quantization_config': self.codec.config()}
+
+  def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor by name, made when it is asked for."""
+    arrays = {path: value for path, value in trees.walk(self._params) if path in self._names.entries}
+    groups: dict[str, list[str]] = {}
+    for path, entry in self._names.entries.items():
+      groups.setdefault(entry.tensor, []).append(path)
+    for tensor, paths in groups.items():
+      paths.sort(key=lambda path: self._names.entries[path].layout.part)
+      layout = self._names.entries[paths[0]].layout
+      if isinstance(arrays[paths[0]], qtensor.QTensor):
+        module = tensor.removesuffix('.weight')
+        for suffix, made in self.codec.encode(self._joined(paths, layout), module).items():
+          yield f'{module}.{suffix}', made
+      else:
+        yield tensor, layout.give(*(np.asarray(arrays[path]) for path in paths)).astype(_DTYPES[self.dtype])
+
+  def _joined(self, paths: list[str], layout: names_lib.Layout) -> matrices.Matrix:
+    """The kernel of a tensor, of the three parts of a fused one; inputs stay in front."""
+    parts = [matrices.from_qtensor(trees.get(self._params, path), path) for path in paths]
+    join = functools.partial(layout._replace(transposed=False).give)
+    return matrices.Matrix(*(join(*(getattr(part, name) for part in parts)) for name in ('codes', 'scale', 'zero_point')),
+                           parts[0].scheme)
+
+  def _check(self) -> None:
+    """Raises `UserError` for whatever has no place in files of others."""
+    specified = {site.name for site in self._sites} | {f'{path}/input' for path in trees.linears(self._params)}
+    for path, value in trees.walk(self._params):
+      parent, _, key = path.rpartition('/')
+      if value is None or isinstance(value, dict):
+        continue
+      problem = None
+      if path in self._names.entries:
+        if isinstance(value, qtensor.QTensor) and parent in names_lib.TABLES:
+          problem = 'formats of others keep tables of embeddings in floats'
+      elif parent in specified and key == 'quantizer':
+        if not isinstance(value, quantizers.DynamicQuantizer):
+          problem = 'a static range of activations, which has no place in the formats that we write'
+      elif parent in specified and key in _ENTRIES:
+        problem = f'{_ENTRIES[key]}, which has no place in files of others'
+      elif key == 'bias':
+        problem = 'a bias where the architecture has none'
+      elif parent.endswith('_residual'):
+        problem = 'what undoes a fold for a residual branch, which has no place in files of others'
+      elif nodes.is_node(value):
+        problem = f'a {type(value).__name__}, which has no place in files of others'
+      else:
+        problem = 'the architecture has no place for it'
+      if problem:
+        raise errors.UserError(f'{path}: {problem}')
+
+  def _codec(self, kind: str):
+    """The codec of the format for the schemes of the tree."""
+    found = {}
+    for path in trees.linears(self._params):
+      if path in names_lib.TABLES:
+        continue
+      kernel = trees.get(self._params, path)['kernel']
+      scheme = matrices.scheme(kernel, path) if isinstance(kernel, qtensor.QTensor) else None
+      activation = self._activation(path)
+      if scheme is None and activation is not None:
+        raise errors.UserError(f'{path}: quantized activations meet a float kernel, which no format of others knows')
+      module = self._names.module(path)
+      if found.setdefault(module, (scheme, activation)) != (scheme, activation):
+        raise errors.UserError(f'{path}: {module} is one tensor, all of which takes the same format')
+    floats = [module for module, (scheme, _) in found.items() if scheme is None]
+    floats += [name for name in self._family.heads if name not in found]
+    schemes = {pair for pair in found.values() if pair[0] is not None}
+    if not schemes:
+      raise errors.UserError('the model holds no integer codes to export')
+    if kind == 'compressed-tensors':
+      return _compressed(found, schemes, floats)
+    inside = [(path, found[self._names.module(path)]) for path in trees.linears(self._params)
+              if path.startswith('layers/')]
+    if wrong := [path for path, pair in inside if pair[1] is not None]:
+      raise errors.UserError(f'{wrong[0]}: its activations are quantized, and {kind} is a format of weights alone')
+    if len(schemes) > 1:
+      raise errors.UserError(f'{kind} has one scheme for all linears, not {" and ".join(sorted(str(s) for s, _ in schemes))}')
+    (scheme, _), = schemes
+    if wrong := [path for path, pair in inside if pair[0] is None]:
+      raise errors.UserError(f'{wrong[0]}: {kind} quantizes all linears of the blocks, and this one is left in floats')
+    if wrong := [module for module, pair in found.items() if pair[0] and module not in map(
+        self._names.module, (path for path, _ in inside))]:
+      raise errors.UserError(f'{wrong[0]}: {kind} quantizes the linears of the blocks alone')
+    if kind == 'awq':
+      # The head is the one linear outside of the blocks that loaders would replace.
+      return awq.AWQ(matrices.Scheme(scheme.bits, False, scheme.group_size), tuple(floats))
+    return gptq.GPTQ(scheme, kind)
+
+  def _activation(self, path: str) -> quantizers.DynamicQuantizer | None:
+    """The quantizer of what the linear at `path` reads; raises `UserError` for one that formats of others lack."""
+    shared = [site.name for site in self._sites if path in site.consumers]
+    found = [(name, value) for name in dict.fromkeys([*shared, f'{path}/input'])
+             if (value := trees.get(self._params, f'{name}/quantizer')) is not None]
+    if not found:
+      return None
+    name, quantizer = found[0]
+    if quantizer.group_size is not None or quantizer.per_tensor:
+      raise errors.UserError(f'{name}: other formats take dynamic ranges of whole tokens, not of groups or tensors')
+    if quantizer.format.symmetric and not quantizer.format.full:
+      raise errors.UserError(f'{name}: other formats scale symmetric activations to the full range of codes; '
+                             f'full_{quantizer.format.name} does too')
+    return quantizer
+
+
+def _compressed(found, schemes, floats) -> compressed_tensors.CompressedTensors:
+  """The codec of compressed tensors: one group for all linears, or, where they differ, groups of names."""
+  eight = all(scheme.bits == 8 and activation and activation.format.bits == 8 for scheme, activation in schemes)
+  layout = compressed_tensors.INTEGER if eight else compressed_tensors.PACKED
+  if len(schemes) == 1:
+    return compressed_tensors.CompressedTensors([(('Linear',), *next(iter(schemes)))], floats, layout)
+  groups: dict[Any, list[str]] = {}
+  for module, pair in found.items():
+    if pair[0] is not None:
+      groups.setdefault(pair, []).append(module)
+  return compressed_tensors.CompressedTensors([(tuple(modules), *pair) for pair, modules in groups.items()], floats, layout)

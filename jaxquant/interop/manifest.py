@@ -1,0 +1,83 @@
+"""A manifest beside a quantized model: what every parameter is, where the model comes from, and checksums of its files.
+
+It is written last, and the directory that it describes gets its name after that: what has no manifest, or another one
+than its files ask for, is not what was written.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from jaxquant import errors
+from jaxquant.numerics import nodes
+from jaxquant.numerics import qtensor
+from jaxquant.numerics import trees
+
+NAME = 'jaxquant_manifest.json'
+_VERSION = 1
+
+
+def describe(params: Any) -> dict[str, Any]:
+  """JSON values that say what every array and node of a tree is: its format, or its dtype, and its shape, by path."""
+  found = {}
+  for path, value in trees.walk(params):
+    if isinstance(value, qtensor.QTensor):
+      found[path] = {'format': value.format.name, 'shape': list(value.shape), 'axis': value.axis,
+                     'group_size': value.group_size}
+    elif nodes.is_node(value):
+      found[path] = {'quantizer': nodes.encode(value)}
+    elif value is not None and not isinstance(value, dict):
+      found[path] = {'dtype': value.dtype.name, 'shape': list(value.shape)}
+  return found
+
+
+def write(folder: pathlib.Path, params: Any, provenance: dict[str, Any], decisions: dict[str, Any]) -> None:
+  """Writes the manifest of a directory, all of whose other files are there.
+
+  Args:
+    folder: the directory.
+    params: the tree that its files hold.
+    provenance: JSON values: what it was made from, and how.
+    decisions: what calibration measured and decided, by path.
+  """
+  content = {'version': _VERSION, 'provenance': provenance, 'parameters': describe(params), 'decisions': decisions,
+             'files': {str(path.relative_to(folder)): _described(path) for path in _files(folder)}}
+  partial = folder / f'{NAME}.partial'
+  with open(partial, 'w', encoding='utf-8') as file:
+    json.dump(content, file, indent=1)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, folder / NAME)
+
+
+def verify(folder: pathlib.Path) -> dict[str, Any]:
+  """The manifest of a directory whose files are those that it was written for; reads them from end to end.
+
+  Raises:
+    CheckpointError: there is no manifest, or a file is missing, new or different.
+  """
+  try:
+    content = json.loads((folder / NAME).read_text(encoding='utf-8'))
+    written = content['files']
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.CheckpointError(f'{folder} has no readable {NAME}: {" ".join(str(error).split())}') from None
+  there = {str(path.relative_to(folder)): path for path in _files(folder)}
+  for name in sorted({*written, *there}):
+    if name not in there:
+      raise errors.CheckpointError(f'{folder} lacks {name}, which it was written with')
+    if name not in written:
+      raise errors.CheckpointError(f'{there[name]} was not written with the rest')
+    if _described(there[name]) != written[name]:
+      raise errors.CheckpointError(f'{there[name]} is not what was written')
+  return content
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(path for path in folder.rglob('*') if path.is_file() and path.name != NAME)
+
+
+def _described(path: pathlib.Path) -> dict[str, Any]:
+  with open(path, 'rb') as file:
+    return {'bytes': path.stat().st_size, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}

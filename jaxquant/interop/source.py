@@ -1,0 +1,145 @@
+"""A model directory as a tree: whole, or block by block, so that it never has to be in memory as a whole."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.interop import configs
+from jaxquant.interop import directory
+from jaxquant.interop import families
+from jaxquant.interop import names
+from jaxquant.interop import quantized
+from jaxquant.models import staging
+from jaxquant.models import validate
+from jaxquant.numerics import trees
+
+# Arrays read at a time: enough to keep a disk and two cores busy, few enough to need little memory.
+_READERS = 4
+# Edge of the squares in which a kernel is transposed, which fit a processor's cache.
+_SQUARE = 256
+_MASKS = ('[MASK]', '<mask>')
+
+
+class DirectorySource:
+  """The source (`calibration.stores.Source`) that is a Hugging Face directory, float or quantized.
+
+  Attributes:
+    directory: the directory.
+    config: the architecture.
+    names: of the float tensors.
+    quantized: what is quantized, or None.
+  """
+
+  def __init__(self, path: str | os.PathLike[str], shardings: Callable[[tuple[int, ...]], Any] | None = None):
+    """Checks the directory's configuration, and names, dtypes and shapes of all its tensors; reads none.
+
+    Args:
+      path: the directory.
+      shardings: shape of an array -> the sharding that it is loaded to; by default one device holds all.
+
+    Raises:
+      UserError: whatever is wrong with it.
+    """
+    self.directory = directory.Directory(path)
+    where = str(self.directory.path / directory.CONFIG)
+    config = configs.read(self.directory.config, where)
+    self.config = dataclasses.replace(config, mask_token=_mask_token(self.directory, config))
+    self.names = names.Names(families.find(self.directory.config), self.config, self.directory.files)
+    self._shardings = shardings or (lambda shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    self._abstract, self.quantized = validate.abstract_params(self.config), None
+    self._floats = dict(self.names.entries)
+    if (asked := self.directory.config.get('quantization_config')) is not None:
+      if not isinstance(asked, dict):
+        raise errors.UserError(f'{where}: quantization_config is {asked!r}')
+      self.quantized = quantized.Quantized(
+          asked, self.names, self._abstract, staging.model_sites(self.config), where)
+      for linear in self.quantized.linears:
+        del self._floats[f'{linear}/kernel']
+    self._check()
+    if self.quantized:
+      self._abstract = self.quantized.abstract(self._abstract)
+
+  def abstract(self) -> dict:
+    """The whole tree as shapes."""
+    return self._abstract
+
+  def load(self, path: str) -> dict:
+    """The subtree of the block at `path`; for '' the tree without all blocks. What floats is float32."""
+    inside = lambda name: name.startswith(f'{path}/') if path else not name.startswith('layers/')
+    work = {name: self._array for name in self._floats if inside(name)}
+    work |= {name: self._layer for name in (self.quantized.linears if self.quantized else ()) if inside(name)}
+    tree = {}
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+      for name, made in zip(work, pool.map(lambda name: work[name](name), work)):
+        name = name[len(path) + 1:] if path else name
+        for key, value in made.items() if isinstance(made, dict) else [('', made)]:
+          tree = trees.put(tree, f'{name}/{key}'.rstrip('/'), value)
+    return self.quantized.with_activations(tree, path) if self.quantized else tree
+
+  def assemble(self, finished: dict[str, dict]) -> dict:
+    """The whole tree, of finished blocks and of those that the directory still holds as they are."""
+    tree = finished[''] if '' in finished else self.load('')
+    for i in range(self.config.layers):
+      path = f'layers/{i}'
+      tree = trees.put(tree, path, finished[path] if path in finished else self.load(path))
+    return tree
+
+  def whole(self) -> dict:
+    """The whole tree."""
+    return self.assemble({})
+
+  def _check(self):
+    where, leaves = self.directory.path, trees.arrays(self._abstract)
+    expected = {entry.tensor: (None, entry.layout.shape(leaves[path].shape)) for path, entry in self._floats.items()}
+    if self.quantized:
+      expected |= self.quantized.tensors()
+    self.names.check_complete(where, expected, self._is_nothing)
+    for name, (dtype, shape) in expected.items():
+      tensor = self.directory.tensor(name)
+      floating = np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == 'bfloat16'
+      if not (floating if dtype is None else tensor.dtype == dtype):
+        raise errors.UserError(f'{where}: {name} is {tensor.dtype.name}, not {dtype or "of a floating dtype"}')
+      if tensor.shape != shape:
+        raise errors.UserError(f'{where}: {name} has shape {tensor.shape} instead of {shape}')
+
+  def _is_nothing(self, name: str) -> bool:
+    """Whether a tensor is the bias of zeros that some quantizers add where the architecture has none."""
+    module, _, leaf = name.rpartition('.')
+    added = self.quantized and leaf == 'bias' and module in {linear.module for linear in self.quantized.linears.values()}
+    return bool(added) and not np.any(self.directory.array(name))
+
+  def _array(self, path: str) -> jax.Array:
+    entry = self._floats[path]
+    return self._placed(entry.layout.take(self.directory.array(entry.tensor)), float32)
+
+  def _layer(self, path: str) -> dict[str, Any]:
+    return jax.tree.map(self._placed, self.quantized.layer(path, self.directory))
+
+  def _placed(self, view: np.ndarray, copy=np.array) -> jax.Array:
+    return jax.make_array_from_callback(view.shape, self._shardings(view.shape), lambda index: copy(view[index]))
+
+
+def _mask_token(folder: directory.Directory, config):
+  """The token that hides others from an encoder, by its name in the tokenizer, if it has one."""
+  if config.causal or not folder.has('tokenizer.json'):
+    return config.mask_token
+  added = folder.json('tokenizer.json').get('added_tokens') or ()
+  return next((token['id'] for token in added if token.get('content') in _MASKS), config.mask_token)
+
+
+def float32(view: np.ndarray) -> np.ndarray:
+  """A copy in float32; that of a transposed one is made square by square."""
+  if view.ndim != 2 or view.flags.c_contiguous or min(view.shape) <= _SQUARE:
+    return np.array(view, np.float32, order='C')
+  copy = np.empty(view.shape, np.float32)
+  for i in range(0, view.shape[0], _SQUARE):
+    for j in range(0, view.shape[1], _SQUARE):
+      square = np.s_[i : i + _SQUARE, j : j + _SQUARE]
+      copy[square] = view[square]
+  return copy

@@ -1,0 +1,112 @@
+"""A trained or quantized model in a workdir, opened for reading."""
+
+import pathlib
+import shutil
+from typing import Any
+
+from jaxquant import errors
+from jaxquant.data import token_file
+from jaxquant.data import tokenizers
+from jaxquant.interop import directory
+from jaxquant.models import config as model_config
+from jaxquant.models import validate
+from jaxquant.training import checkpoints
+from launch import workdir
+
+
+class Trained:
+  """The `models.Model` that is one variant and seed of what a workdir holds.
+
+  Attributes:
+    path: the workdir.
+    variant, seed: which of its models.
+    config: of the workdir, as JSON values.
+    decoder: the architecture.
+    length: tokens of the sequences that it was trained on.
+  """
+
+  imported = False
+
+  def __init__(self, path: str | None, variant: str | None = None, seed: int | None = None):
+    """Finds the model.
+
+    Args:
+      path: a workdir of `launch.train` or `launch.quantize`.
+      variant: which of its variants; the last of `workdir.VARIANTS` that it holds by default.
+      seed: which of its seeds; the smallest by default.
+
+    Raises:
+      UserError: the directory is missing, is no workdir, or lacks that variant or seed.
+    """
+    self.path = pathlib.Path(path)
+    if not (self.path / 'config.json').is_file():
+      raise errors.UserError(f'{path} is not a workdir: it has no config.json')
+    self.config = workdir.read_json(self.path / 'config.json')
+    folder = self.path / 'checkpoints'
+    found = [p.name.rpartition('-seed') for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+    runs = sorted((name, int(number)) for name, _, number in found if number.isdigit())
+    order = {name: i for i, name in enumerate(workdir.VARIANTS)}
+    matches = [run for run in runs if variant in (None, run[0]) and seed in (None, run[1])]
+    if not matches:
+      have = ', '.join(f'{name} seed {number}' for name, number in runs) or 'no checkpoints'
+      wanted = f'variant {variant or "any"} with seed {"any" if seed is None else seed}'
+      raise errors.UserError(f'{path} has no {wanted}, only {have}')
+    self.variant, self.seed = max(matches, key=lambda run: (order.get(run[0], len(order)), -run[1]))
+    try:
+      self.length = int(self.config['training']['length'])
+      self.decoder = model_config.TransformerConfig.from_dict(self.config['model'])
+    except (KeyError, TypeError, ValueError) as error:
+      raise errors.UserError(f'{path}/config.json does not describe a model: {error}') from error
+
+  @property
+  def architecture(self) -> dict[str, Any]:
+    """The architecture as JSON values, as the workdir has it."""
+    return self.config['model']
+
+  @property
+  def methods(self) -> tuple[str, ...]:
+    """The methods that quantized its weights; none for a float model."""
+    return tuple(self.config.get('ptq', {}).get('methods', ()))
+
+  @property
+  def checkpoints(self) -> str:
+    """Directory of its checkpoints."""
+    return workdir.checkpoint_directory(self.path, self.variant, self.seed)
+
+  def load(self, report=None) -> tuple[dict, str]:
+    """(the newest undamaged checkpoint's tree, which fits the architecture; a description); raises `CheckpointError`."""
+    restored = checkpoints.load_params(self.checkpoints, report=report)
+    validate.validate(restored.state['params'], self.decoder)
+    return restored.state['params'], f'{self.path} {self.variant} seed {self.seed} step {restored.step}'
+
+  # A checkpoint is restored as a whole.
+  blocks = load
+
+  def tokenizer(self) -> tokenizers.Tokenizer:
+    """Its tokenizer."""
+    return tokenizers.Tokenizer.load(self.path)
+
+  def carry(self, folder: pathlib.Path) -> None:
+    """Copies to another workdir what a model is used with: the tokenizer, and files of the directory it came from."""
+    shutil.copy(self.path / 'tokenizer.json', folder / 'tokenizer.json')
+    if (self.path / workdir.ORIGIN).is_dir():
+      shutil.copytree(self.path / workdir.ORIGIN, folder / workdir.ORIGIN, dirs_exist_ok=True)
+
+  def origin(self) -> directory.Directory:
+    """The directory of what it was imported with; raises `UserError` if it was trained here."""
+    if not (self.path / workdir.ORIGIN).is_dir():
+      raise errors.UserError(f'{self.path} was not imported, so that it has no configuration that others know')
+    return directory.Directory(self.path / workdir.ORIGIN)
+
+  def provenance(self) -> dict[str, Any]:
+    """JSON values: what it was made from, and how."""
+    return {key: self.config[key] for key in ('source', 'ptq') if key in self.config}
+
+  def decisions(self) -> dict[str, Any]:
+    """What its calibration measured and decided, by path."""
+    path = self.path / workdir.DECISIONS
+    return workdir.read_json(path) if path.exists() else {}
+
+  def training_tokens(self):
+    """The tokens that it was trained on, [tokens]."""
+    return token_file.load(self.path / 'tokens' / 'train.npy').tokens

@@ -1,0 +1,94 @@
+"""A directory as a tree: every array where it belongs, in blocks or whole, on one device or over several."""
+
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from jaxquant.calibration import driver
+from jaxquant.calibration import stores
+from jaxquant.interop import names
+from jaxquant.interop import source
+from jaxquant.layers import sharding
+from jaxquant.models import staging
+from jaxquant.models import validate
+from jaxquant.numerics import trees
+from jaxquant.transforms import recipes
+from tests import model_directories
+
+
+class SourceTest(parameterized.TestCase):
+
+  def _folder(self, family='llama', **options):
+    return model_directories.write(pathlib.Path(self.create_tempdir().full_path), family, **options)
+
+  @parameterized.product(family=list(model_directories.CONFIGS), shards=[1, 3])
+  def test_blocks_and_whole_tree_are_those_that_were_written(self, family, shards):
+    opened = source.DirectorySource(self._folder(family, shards=shards))
+    self.assertIsInstance(opened, stores.Source)
+    want = model_directories.params(model_directories.CONFIGS[family])
+    whole = opened.whole()
+    validate.validate(whole, opened.config)
+    jax.tree.map(np.testing.assert_array_equal, whole, want)
+    self.assertEqual(jax.tree.map(np.shape, opened.abstract()), jax.tree.map(np.shape, whole))
+    jax.tree.map(np.testing.assert_array_equal, opened.load('layers/1'), want['layers']['1'])
+    self.assertNotIn('layers', opened.load(''))
+    changed = jax.tree.map(lambda x: x + 1, opened.load('layers/0'))
+    assembled = opened.assemble({'layers/0': changed, '': opened.load('')})
+    jax.tree.map(np.testing.assert_array_equal, assembled['layers'], {'0': changed, '1': want['layers']['1']})
+
+  def test_arrays_lie_as_they_are_asked_to(self):
+    mesh = sharding.data_mesh()
+    made = source.DirectorySource(
+        self._folder(), lambda shape: sharding.parameter_sharding(mesh, shape, fully=True)).load('layers/0')
+    for path, leaf in trees.arrays(made).items():
+      self.assertEqual(leaf.sharding, sharding.parameter_sharding(mesh, leaf.shape, fully=True), path)
+
+  def test_driver_makes_of_blocks_what_it_makes_of_the_whole_tree(self):
+    opened, held = source.DirectorySource(self._folder()), []
+    load = opened.load
+    opened.load = lambda path: held.append(path) or load(path)
+    recipe = recipes.Recipe(activation=None)
+    steps = recipe.steps(staging.model_sites(opened.config))
+    run = lambda params: driver.run(params, staging.staged(opened.config), steps, []).params
+    streamed = run(opened)
+    self.assertEqual(held, ['', 'layers/0', 'layers/1', ''])
+    jax.tree.map(np.testing.assert_array_equal, streamed, run(opened.whole()))
+
+  def test_fingerprint_is_that_of_the_contents(self):
+    first, second, other = self._folder(), self._folder(), self._folder(rope_theta=7.0)
+    marks = [source.DirectorySource(folder).directory.fingerprint() for folder in (first, second, other)]
+    self.assertEqual(marks[0], marks[1])
+    self.assertNotEqual(marks[0], marks[2])
+    content = bytearray((second / 'model.safetensors').read_bytes())
+    content[-1] ^= 1
+    (second / 'model.safetensors').write_bytes(content)
+    self.assertNotEqual(source.DirectorySource(second).directory.fingerprint(), marks[0])
+
+  def test_kernels_larger_than_a_square_are_transposed_whole(self):
+    view = np.random.default_rng(0).normal(size=(300, 700)).astype(np.float16).T
+    copy = source.float32(view)
+    self.assertTrue(copy.flags.c_contiguous)
+    self.assertEqual(copy.dtype, np.float32)
+    np.testing.assert_array_equal(copy, view)
+
+  def test_the_mask_of_an_encoder_is_that_of_its_tokenizer(self):
+    self.assertEqual(source.DirectorySource(self._folder('bert')).config.mask_token, 2)
+
+  @parameterized.parameters('heads', 'parts')
+  def test_fused_tensors_hold_queries_keys_and_values(self, fused):
+    q, k, v = (np.arange(6).reshape(1, 6) + 10 * i for i in range(3))
+    tensor = names.Layout(transposed=True, fused=fused, heads=2).give(q, k, v)
+    self.assertEqual(tensor[:, 0].tolist(), {
+        'heads': [0, 1, 2, 10, 11, 12, 20, 21, 22, 3, 4, 5, 13, 14, 15, 23, 24, 25],
+        'parts': [*range(6), *range(10, 16), *range(20, 26)]}[fused])
+    for part, want in enumerate((q, k, v)):
+      layout = names.Layout(transposed=True, fused=fused, heads=2, part=part)
+      np.testing.assert_array_equal(layout.take(tensor), want)
+      self.assertEqual(layout.shape(want.shape), tensor.shape)
+
+
+if __name__ == '__main__':
+  absltest.main()
