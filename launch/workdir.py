@@ -9,6 +9,7 @@
   tokens/          tokenized texts
   checkpoints/     one directory for each variant and seed
   blocks/          finished blocks of a quantization under way
+  jaxquant_manifest.json    what every parameter of a quantized model is, where it comes from, checksums
   origin/          configuration and tokenizer of the directory that an imported model came from
 """
 
@@ -25,6 +26,8 @@ import jax
 from jaxquant import errors
 
 ORIGIN, DECISIONS = 'origin', 'decisions.json'
+# The files and folders that are the model itself.
+MODEL = ('checkpoints', ORIGIN, 'tokenizer.json')
 VARIANTS = ('baseline', 'qat', 'kurtosis', 'both')
 
 # What a run has to show for itself; before the first of them exists, a mended configuration may take its place.

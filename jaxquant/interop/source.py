@@ -22,7 +22,7 @@ from jaxquant.numerics import trees
 # Arrays read at a time: enough to keep a disk and two cores busy, few enough to need little memory.
 _READERS = 4
 # Edge of the squares in which a kernel is transposed, which fit a processor's cache.
-_SQUARE = 256
+_SQUARE = 128
 _MASKS = ('[MASK]', '<mask>')
 
 

@@ -54,7 +54,8 @@ class FamiliesTest(parameterized.TestCase):
     broken = folding.consumed(params, site, *_factors(params, site, rng))
     self.assertGreater(np.abs(_logits(style, broken) - want).max(), 1e-3 * np.abs(want).max())
 
-  @parameterized.product(style=list(networks.FAMILIES), methods=[
+  # The blocks of the others are those of these.
+  @parameterized.product(style=[style for style in networks.FAMILIES if style not in ('gpt2', 'roberta')], methods=[
       ('awq', 'round_to_nearest'), ('outlier_suppression', 'gptq')])
   def test_methods_run_to_codes_that_evaluate_alike(self, style, methods):
     config = networks.config(style, layers=_LAYERS)
