@@ -14,16 +14,18 @@ import functools
 import logging
 import math
 
+import jax
 import jax.numpy as jnp
 
 from kernels import prepack
 from kernels import xla
+from kernels.mosaic import matmul as mosaic
 
 # Those of every device first.
 IMPLEMENTATIONS = ('simulated', 'xla')
-DEVICE_IMPLEMENTATIONS = ()
+DEVICE_IMPLEMENTATIONS = ('mosaic_gpu',)
 
-_FUNCTIONS = {'simulated': xla.simulated, 'xla': xla.xla}
+_FUNCTIONS = {'simulated': xla.simulated, 'xla': xla.xla, 'mosaic_gpu': mosaic.matmul}
 _LARGEST_INT32 = 2**31 - 1
 _log = logging.getLogger('kernels')
 
@@ -73,7 +75,7 @@ def quantized_matmul(
 
 def candidates() -> tuple[str, ...]:
   """The implementations that are tried on this process' default device, the fastest first."""
-  return ('xla',)
+  return ('mosaic_gpu', 'xla') if jax.default_backend() == 'gpu' else ('xla',)
 
 
 def _first(names, arguments):

@@ -1,0 +1,10 @@
+"""Kernels in Mosaic GPU for Hopper (compute capability 9.0): products of codes on its 8-bit tensor cores.
+
+  configs    how products are cut
+  decode     few tokens
+  epilogue   scales, offsets, bias, and the way to memory
+  matmul     the implementation `mosaic_gpu` of kernels.quantized_matmul
+  prefill    many tokens
+  registers  unpacking of 4-bit weights
+  tiles      shared memory, parameters of compilation
+"""

@@ -1,0 +1,147 @@
+"""The implementation `mosaic_gpu` of `kernels.quantized_matmul`: what it takes, and how operands become kernels'."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from kernels import prepack
+from kernels import tuning
+from kernels.mosaic import configs
+
+_LARGEST_INT32 = 2**31 - 1
+_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
+
+
+def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_sums, column_sums, **static):
+  """`matmul.quantized_matmul` on Hopper; the arguments are checked already.
+
+  Raises:
+    NotImplementedError: not on this device, not for this problem, or under differentiation.
+  """
+  check_device()
+  operands = dict(x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset,
+                  w_offset=w_offset, bias=bias, row_sums=row_sums, column_sums=column_sums)
+  return lowered(operands, **static)
+
+
+def check_device() -> None:
+  """Raises `NotImplementedError` unless this process' default device is a Hopper GPU."""
+  device = jax.local_devices()[0]
+  if device.platform != 'gpu' or getattr(device, 'compute_capability', None) != '9.0':
+    raise NotImplementedError(f'it needs an NVIDIA GPU of compute capability 9.0, and this is {device.device_kind}')
+
+
+def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype):
+  """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
+  target = _check(operands, layout, x_bits, w_bits, out_dtype)
+  run = jax.custom_batching.custom_vmap(functools.partial(_run, given=layout, layout=target, out_dtype=out_dtype))
+  run.def_vmap(functools.partial(_mapped, run))
+  differentiable = jax.custom_jvp(run)
+  differentiable.defjvp(_no_derivative)
+  return differentiable(operands)
+
+
+def _no_derivative(primals, tangents):
+  raise NotImplementedError('it has no derivative; differentiate the product of the dequantized values instead')
+
+
+def _mapped(run, size: int, batched: list, operands: dict):
+  """More tokens for the same weights where only activations are mapped, else one product after another."""
+  batched, = batched
+  of_tokens = ('x_codes', 'x_scale', 'x_offset', 'row_sums')
+  if batched['x_codes'] and not any(mapped for name, mapped in batched.items() if name not in of_tokens):
+    rank = operands['x_codes'].ndim
+
+    def with_axis(name):
+      value = operands[name]
+      if value is None or name not in of_tokens or (value.ndim == 0 and not batched[name]):
+        return value
+      if not batched[name]:
+        return jnp.broadcast_to(value, (size, *value.shape))
+      return value.reshape(size, *(1,) * (rank - value.ndim), *value.shape[1:])
+
+    return run({name: with_axis(name) for name in operands}), True
+  fixed = {name: value for name, value in operands.items() if not batched[name]}
+  mapped = {name: value for name, value in operands.items() if batched[name]}
+  return jax.lax.map(lambda each: run({**fixed, **each}), mapped), True
+
+
+def _check(operands, layout, x_bits, w_bits, out_dtype):
+  """The device layout to use; raises `NotImplementedError` for what no kernel takes."""
+  if not operands['x_codes'].size:
+    raise NotImplementedError('there is nothing to multiply')
+  if operands['x_scale'].ndim and operands['x_scale'].shape[-1] > 1:
+    raise NotImplementedError(f'it takes one scale a token, not {operands["x_scale"].shape[-1]} groups of inputs')
+  if operands['w_codes'].dtype != jnp.int8 or w_bits > 8:
+    raise NotImplementedError(f'it takes weights of at most 8 bits, not {w_bits}')
+  if out_dtype not in _DTYPES:
+    raise NotImplementedError(f'it writes bfloat16, float16 or float32, not {jnp.dtype(out_dtype)}')
+  if layout is prepack.Layout.CODES:
+    layout = prepack.Layout.INT4 if w_bits <= 4 else prepack.Layout.ROWS
+  if layout is prepack.Layout.INT4_WIDE:
+    raise NotImplementedError(f'the layout {layout.value} is for activations that are not quantized')
+  groups, length = operands['w_scale'].shape[0], operands['x_codes'].shape[-1]
+  if groups > 1:
+    raise NotImplementedError(f'it takes one scale an output, not {groups} groups of inputs')
+  stored_bits = 8 if layout is prepack.Layout.INT4 else w_bits
+  if length // groups > (most := _LARGEST_INT32 >> (x_bits + stored_bits - 2)):
+    raise NotImplementedError(f'its sums over more than {most} inputs may exceed int32')
+  return layout
+
+
+def _run(operands: dict, *, given, layout, out_dtype):
+  """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
+  # Kernels import much of Mosaic, which a process without a GPU need not load.
+  from kernels.mosaic import decode, epilogue, prefill  # pylint: disable=g-import-not-at-top
+  x, w, w_scale, w_offset, x_scale, x_offset, bias, row_sums, column_sums = (operands[name] for name in (
+      'x_codes', 'w_codes', 'w_scale', 'w_offset', 'x_scale', 'x_offset', 'bias', 'row_sums', 'column_sums'))
+  *batch, inputs = x.shape
+  outputs = w.shape[1] if given is prepack.Layout.CODES else w_scale.shape[1]
+  spread = lambda v: None if v is None else jnp.broadcast_to(v, (v.shape[0], outputs))
+  w_scale, w_offset = spread(w_scale), spread(w_offset)
+  if x_offset is not None and column_sums is None:
+    column_sums = prepack.column_sums(prepack.unpack(w, given, (inputs, outputs)), w_scale, w_offset)
+  if given is prepack.Layout.CODES:
+    w = prepack.prepack(w, layout)
+
+  tokens = math.prod(batch)
+  config = tuning.choose(tokens, outputs, inputs, layout)
+  # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
+  # be a multiple of 8. Vectors are read without a copy and have to cover whole tiles.
+  rows = tokens if tokens < 8 else _next_multiple(tokens, 8)
+  covered = _next_multiple(tokens, config.tile_m)
+  of_tokens = lambda v: None if v is None else _fit(
+      jnp.broadcast_to(v, (*batch, 1)).reshape(tokens).astype(jnp.float32), covered)
+  of_outputs = lambda v: None if v is None else _fit(v.astype(jnp.float32).reshape(outputs), len(w))
+
+  scale = w_scale[0] / 16 if layout is prepack.Layout.INT4 else w_scale[0]
+  token_scale, products = None, []
+  if x_scale.ndim:
+    token_scale = x_scale
+  else:
+    scale = scale * x_scale
+  if x_offset is not None:
+    if x_offset.ndim:
+      products.append((of_outputs(column_sums), of_tokens(x_offset)))
+    else:
+      bias = prepack.fold_offset(bias, x_offset, column_sums)
+  if w_offset is not None:
+    if row_sums is None:
+      row_sums = jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.int32)
+    products.append((of_outputs(w_offset[0]), of_tokens(row_sums * x_scale)))
+  terms = epilogue.Terms(of_outputs(scale), of_tokens(token_scale), tuple(products), of_outputs(bias))
+
+  x = jnp.pad(x.reshape(tokens, inputs), ((0, rows - tokens), (0, prepack.padded(inputs) - inputs)))
+  kernel = prefill if isinstance(config, configs.Prefill) else decode
+  y = kernel.matmul(x, w, terms, layout=layout, out_dtype=out_dtype, config=config)
+  return y[:tokens, :outputs].reshape(*batch, outputs)
+
+
+def _next_multiple(size: int, of: int) -> int:
+  return -(-size // of) * of
+
+
+def _fit(vector, size: int):
+  return jnp.pad(vector, (0, size - len(vector)))
