@@ -62,6 +62,14 @@ def matmul(x, w, terms: epilogue.Terms, *, layout, out_dtype, config: configs.De
               source = gmem.at[pl.ds(row, smem.shape[1]), pl.ds(step * size, size)]
               plgpu.copy_gmem_to_smem(source, smem.at[slot], full.at[slot])
 
+      # The last arrivals are waited for too, so that no barrier is left between two phases.
+      for lane in range(groups):
+        turns = lax.div(steps - block * groups - lane + lanes - 1, lanes)
+
+        @pl.loop(lax.max(0, turns - stages), turns)
+        def _(turn):
+          plgpu.barrier_wait(free.at[lax.rem(turn, stages) * groups + lane])
+
     def compute():
       plgpu.set_max_registers(tiles.registers(groups), action='increase')
       lane = block * groups + group
@@ -82,10 +90,11 @@ def matmul(x, w, terms: epilogue.Terms, *, layout, out_dtype, config: configs.De
 
       sums = pl.run_scoped(accumulate, plgpu.ACC(partial.shape, partial.dtype))
 
-      @pl.when(lane > 0)
-      def _():
-        plgpu.async_store_smem(
-            sums, sums_smem.at[lane - 1], summed, cluster_idx=0, cluster_dim='split', optimized=False)
+      if lanes > 1:
+        @pl.when(lane > 0)
+        def _():
+          plgpu.async_store_smem(
+              sums, sums_smem.at[lane - 1], summed, cluster_idx=0, cluster_dim='split', optimized=False)
 
       @pl.when(lane == 0)
       def _():

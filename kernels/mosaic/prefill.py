@@ -36,6 +36,7 @@ def matmul(x, w, terms: epilogue.Terms, *, layout, out_dtype, config: configs.Pr
   per_byte = 2 if layout is prepack.Layout.INT4 else 1
   steps = inputs // config.tile_k
   grid = outputs // config.outputs, pl.cdiv(tokens, config.tile_m)
+  cores = min(configs.CORES, grid[0] * grid[1])
   chunk = epilogue.Chunk.of(out_dtype, config.tile_n, config.tile_m)
 
   def kernel(x_gmem, w_gmem, *rest):
@@ -68,6 +69,12 @@ def matmul(x, w, terms: epilogue.Terms, *, layout, out_dtype, config: configs.Pr
             plgpu.copy_gmem_to_smem(block, smem.at[slot], full.at[slot])
 
       each_tile(copy_tile)
+      # The last arrivals are waited for too, so that no barrier is left between two phases.
+      total = lax.div(grid[0] * grid[1] - lax.axis_index('core') + cores - 1, cores) * steps
+
+      @pl.loop(lax.max(0, total - config.stages), total)
+      def _(step):
+        plgpu.barrier_wait(free.at[lax.rem(step, config.stages)])
 
     def compute():
       plgpu.set_max_registers(tiles.registers(config.warpgroups), action='increase')
@@ -105,6 +112,6 @@ def matmul(x, w, terms: epilogue.Terms, *, layout, out_dtype, config: configs.Pr
           tiles.smem((config.warpgroups, *chunk.buffer), out_dtype),
           plgpu.Barrier(num_arrivals=2, num_barriers=config.stages),
           plgpu.Barrier(num_arrivals=config.warpgroups, num_barriers=config.stages)),
-      grid=(min(configs.CORES, grid[0] * grid[1]),), grid_names=('core',), num_threads=config.warpgroups + 1, thread_name='group',
+      grid=(cores,), grid_names=('core',), num_threads=config.warpgroups + 1, thread_name='group',
       compiler_params=tiles.PARAMS)
   return chunk.restore(call(x, w, *terms.vectors()))
