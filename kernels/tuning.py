@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import pathlib
+from typing import Any, NamedTuple
 
 from kernels import prepack
 from kernels.mosaic import configs
@@ -16,64 +17,82 @@ _DATA = pathlib.Path(__file__).parent / 'data'
 _FEW = 64
 
 
-def choose(tokens: int, outputs: int, inputs: int, layout: prepack.Layout, device: str = 'NVIDIA H200'):
+class Problem(NamedTuple):
+  """What a configuration depends on.
+
+  Attributes:
+    tokens, outputs, inputs: of the product; `inputs` is padded.
+    layout: of the weights.
+    step: None for one scale an output; else the inputs of a step, 128 or 64, that share scales.
+    four_bits: whether the activations' codes have at most 4 bits.
+  """
+
+  tokens: int
+  outputs: int
+  inputs: int
+  layout: prepack.Layout
+  step: int | None = None
+  four_bits: bool = False
+
+
+def choose(problem: Problem, device: str = 'NVIDIA H200'):
   """The configuration for a product of codes.
 
   Args:
-    tokens, outputs, inputs: the problem.
-    layout: of the weights.
+    problem: the problem.
     device: the kind of device whose measurements count.
 
   Returns:
     A `configs.Prefill` or a `configs.Decode`.
   """
-  inputs = prepack.padded(inputs)
-  return measured(device).get(key(tokens, outputs, inputs, layout)) or rule(tokens, outputs, inputs, layout)
+  return measured(device).get(key(problem)) or rule(problem)
 
 
-def key(tokens: int, outputs: int, inputs: int, layout: prepack.Layout) -> tuple:
+def key(problem: Problem) -> Problem:
   """What measurements are filed under: tokens count in powers of two."""
-  return layout.value, 1 << max(0, tokens - 1).bit_length(), outputs, inputs
+  return problem._replace(tokens=1 << max(0, problem.tokens - 1).bit_length())
 
 
 @functools.cache
-def measured(device: str) -> dict:
+def measured(device: str) -> dict[Problem, Any]:
   """The measured configurations of a kind of device by `key`; none for a device that was not measured."""
   file = _DATA / f'{device.lower().replace(" ", "_")}.json'
   if not file.exists():
     return {}
   entries = json.loads(file.read_text(encoding='utf-8'))['entries']
-  return {(e['layout'], e['tokens'], e['outputs'], e['inputs']): configs.parse(e['config']) for e in entries}
+  return {Problem(**{**entry['problem'], 'layout': prepack.Layout(entry['problem']['layout'])}):
+          configs.parse(entry['config']) for entry in entries}
 
 
-def rule(tokens: int, outputs: int, inputs: int, layout: prepack.Layout):
+def rule(problem: Problem):
   """The configuration for a problem that nobody measured."""
-  return _few(tokens, outputs, inputs, layout) if tokens <= _FEW else _many(tokens, outputs, inputs, layout)
+  return _few(problem) if problem.tokens <= _FEW else _many(problem)
 
 
-def _few(tokens, outputs, inputs, layout):
+def _few(problem: Problem):
   """Few tokens: enough blocks for every multiprocessor, and all of a block's memory in flight."""
-  tile_m = min(_FEW, max(8, 1 << (tokens - 1).bit_length()))
-  tile_k = 256 if inputs % 256 == 0 else 128
-  blocks = math.ceil(outputs / configs.Decode.TILE_N)
+  tile_m = max(8, 1 << (problem.tokens - 1).bit_length())
+  tile_k = problem.step or (256 if problem.inputs % 256 == 0 else 128)
+  blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
   split = 1
-  while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and inputs // tile_k >= 8 * split:
+  while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k >= 8 * split:
     split *= 2
   for warpgroups in (4, 2, 1):
     for stages in (4, 3, 2, 1):
       config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
-      if config.shared_memory(layout) <= configs.SHARED_MEMORY:
+      if config.shared_memory(problem.layout) <= configs.SHARED_MEMORY:
         return config
-  raise NotImplementedError(f'no configuration of a product of {tokens} tokens fits shared memory')
+  raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
 
 
-def _many(tokens, outputs, inputs, layout):
+def _many(problem: Problem):
   """Many tokens: the tile that wastes the least time of the multiprocessors in the last wave and in its borders."""
   def cost(config):
-    tiles = math.ceil(outputs / config.outputs) * math.ceil(tokens / config.tile_m)
+    tiles = math.ceil(problem.outputs / config.outputs) * math.ceil(problem.tokens / config.tile_m)
     # The border of a tile costs what 48 of its tokens do: its inputs are read, its sums written.
     return math.ceil(tiles / configs.CORES) * (config.tile_n / 64) * (config.tile_m + 48)
 
-  candidates = [configs.Prefill(tile_n=64, tile_m=tile_m) for tile_m in (256, 192, 128, 64)]
-  candidates = [c.deepest(layout) for c in candidates]
+  # Sums in float32 beside those of the step leave registers for 128 tokens.
+  sizes = (256, 192, 128, 64) if problem.step is None else (128, 64)
+  candidates = [configs.Prefill(tile_m=tile_m, tile_k=problem.step or 128).deepest(problem.layout) for tile_m in sizes]
   return min(candidates, key=cost)

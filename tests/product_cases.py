@@ -115,6 +115,14 @@ class ProductCases(parameterized.TestCase):
     layout = kernels.Layout.INT4 if bits[1] == 4 else kernels.Layout.ROWS
     self.check(problem(bits=bits, scales=scales, shape=shape), bits, layout=layout, out_dtype=out_dtype)
 
+  @parameterized.product(
+      bits=[(4, 4), (8, 4)], group=[64, 128, 256], offsets=['none', 'w', 'both, scalar'],
+      shape=[(3, 512, 96), (130, 768, 192)])
+  def test_groups(self, bits, group, offsets, shape):
+    arguments = problem(bits=bits, groups=(1, shape[-2] // group), offsets=offsets, bias=True, shape=shape)
+    layout = kernels.Layout.INT4 if group == 128 else kernels.Layout.CODES
+    self.check(arguments, bits, layout=layout, out_dtype=jnp.bfloat16 if group == 64 else jnp.float32)
+
   @parameterized.parameters(4, 70)
   def test_zero_scales_leave_the_bias(self, tokens):
     arguments = problem(bias=True, shape=(tokens, 256, 64))

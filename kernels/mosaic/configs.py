@@ -15,6 +15,11 @@ def _per_byte(layout: prepack.Layout) -> int:
   return 1 if layout is prepack.Layout.ROWS else 2
 
 
+def _scales(outputs: int, tokens: int) -> int:
+  """Bytes of the scales, offsets and row sums of a step, if there are groups."""
+  return 4 * (2 * outputs + max(32, tokens))
+
+
 @dataclasses.dataclass(frozen=True)
 class Prefill:
   """Many tokens; one block of threads runs on each multiprocessor.
@@ -26,6 +31,7 @@ class Prefill:
     stages: steps in flight.
     warpgroups: that compute; one more copies.
     panel: tiles of outputs that are finished for all tokens before the next, so that they stay in the cache.
+    float8: multiply 4-bit codes as fp8 numbers, whose sums need no conversion before they are scaled; with groups only.
   """
 
   tile_n: int = 64
@@ -34,6 +40,7 @@ class Prefill:
   stages: int = 4
   warpgroups: int = 2
   panel: int = 8
+  float8: bool = False
 
   @property
   def outputs(self) -> int:
@@ -42,7 +49,7 @@ class Prefill:
 
   def shared_memory(self, layout: prepack.Layout) -> int:
     """Bytes of shared memory, for results of 32 bits."""
-    step = (self.tile_m + self.outputs // _per_byte(layout)) * self.tile_k
+    step = (self.tile_m + self.outputs // _per_byte(layout)) * self.tile_k + _scales(self.outputs, self.tile_m)
     return self.stages * step + self.warpgroups * 2 * self.tile_n * 64 * 4
 
   def deepest(self, layout: prepack.Layout, most: int = 6) -> 'Prefill':
@@ -61,6 +68,7 @@ class Decode:
     stages: steps of a warpgroup in flight.
     warpgroups: that compute; one more copies.
     split: blocks of threads that share the inputs, up to 8.
+    float8: as above.
   """
 
   TILE_N: ClassVar[int] = 64
@@ -70,10 +78,11 @@ class Decode:
   stages: int = 4
   warpgroups: int = 4
   split: int = 1
+  float8: bool = False
 
   def shared_memory(self, layout: prepack.Layout) -> int:
     """Bytes of shared memory, for results of 32 bits."""
-    step = (self.tile_m + self.TILE_N // _per_byte(layout)) * self.tile_k
+    step = (self.tile_m + self.TILE_N // _per_byte(layout)) * self.tile_k + _scales(self.TILE_N, self.tile_m)
     partial = 4 * self.TILE_N * self.tile_m
     return self.stages * self.warpgroups * step + partial * max(1, self.warpgroups * self.split - 1) + partial
 

@@ -9,21 +9,20 @@ import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-import jax.numpy as jnp
 
-from kernels import prepack
 from kernels.mosaic import configs
 from kernels.mosaic import epilogue
-from kernels.mosaic import registers
+from kernels.mosaic import products
 from kernels.mosaic import tiles
 
-def matmul(x, w, terms: epilogue.Terms, *, layout, out_dtype, config: configs.Decode):
+def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Decode):
   """The scaled product.
 
   Args:
-    x: int8 [M, K], M at least `config.tile_m`, K a multiple of `config.tile_k`.
+    x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `config.tile_k`.
     w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`), N a multiple of 64.
     terms: the epilogue's vectors, those of tokens as long as whole tiles.
+    groups: `products.Groups`, or None for one scale an output.
     layout: of `w`.
     out_dtype: bfloat16, float16 or float32.
     config: the tiling.
@@ -32,25 +31,32 @@ def matmul(x, w, terms: epilogue.Terms, *, layout, out_dtype, config: configs.De
     [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.
   """
   (tokens, inputs), outputs = x.shape, w.shape[0]
-  per_byte = 2 if layout is prepack.Layout.INT4 else 1
-  groups, stages, width = config.warpgroups, config.stages, config.tile_k
-  steps, lanes = inputs // width, groups * config.split
+  product = products.Product(x, w, groups, layout, config.tile_k)
+  warpgroups, stages = config.warpgroups, config.stages
+  steps, lanes = inputs // config.tile_k, warpgroups * config.split
   chunk = epilogue.Chunk.of(out_dtype, config.TILE_N, config.tile_m)
-  partial = jax.ShapeDtypeStruct((config.TILE_N, config.tile_m), jnp.int32)
+  shape = config.TILE_N, config.tile_m
+  vectors = terms.vectors()
 
-  def kernel(x_gmem, w_gmem, *rest):
-    vectors, (out_gmem, x_smem, w_smem, out_smem, sums_smem, full, free, summed) = rest[:-8], rest[-8:]
+  def kernel(*refs):
+    gmems, refs = refs[: product.copies], refs[product.copies :]
+    vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
+    *smems, out_smem, sums_smem, full, free, summed = refs
     group, block = lax.axis_index('group'), lax.axis_index('split')
     n, m = lax.axis_index('outputs') * config.TILE_N, lax.axis_index('tokens') * config.tile_m
+
+    def turns(lane):
+      """Steps of a warpgroup: every `lanes`-th one."""
+      return lax.div(steps - lane + lanes - 1, lanes)
 
     def copy():
       plgpu.set_max_registers(40, action='decrease')
 
       @pl.loop(0, pl.cdiv(steps, lanes))
       def _(turn):
-        for lane in range(groups):
-          step = turn * lanes + block * groups + lane
-          slot = lax.rem(turn, stages) * groups + lane
+        for i in range(warpgroups):
+          step = turn * lanes + block * warpgroups + i
+          slot = lax.rem(turn, stages) * warpgroups + i
 
           @pl.when(step < steps)
           def _():
@@ -58,38 +64,32 @@ def matmul(x, w, terms: epilogue.Terms, *, layout, out_dtype, config: configs.De
             def _():
               plgpu.barrier_wait(free.at[slot])
 
-            for gmem, smem, row, size in ((w_gmem, w_smem, n, width // per_byte), (x_gmem, x_smem, m, width)):
-              source = gmem.at[pl.ds(row, smem.shape[1]), pl.ds(step * size, size)]
-              plgpu.copy_gmem_to_smem(source, smem.at[slot], full.at[slot])
+            product.copy(gmems, smems, slot, full.at[slot], step, n, m)
 
       # The last arrivals are waited for too, so that no barrier is left between two phases.
-      for lane in range(groups):
-        turns = lax.div(steps - block * groups - lane + lanes - 1, lanes)
+      for i in range(warpgroups):
+        count = turns(block * warpgroups + i)
 
-        @pl.loop(lax.max(0, turns - stages), turns)
+        @pl.loop(lax.max(0, count - stages), count)
         def _(turn):
-          plgpu.barrier_wait(free.at[lax.rem(turn, stages) * groups + lane])
+          plgpu.barrier_wait(free.at[lax.rem(turn, stages) * warpgroups + i])
 
     def compute():
-      plgpu.set_max_registers(tiles.registers(groups), action='increase')
-      lane = block * groups + group
-      loaded = epilogue.load(terms, vectors, chunk, n, m)
+      plgpu.set_max_registers(tiles.registers(warpgroups), action='increase')
+      lane = block * warpgroups + group
+      loaded = epilogue.load(terms, vector_refs, chunk, n, m)
 
-      def accumulate(accumulator):
-        @pl.loop(0, lax.div(steps - lane + lanes - 1, lanes))
-        def _(turn):
-          slot = lax.rem(turn, stages) * groups + group
+      def loop(body, carry):
+        def step(turn, carry):
+          slot = lax.rem(turn, stages) * warpgroups + group
           plgpu.barrier_wait(full.at[slot])
-          weights = w_smem.at[slot]
-          weights = registers.int4_times_16(weights[...]) if per_byte == 2 else weights
-          plgpu.wgmma(accumulator, weights, x_smem.at[slot].T)
-          plgpu.wgmma_wait(0)
+          carry = body(slot, carry)
           plgpu.barrier_arrive(free.at[slot])
+          return carry
 
-        return accumulator[...]
+        return lax.fori_loop(0, turns(lane), step, carry)
 
-      sums = pl.run_scoped(accumulate, plgpu.ACC(partial.shape, partial.dtype))
-
+      sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape)
       if lanes > 1:
         @pl.when(lane > 0)
         def _():
@@ -106,20 +106,19 @@ def matmul(x, w, terms: epilogue.Terms, *, layout, out_dtype, config: configs.De
         epilogue.store(total, loaded, out_gmem, out_smem, chunk, n, m)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-    lax.cond(group == groups, copy, compute)
+    lax.cond(group == warpgroups, copy, compute)
 
   call = plgpu.kernel(
       kernel,
       out_type=jax.ShapeDtypeStruct(chunk.shape(tokens, outputs, config.tile_m), out_dtype),
       scratch_types=(
-          tiles.smem((stages * groups, config.tile_m, width), jnp.int8),
-          tiles.smem((stages * groups, config.TILE_N, width // per_byte), jnp.int8),
+          *product.buffers(stages * warpgroups, config.TILE_N, config.tile_m),
           tiles.smem(chunk.buffer, out_dtype),
-          plgpu.SMEM((max(1, lanes - 1), *partial.shape), partial.dtype),
-          plgpu.Barrier(num_arrivals=2, num_barriers=stages * groups),
-          plgpu.Barrier(num_arrivals=1, num_barriers=stages * groups),
+          plgpu.SMEM((max(1, lanes - 1), *shape), product.dtype),
+          plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
+          plgpu.Barrier(num_arrivals=1, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=max(1, lanes - 1))),
       grid=(outputs // config.TILE_N, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
-      cluster=(config.split,), cluster_names=('split',), num_threads=groups + 1, thread_name='group',
+      cluster=(config.split,), cluster_names=('split',), num_threads=warpgroups + 1, thread_name='group',
       compiler_params=tiles.PARAMS)
-  return chunk.restore(call(x, w, *terms.vectors()))
+  return chunk.restore(call(*product.arrays, *vectors))

@@ -36,7 +36,7 @@ def check_device() -> None:
 def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype):
   """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
   target = _check(operands, layout, x_bits, w_bits, out_dtype)
-  run = jax.custom_batching.custom_vmap(functools.partial(_run, given=layout, layout=target, out_dtype=out_dtype))
+  run = jax.custom_batching.custom_vmap(functools.partial(_run, given=layout, layout=target, x_bits=x_bits, out_dtype=out_dtype))
   run.def_vmap(functools.partial(_mapped, run))
   differentiable = jax.custom_jvp(run)
   differentiable.defjvp(_no_derivative)
@@ -83,18 +83,19 @@ def _check(operands, layout, x_bits, w_bits, out_dtype):
   if layout is prepack.Layout.INT4_WIDE:
     raise NotImplementedError(f'the layout {layout.value} is for activations that are not quantized')
   groups, length = operands['w_scale'].shape[0], operands['x_codes'].shape[-1]
-  if groups > 1:
-    raise NotImplementedError(f'it takes one scale an output, not {groups} groups of inputs')
+  if groups > 1 and (length // groups % 64 or length % prepack.PADDING):
+    raise NotImplementedError(f'it takes groups of a multiple of 64 inputs, {prepack.PADDING} of which divide all of '
+                              f'them, not groups of {length // groups} of {length}')
   stored_bits = 8 if layout is prepack.Layout.INT4 else w_bits
   if length // groups > (most := _LARGEST_INT32 >> (x_bits + stored_bits - 2)):
     raise NotImplementedError(f'its sums over more than {most} inputs may exceed int32')
   return layout
 
 
-def _run(operands: dict, *, given, layout, out_dtype):
+def _run(operands: dict, *, given, layout, x_bits, out_dtype):
   """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
   # Kernels import much of Mosaic, which a process without a GPU need not load.
-  from kernels.mosaic import decode, epilogue, prefill  # pylint: disable=g-import-not-at-top
+  from kernels.mosaic import decode, epilogue, prefill, products  # pylint: disable=g-import-not-at-top
   x, w, w_scale, w_offset, x_scale, x_offset, bias, row_sums, column_sums = (operands[name] for name in (
       'x_codes', 'w_codes', 'w_scale', 'w_offset', 'x_scale', 'x_offset', 'bias', 'row_sums', 'column_sums'))
   *batch, inputs = x.shape
@@ -106,8 +107,9 @@ def _run(operands: dict, *, given, layout, out_dtype):
   if given is prepack.Layout.CODES:
     w = prepack.prepack(w, layout)
 
-  tokens = math.prod(batch)
-  config = tuning.choose(tokens, outputs, inputs, layout)
+  tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
+  step = None if groups == 1 else 64 if inputs // groups % 128 else 128
+  config = tuning.choose(tuning.Problem(tokens, outputs, length, layout, step, x_bits <= 4))
   # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
   # be a multiple of 8. Vectors are read without a copy and have to cover whole tiles.
   rows = tokens if tokens < 8 else _next_multiple(tokens, 8)
@@ -116,27 +118,52 @@ def _run(operands: dict, *, given, layout, out_dtype):
       jnp.broadcast_to(v, (*batch, 1)).reshape(tokens).astype(jnp.float32), covered)
   of_outputs = lambda v: None if v is None else _fit(v.astype(jnp.float32).reshape(outputs), len(w))
 
-  scale = w_scale[0] / 16 if layout is prepack.Layout.INT4 else w_scale[0]
-  token_scale, products = None, []
+  if w_offset is not None or config.float8:
+    if row_sums is None:
+      row_sums = jnp.sum(x.reshape(*batch, groups, -1), axis=-1, dtype=jnp.int32)
+    row_sums = row_sums.reshape(tokens, groups).astype(jnp.float32)
+  if config.float8:  # the operand is (code + 8) / 512
+    x = x.astype(jnp.float8_e4m3fn)
+    w_offset = (0 if w_offset is None else w_offset) - 8 * w_scale
+    w_scale = w_scale * 512
+  elif layout is prepack.Layout.INT4:  # the operand is 16 * code
+    w_scale = w_scale / 16
+  token_scale, rank_one, scale = None, [], None
   if x_scale.ndim:
-    token_scale = x_scale
+    token_scale = of_tokens(x_scale)
   else:
-    scale = scale * x_scale
+    w_scale = w_scale * x_scale
+    w_offset = None if w_offset is None else w_offset * x_scale
   if x_offset is not None:
     if x_offset.ndim:
-      products.append((of_outputs(column_sums), of_tokens(x_offset)))
+      rank_one.append((of_outputs(column_sums), of_tokens(x_offset)))
     else:
       bias = prepack.fold_offset(bias, x_offset, column_sums)
-  if w_offset is not None:
-    if row_sums is None:
-      row_sums = jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.int32)
-    products.append((of_outputs(w_offset[0]), of_tokens(row_sums * x_scale)))
-  terms = epilogue.Terms(of_outputs(scale), of_tokens(token_scale), tuple(products), of_outputs(bias))
+  scaled = None
+  if groups == 1:
+    scale = of_outputs(w_scale[0])
+    if w_offset is not None:
+      of_token = row_sums if token_scale is None else row_sums * jnp.broadcast_to(x_scale, (*batch, 1)).reshape(-1, 1)
+      rank_one.append((of_outputs(w_offset[0]), of_tokens(of_token.reshape(*batch, 1))))
+  else:
+    repeat = lambda v, size: jnp.pad(jnp.repeat(v, inputs // groups // step, axis=0), ((0, 0), (0, size - v.shape[1])))
+    scaled = products.Groups(
+        repeat(w_scale, len(w)), None if w_offset is None else repeat(w_offset, len(w)),
+        None if w_offset is None else _row_sums(x, row_sums, step, max(covered, 32)))
+  terms = epilogue.Terms(scale, token_scale, tuple(rank_one), of_outputs(bias))
 
-  x = jnp.pad(x.reshape(tokens, inputs), ((0, rows - tokens), (0, prepack.padded(inputs) - inputs)))
+  x = jnp.pad(x.reshape(tokens, inputs), ((0, rows - tokens), (0, length - inputs)))
   kernel = prefill if isinstance(config, configs.Prefill) else decode
-  y = kernel.matmul(x, w, terms, layout=layout, out_dtype=out_dtype, config=config)
+  y = kernel.matmul(x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config)
   return y[:tokens, :outputs].reshape(*batch, outputs)
+
+
+def _row_sums(x, row_sums, step: int, covered: int):
+  """Sums of the codes of each step, float32 [steps, covered]; those of whole groups are at hand."""
+  *_, inputs = x.shape
+  if inputs // row_sums.shape[1] != step:
+    row_sums = jnp.sum(x.reshape(-1, inputs // step, step), axis=-1, dtype=jnp.float32)
+  return jnp.pad(row_sums.T, ((0, 0), (0, covered - len(row_sums))))
 
 
 def _next_multiple(size: int, of: int) -> int:

@@ -29,10 +29,12 @@ class InterpretTest(parameterized.TestCase):
       (configs.Prefill(tile_m=32, tile_k=256, stages=3, panel=1), (96, 512, 384), 'none', jnp.bfloat16),
       (configs.Prefill(tile_n=128, tile_m=16, stages=2, warpgroups=1), (33, 256, 128), 'w', jnp.float32),
       (configs.Decode(tile_m=8, tile_k=128, stages=2, warpgroups=1), (5, 640, 128), 'both, scalar', jnp.bfloat16),
-      (configs.Decode(tile_m=16, stages=4, warpgroups=1), (24, 256, 100), 'x, per token', jnp.float32))
-  def test_products(self, config, shape, offsets, dtype):
+      (configs.Decode(tile_m=16, stages=4, warpgroups=1), (24, 256, 100), 'x, per token', jnp.float32),
+      (configs.Prefill(tile_m=64, stages=2), (72, 384, 256), 'both, per token', jnp.float32, 3),
+      (configs.Decode(tile_m=8, tile_k=64, stages=2, warpgroups=1), (5, 640, 128), 'w', jnp.float32, 10))
+  def test_products(self, config, shape, offsets, dtype, groups=1):
     # Two multiprocessors take several tiles each, so that pipelines run on from one tile into the next.
-    arguments = product_cases.problem(bits=(8, 8), offsets=offsets, bias=True, shape=shape)
+    arguments = product_cases.problem(bits=(8, 8), groups=(1, groups), offsets=offsets, bias=True, shape=shape)
     want, size = product_cases.reference(arguments)
     operands = dict.fromkeys(['x_offset', 'w_offset', 'row_sums', 'column_sums']) | jax.tree.map(jnp.asarray, arguments)
     with (mock.patch.object(tuning, 'choose', lambda *_: config), mock.patch.object(configs, 'CORES', 2),

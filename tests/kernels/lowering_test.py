@@ -1,5 +1,8 @@
 """Every kernel and configuration lowers for CUDA on any machine: types, layouts and shared memory fit."""
 
+import dataclasses
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -15,10 +18,10 @@ _SIZES = ((4096, 4096), (14336, 4096), (4096, 14336))  # outputs, inputs
 _TOKENS = (1, 16, 64, 256, 2048, 8192)
 
 
-def _arguments(tokens, outputs, inputs, layout, *, x_offset=None, w_offset=False, bias=False):
+def _arguments(tokens, outputs, inputs, layout, *, groups=1, x_offset=None, w_offset=False, bias=False):
   """Abstract operands; `x_offset` is None, `scalar` or `token`."""
   of = jax.ShapeDtypeStruct
-  scalar, token, output = (of(shape, jnp.float32) for shape in ((), (tokens, 1), (1, outputs)))
+  scalar, token, output = (of(shape, jnp.float32) for shape in ((), (tokens, 1), (groups, outputs)))
   x_scale = scalar if x_offset == 'scalar' else token
   return dict(
       x_codes=of((tokens, inputs), jnp.int8), w_codes=of(prepack.shape(layout, inputs, outputs), jnp.int8),
@@ -46,6 +49,18 @@ class LoweringTest(parameterized.TestCase):
   def test_terms(self, tokens, x_offset, w_offset, dtype):
     arguments = _arguments(tokens, 200, 328, kernels.Layout.INT4, x_offset=x_offset, w_offset=w_offset, bias=True)
     self.assertIn('mosaic_gpu', _lower(arguments, out_dtype=dtype))
+
+  @parameterized.product(size=_SIZES, tokens=_TOKENS, w_offset=[False, True], float8=[False, True])
+  def test_groups_by_shape(self, size, tokens, w_offset, float8):
+    choose = lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)
+    arguments = _arguments(tokens, *size, kernels.Layout.INT4, groups=size[1] // 128, w_offset=w_offset)
+    with mock.patch.object(tuning, 'choose', choose):
+      self.assertIn('mosaic_gpu', _lower(arguments, x_bits=4))
+
+  @parameterized.product(group=[64, 256, 192], tokens=[8, 100], layout=[kernels.Layout.INT4, kernels.Layout.ROWS])
+  def test_groups_by_size(self, group, tokens, layout):
+    arguments = _arguments(tokens, 256, 768, layout, groups=768 // group, w_offset=True)
+    self.assertIn('mosaic_gpu', _lower(arguments, layout=layout))
 
   def test_plain_codes_are_laid_out_on_the_way(self):
     self.assertIn('mosaic_gpu', _lower(_arguments(16, 256, 256, kernels.Layout.CODES), layout=kernels.Layout.CODES))
@@ -91,7 +106,8 @@ class RefusalTest(parameterized.TestCase):
       ({}, dict(out_dtype=jnp.int32), 'writes bfloat16, float16 or float32, not int32'),
       ({}, dict(layout=kernels.Layout.INT4_WIDE), 'layout int4_wide is for activations that are not quantized'),
       (dict(x_codes=jax.ShapeDtypeStruct((8, 2**18), jnp.int8)), {}, 'sums over more than 131071 inputs'),
-      (dict(x_codes=jax.ShapeDtypeStruct((0, 256), jnp.int8)), {}, 'nothing to multiply'))
+      (dict(x_codes=jax.ShapeDtypeStruct((0, 256), jnp.int8)), {}, 'nothing to multiply'),
+      (dict(w_scale=jax.ShapeDtypeStruct((8, 256), jnp.float32)), {}, 'multiple of 64 .* not groups of 32 of 256'))
   def test_problems_that_no_kernel_takes(self, operands, static, message):
     with self.assertRaisesRegex(NotImplementedError, message):
       _lower(_arguments(8, 256, 256, kernels.Layout.INT4) | operands, **static)
@@ -112,14 +128,16 @@ class TuningTest(parameterized.TestCase):
 
   @parameterized.product(
       tokens=[1, 8, 17, 64, 65, 100, 256, 1000, 5000], size=_SIZES + ((128, 128), (32000, 11008)),
-      layout=[kernels.Layout.INT4, kernels.Layout.ROWS])
-  def test_rule_fits_the_machine(self, tokens, size, layout):
-    config = tuning.rule(tokens, *size, layout)
+      layout=[kernels.Layout.INT4, kernels.Layout.ROWS], step=[None, 128, 64])
+  def test_rule_fits_the_machine(self, tokens, size, layout, step):
+    problem = tuning.Problem(tokens, *size, layout, step)
+    config = tuning.rule(problem)
     self.assertLessEqual(config.shared_memory(layout), configs.SHARED_MEMORY)
     self.assertEqual(configs.parse(configs.describe(config)), config)
+    self.assertEqual(problem.inputs % config.tile_k, 0)
+    self.assertIn(step, (None, config.tile_k))
     if isinstance(config, configs.Decode):
       self.assertGreaterEqual(config.tile_m, tokens)
-      self.assertEqual(prepack.padded(size[1]) % config.tile_k, 0)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """The kernels for Hopper compute what every implementation computes: `pytest -n 0 -m gpu`."""
 
+import dataclasses
 from unittest import mock
 
 from absl.testing import absltest
@@ -44,6 +45,16 @@ class MosaicTest(product_cases.ProductCases):
     with mock.patch.object(tuning, 'choose', lambda *_: config):
       got = self.run_problem(dict(x_codes=x, w_codes=w, **unit), bits, layout=layout)
     np.testing.assert_array_equal(got, x.astype(np.int64) @ w)
+
+  @parameterized.product(
+      float8=[False, True], offsets=['none', 'both, per token'], shape=[(5, 2048, 128), (64, 1024, 192),
+                                                                        (300, 2048, 256)])
+  def test_both_bodies_of_groups_agree(self, float8, offsets, shape):
+    # The sums of a group of 4-bit codes are exact in both, so that only the order of float32 additions differs.
+    rule = tuning.choose
+    arguments = product_cases.problem(groups=(1, shape[1] // 128), offsets=offsets, shape=shape)
+    with mock.patch.object(tuning, 'choose', lambda problem: dataclasses.replace(rule(problem), float8=float8)):
+      self.check(arguments, (4, 4), layout=kernels.Layout.INT4)
 
   def test_a_race_would_change_the_sums(self):
     arguments = product_cases.problem(shape=(64, 4096, 4096), bits=(8, 4))
