@@ -10,13 +10,11 @@ where the three sums are integers. Every implementation computes the same intege
 bit in the result as well, the others to the rounding of the epilogue.
 """
 
-import functools
-import logging
 import math
 
-import jax
 import jax.numpy as jnp
 
+from kernels import dispatch
 from kernels import prepack
 from kernels import xla
 from kernels.mosaic import matmul as mosaic
@@ -27,7 +25,6 @@ DEVICE_IMPLEMENTATIONS = ('mosaic_gpu',)
 
 _FUNCTIONS = {'simulated': xla.simulated, 'xla': xla.xla, 'mosaic_gpu': mosaic.matmul}
 _LARGEST_INT32 = 2**31 - 1
-_log = logging.getLogger('kernels')
 
 
 def quantized_matmul(
@@ -68,35 +65,7 @@ def quantized_matmul(
       x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset,
       bias=bias, x_bits=x_bits, w_bits=w_bits, layout=layout, row_sums=row_sums, column_sums=column_sums,
       out_dtype=out_dtype)
-  if implementation is not None:
-    return _FUNCTIONS[implementation](**arguments)
-  return _first(candidates(), arguments)
-
-
-def candidates() -> tuple[str, ...]:
-  """The implementations that are tried on this process' default device, the fastest first."""
-  return ('mosaic_gpu', 'xla') if jax.default_backend() == 'gpu' else ('xla',)
-
-
-def _first(names, arguments):
-  """The result of the first implementation that takes the problem; what it passed over and why is logged once."""
-  *others, last = names
-  for name in others:
-    try:
-      result = _FUNCTIONS[name](**arguments)
-    except NotImplementedError as error:
-      _say(logging.WARNING, f'{_described(arguments)}: not {name}, {error}')
-    else:
-      _say(logging.INFO, f'{_described(arguments)}: {name}')
-      return result
-  _say(logging.INFO, f'{_described(arguments)}: {last}')
-  return _FUNCTIONS[last](**arguments)
-
-
-@functools.cache
-def _say(level: int, message: str) -> None:
-  """Logs a message the first time it is said."""
-  _log.log(level, '%s', message)
+  return dispatch.call(_FUNCTIONS, implementation, arguments, _described(arguments))
 
 
 def _described(arguments) -> str:

@@ -66,13 +66,15 @@ def measured(device: str) -> dict[Problem, Any]:
 
 def rule(problem: Problem):
   """The configuration for a problem that nobody measured."""
-  return _few(problem) if problem.tokens <= _FEW else _many(problem)
+  few = problem.tokens <= _FEW or problem.layout is prepack.Layout.INT4_WIDE
+  return _few(problem) if few else _many(problem)
 
 
 def _few(problem: Problem):
   """Few tokens: enough blocks for every multiprocessor, and all of a block's memory in flight."""
-  tile_m = max(8, 1 << (problem.tokens - 1).bit_length())
-  tile_k = problem.step or (256 if problem.inputs % 256 == 0 else 128)
+  tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
+  wide = problem.layout is prepack.Layout.INT4_WIDE
+  tile_k = problem.step or (256 if problem.inputs % 256 == 0 and not wide else 128)
   blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
   split = 1
   while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k >= 8 * split:

@@ -158,3 +158,40 @@ class ProductCases(parameterized.TestCase):
     for each, result in zip(problems, got):
       want, size = reference(each)
       np.testing.assert_allclose(result, want, rtol=0, atol=4e-7 * size)
+
+
+def weight_only_problem(tokens, inputs, outputs, groups, offset, bias):
+  """Arguments of `weight_only_matmul` as NumPy arrays, but for the activations: bfloat16 of JAX."""
+  name = 'w' if offset else 'none'
+  arguments = problem(groups=(1, groups), offsets=name, bias=bias, shape=(tokens, inputs, outputs))
+  del arguments['x_codes'], arguments['x_scale']
+  arguments['x'] = jax.random.normal(jax.random.key(0), (tokens, inputs), jnp.bfloat16)
+  return arguments
+
+
+class WeightOnlyCases(parameterized.TestCase):
+  """What holds for every implementation of products with quantized weights alone; a subclass names one."""
+
+  implementation: str
+
+  @parameterized.product(
+      size=[(1, 256, 64), (5, 130, 7), (16, 512, 192), (64, 1024, 130), (100, 384, 128)], grouped=[False, True],
+      offset=[False, True],
+      layout=[kernels.Layout.CODES, kernels.Layout.INT4_WIDE])
+  def test_products(self, size, grouped, offset, layout):
+    tokens, inputs, outputs = size
+    groups = inputs // 128 if grouped and inputs % 128 == 0 else 1
+    arguments = weight_only_problem(tokens, inputs, outputs, groups, offset, bias=grouped)
+    packed = arguments | {'w_codes': prepack.prepack(jnp.asarray(arguments['w_codes']), layout)}
+    call = jax.jit(lambda a: kernels.weight_only_matmul(
+        **a, layout=layout, implementation=self.implementation, out_dtype=jnp.float32))
+    poison((tokens, outputs), jnp.float32)
+    got = np.asarray(call(packed))
+    x = np.asarray(arguments['x'], np.float64)
+    values = dict(x_codes=x, x_scale=np.float32(1), **{k: v for k, v in arguments.items() if k != 'x'})
+    want, _ = reference(values)
+    # The sums of magnitudes, with weights that one implementation rounds to bfloat16.
+    magnitude = reference(values | {
+        'x_codes': np.abs(x), 'w_codes': np.abs(arguments['w_codes'].astype(int)), 'bias': np.float32(0),
+        'w_offset': np.abs(arguments.get('w_offset', np.zeros_like(arguments['w_scale'])))})[0]
+    self.assertLessEqual((np.abs(got - want) - 2**-8 * magnitude).max(), 0)

@@ -15,6 +15,11 @@ def _per_byte(layout: prepack.Layout) -> int:
   return 1 if layout is prepack.Layout.ROWS else 2
 
 
+def _of_token(layout: prepack.Layout) -> int:
+  """Bytes of an activation."""
+  return 2 if layout is prepack.Layout.INT4_WIDE else 1
+
+
 def _scales(outputs: int, tokens: int) -> int:
   """Bytes of the scales, offsets and row sums of a step, if there are groups."""
   return 4 * (2 * outputs + max(32, tokens))
@@ -49,7 +54,8 @@ class Prefill:
 
   def shared_memory(self, layout: prepack.Layout) -> int:
     """Bytes of shared memory, for results of 32 bits."""
-    step = (self.tile_m + self.outputs // _per_byte(layout)) * self.tile_k + _scales(self.outputs, self.tile_m)
+    step = (self.tile_m * _of_token(layout) + self.outputs // _per_byte(layout)) * self.tile_k
+    step += _scales(self.outputs, self.tile_m)
     return self.stages * step + self.warpgroups * 2 * self.tile_n * 64 * 4
 
   def deepest(self, layout: prepack.Layout, most: int = 6) -> 'Prefill':
@@ -82,7 +88,8 @@ class Decode:
 
   def shared_memory(self, layout: prepack.Layout) -> int:
     """Bytes of shared memory, for results of 32 bits."""
-    step = (self.tile_m + self.TILE_N // _per_byte(layout)) * self.tile_k + _scales(self.TILE_N, self.tile_m)
+    step = (self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
+    step += _scales(self.TILE_N, self.tile_m)
     partial = 4 * self.TILE_N * self.tile_m
     return self.stages * self.warpgroups * step + partial * max(1, self.warpgroups * self.split - 1) + partial
 

@@ -3,11 +3,11 @@
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 
 from kernels import prepack
 from kernels import tuning
+from kernels.mosaic import calls
 from kernels.mosaic import configs
 
 _LARGEST_INT32 = 2**31 - 1
@@ -20,52 +20,17 @@ def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_
   Raises:
     NotImplementedError: not on this device, not for this problem, or under differentiation.
   """
-  check_device()
+  calls.check_device()
   operands = dict(x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset,
                   w_offset=w_offset, bias=bias, row_sums=row_sums, column_sums=column_sums)
   return lowered(operands, **static)
 
 
-def check_device() -> None:
-  """Raises `NotImplementedError` unless this process' default device is a Hopper GPU."""
-  device = jax.local_devices()[0]
-  if device.platform != 'gpu' or getattr(device, 'compute_capability', None) != '9.0':
-    raise NotImplementedError(f'it needs an NVIDIA GPU of compute capability 9.0, and this is {device.device_kind}')
-
-
 def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype):
   """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
   target = _check(operands, layout, x_bits, w_bits, out_dtype)
-  run = jax.custom_batching.custom_vmap(functools.partial(_run, given=layout, layout=target, x_bits=x_bits, out_dtype=out_dtype))
-  run.def_vmap(functools.partial(_mapped, run))
-  differentiable = jax.custom_jvp(run)
-  differentiable.defjvp(_no_derivative)
-  return differentiable(operands)
-
-
-def _no_derivative(primals, tangents):
-  raise NotImplementedError('it has no derivative; differentiate the product of the dequantized values instead')
-
-
-def _mapped(run, size: int, batched: list, operands: dict):
-  """More tokens for the same weights where only activations are mapped, else one product after another."""
-  batched, = batched
-  of_tokens = ('x_codes', 'x_scale', 'x_offset', 'row_sums')
-  if batched['x_codes'] and not any(mapped for name, mapped in batched.items() if name not in of_tokens):
-    rank = operands['x_codes'].ndim
-
-    def with_axis(name):
-      value = operands[name]
-      if value is None or name not in of_tokens or (value.ndim == 0 and not batched[name]):
-        return value
-      if not batched[name]:
-        return jnp.broadcast_to(value, (size, *value.shape))
-      return value.reshape(size, *(1,) * (rank - value.ndim), *value.shape[1:])
-
-    return run({name: with_axis(name) for name in operands}), True
-  fixed = {name: value for name, value in operands.items() if not batched[name]}
-  mapped = {name: value for name, value in operands.items() if batched[name]}
-  return jax.lax.map(lambda each: run({**fixed, **each}), mapped), True
+  run = functools.partial(_run, given=layout, layout=target, x_bits=x_bits, out_dtype=out_dtype)
+  return calls.guarded(run, operands, ('x_codes', 'x_scale', 'x_offset', 'row_sums'))
 
 
 def _check(operands, layout, x_bits, w_bits, out_dtype):
@@ -112,11 +77,11 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
   config = tuning.choose(tuning.Problem(tokens, outputs, length, layout, step, x_bits <= 4))
   # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
   # be a multiple of 8. Vectors are read without a copy and have to cover whole tiles.
-  rows = tokens if tokens < 8 else _next_multiple(tokens, 8)
-  covered = _next_multiple(tokens, config.tile_m)
-  of_tokens = lambda v: None if v is None else _fit(
+  rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
+  covered = calls.next_multiple(tokens, config.tile_m)
+  of_tokens = lambda v: None if v is None else calls.fit(
       jnp.broadcast_to(v, (*batch, 1)).reshape(tokens).astype(jnp.float32), covered)
-  of_outputs = lambda v: None if v is None else _fit(v.astype(jnp.float32).reshape(outputs), len(w))
+  of_outputs = lambda v: None if v is None else calls.fit(v.astype(jnp.float32).reshape(outputs), len(w))
 
   if w_offset is not None or config.float8:
     if row_sums is None:
@@ -164,11 +129,3 @@ def _row_sums(x, row_sums, step: int, covered: int):
   if inputs // row_sums.shape[1] != step:
     row_sums = jnp.sum(x.reshape(-1, inputs // step, step), axis=-1, dtype=jnp.float32)
   return jnp.pad(row_sums.T, ((0, 0), (0, covered - len(row_sums))))
-
-
-def _next_multiple(size: int, of: int) -> int:
-  return -(-size // of) * of
-
-
-def _fit(vector, size: int):
-  return jnp.pad(vector, (0, size - len(vector)))

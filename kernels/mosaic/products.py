@@ -41,6 +41,11 @@ class Groups:
     return [array for array in (self.scale, self.offset, self.row_sums) if array is not None]
 
 
+# How 4-bit weights meet activations of a dtype.
+_UNPACK = {jnp.dtype(jnp.int8): registers.int4_times_16, jnp.dtype(jnp.float8_e4m3fn): registers.int4_as_float8,
+           jnp.dtype(jnp.bfloat16): registers.int4_as_bfloat16}
+
+
 class Product:
   """The operands of a product and their way into a warpgroup, the same for many tokens and for few.
 
@@ -53,15 +58,15 @@ class Product:
     self.arrays = [x, w] + (groups.arrays() if groups else [])
     self.copies = len(self.arrays)
     self._groups = groups
-    self._packed = layout is prepack.Layout.INT4
+    self._packed = layout is not prepack.Layout.ROWS
     self._width = tile_k
-    self._float8 = x.dtype == jnp.float8_e4m3fn
-    self._dtype = jnp.float32 if self._float8 else jnp.int32
+    self._unpack = _UNPACK[jnp.dtype(x.dtype)]
+    self._dtype = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
 
   @property
   def dtype(self):
-    """The dtype of the sums: int32, or float32 where groups are scaled."""
-    return jnp.int32 if self._groups is None else jnp.float32
+    """The dtype of the sums: int32, or float32 where groups are scaled or activations are not quantized."""
+    return self._dtype if self._groups is None else jnp.float32
 
   def buffers(self, stages: int, outputs: int, tokens: int) -> list[Any]:
     """Shared memory of `stages` steps for blocks of `outputs` and `tokens`, a buffer for each of `arrays`."""
@@ -96,9 +101,7 @@ class Product:
 
     def multiply(accumulator, slot):
       weights = w_smem.at[slot, outputs]
-      if self._packed:
-        unpack = registers.int4_as_float8 if self._float8 else registers.int4_times_16
-        weights = unpack(weights[...])
+      weights = self._unpack(weights[...]) if self._packed else weights
       plgpu.wgmma(accumulator, weights, x_smem.at[slot].T)
       plgpu.wgmma_wait(0)
 
