@@ -4,6 +4,8 @@ Measured configurations are data, one file for each kind of device: `data/nvidia
 `python -m launch.benchmark kernels --sweep`. The rule behind them counts waves of tiles over the multiprocessors.
 """
 
+from collections.abc import Callable, Iterator
+import contextlib
 import functools
 import json
 import math
@@ -15,6 +17,7 @@ from kernels.mosaic import configs
 
 _DATA = pathlib.Path(__file__).parent / 'data'
 _FEW = 64
+_forced = []
 
 
 class Problem(NamedTuple):
@@ -45,7 +48,19 @@ def choose(problem: Problem, device: str = 'NVIDIA H200'):
   Returns:
     A `configs.Prefill` or a `configs.Decode`.
   """
+  if _forced:
+    return _forced[-1](problem)
   return measured(device).get(key(problem)) or rule(problem)
+
+
+@contextlib.contextmanager
+def forced(configuration: Callable[[Problem], Any]) -> Iterator[None]:
+  """Within it, what is traced takes `configuration(problem)`: to measure, and to test a tiling where another is better."""
+  _forced.append(configuration)
+  try:
+    yield
+  finally:
+    _forced.pop()
 
 
 def key(problem: Problem) -> Problem:

@@ -9,6 +9,7 @@ import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
 
 from kernels.mosaic import configs
 from kernels.mosaic import epilogue
@@ -21,7 +22,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
   Args:
     x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `config.tile_k`.
     w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`), N a multiple of 64.
-    terms: the epilogue's vectors, those of tokens as long as whole tiles.
+    terms: the epilogue's vectors.
     groups: `products.Groups`, or None for one scale an output.
     layout: of `w`.
     out_dtype: bfloat16, float16 or float32.
@@ -36,12 +37,12 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
   steps, lanes = inputs // config.tile_k, warpgroups * config.split
   chunk = epilogue.Chunk.of(out_dtype, config.TILE_N, config.tile_m)
   shape = config.TILE_N, config.tile_m
-  vectors = terms.vectors()
+  vectors, of_tokens = terms.vectors(), terms.of_tokens()
 
   def kernel(*refs):
     gmems, refs = refs[: product.copies], refs[product.copies :]
     vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
-    *smems, out_smem, sums_smem, full, free, summed = refs
+    *smems, tokens_smem, out_smem, sums_smem, full, free, summed, scales = refs
     group, block = lax.axis_index('group'), lax.axis_index('split')
     n, m = lax.axis_index('outputs') * config.TILE_N, lax.axis_index('tokens') * config.tile_m
 
@@ -51,6 +52,9 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
 
     def copy():
       plgpu.set_max_registers(40, action='decrease')
+      # Read by a copy, for which the vectors need not cover a whole tile.
+      for i, index in enumerate(of_tokens):
+        plgpu.copy_gmem_to_smem(vector_refs[index].at[pl.ds(m, tokens_smem.shape[1])], tokens_smem.at[i], scales)
 
       @pl.loop(0, pl.cdiv(steps, lanes))
       def _(turn):
@@ -77,7 +81,10 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
     def compute():
       plgpu.set_max_registers(tiles.registers(warpgroups), action='increase')
       lane = block * warpgroups + group
-      loaded = epilogue.load(terms, vector_refs, chunk, n, m)
+      if of_tokens:
+        plgpu.barrier_wait(scales)
+      found = {index: tokens_smem.at[i] for i, index in enumerate(of_tokens)}
+      loaded = epilogue.load(terms, [found.get(i, ref) for i, ref in enumerate(vector_refs)], chunk, n, 0)
 
       def loop(body, carry):
         def step(turn, carry):
@@ -113,11 +120,13 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
       out_type=jax.ShapeDtypeStruct(chunk.shape(tokens, outputs, config.tile_m), out_dtype),
       scratch_types=(
           *product.buffers(stages * warpgroups, config.TILE_N, config.tile_m),
+          plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
           tiles.smem(chunk.buffer, out_dtype),
           plgpu.SMEM((max(1, lanes - 1), *shape), product.dtype),
           plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=1, num_barriers=stages * warpgroups),
-          plgpu.Barrier(num_arrivals=max(1, lanes - 1))),
+          plgpu.Barrier(num_arrivals=max(1, lanes - 1)),
+          plgpu.Barrier(num_arrivals=max(1, len(of_tokens)))),
       grid=(outputs // config.TILE_N, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
       cluster=(config.split,), cluster_names=('split',), num_threads=warpgroups + 1, thread_name='group',
       compiler_params=tiles.PARAMS)

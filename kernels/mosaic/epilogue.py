@@ -16,22 +16,24 @@ _OF_TOKENS = plgpu.Layout.WGMMA.reduce(0)
 
 
 class Terms(NamedTuple):
-  """y[m, n] = sums[m, n] * token_scale[m] * output_scale[n] + sum over products of n[n] * m[m], + bias[n].
+  """y[m, n] = sums[m, n] * token_scale[m] * output_scale[n] * factor + sum over products of n[n] * m[m], + bias[n].
 
   Attributes:
     output_scale: float32 [N], or None where the sums are scaled already.
-    token_scale: float32 [M], or None for one.
-    products: pairs of float32 [N] and float32 [M].
+    token_scale: float32 [M], or [1] for all tokens, or None for one.
+    products: pairs of float32 [N] and float32 [M] or [1].
     bias: float32 [N] or None.
+    factor: a Python number.
   """
 
   output_scale: Any
   token_scale: Any
-  products: tuple[tuple[Any, Any], ...]
-  bias: Any
+  products: tuple[tuple[Any, Any], ...] = ()
+  bias: Any = None
+  factor: float = 1.0
 
   def vectors(self) -> list[Any]:
-    """The arrays, in the order in which `store` reads them."""
+    """The arrays, in the order of `placed`."""
     flat = [self.output_scale, self.token_scale, *(v for pair in self.products for v in pair), self.bias]
     return [vector for vector in flat if vector is not None]
 
@@ -40,7 +42,12 @@ class Terms(NamedTuple):
     rest = iter(vectors)
     take = lambda present: next(rest) if present is not None else None
     return Terms(take(self.output_scale), take(self.token_scale),
-                 tuple((next(rest), next(rest)) for _ in self.products), take(self.bias))
+                 tuple((next(rest), next(rest)) for _ in self.products), take(self.bias), self.factor)
+
+  def of_tokens(self) -> list[int]:
+    """Which of `vectors` have an entry for each token."""
+    tokens = [v for v in (self.token_scale, *(row for _, row in self.products)) if v is not None and v.shape != (1,)]
+    return [i for i, vector in enumerate(self.vectors()) if any(vector is other for other in tokens)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,29 +88,33 @@ class Chunk:
     return result if self.transposed else result.T
 
 
-def load(terms: Terms, vectors, chunk: Chunk, n, m):
+def load(terms: Terms, refs, chunk: Chunk, n, m):
   """The values of the terms for a tile, in the layouts in which `store` needs them.
 
   All of memory's latency at once, and, where registers allow, before the sums are there.
 
   Args:
     terms: tells which vectors there are.
-    vectors: references to them in memory.
+    refs: references to them.
     chunk: what is copied at once.
-    n, m: the tile's first output and first token.
+    n, m: the tile's first output and first token, as the references count them.
 
   Returns:
-    Terms of arrays [tile_n] and, for tokens, lists of arrays, one for each chunk.
+    Terms of arrays [tile_n] and, for tokens, lists of arrays, one for each chunk, or scalars.
   """
-  terms = terms.placed(vectors)
+  terms = terms.placed(refs)
   present = lambda load, ref: None if ref is None else load(ref)
   of_outputs = lambda ref: tiles.load(ref.at[pl.ds(n, chunk.tile_n)], _OF_OUTPUTS, optimized=False)
-  of_tokens = lambda ref: [
-      tiles.load(ref.at[pl.ds(m + i * chunk.tokens, chunk.tokens)], _OF_TOKENS, optimized=False)
-      for i in range(chunk.count)]
+
+  def of_tokens(ref):
+    if ref.shape == (1,):
+      return ref[0]
+    return [tiles.load(ref.at[pl.ds(m + i * chunk.tokens, chunk.tokens)], _OF_TOKENS, optimized=False)
+            for i in range(chunk.count)]
+
   return Terms(present(of_outputs, terms.output_scale), present(of_tokens, terms.token_scale),
                tuple((of_outputs(column), of_tokens(row)) for column, row in terms.products),
-               present(of_outputs, terms.bias))
+               present(of_outputs, terms.bias), terms.factor)
 
 
 def store(sums, terms: Terms, out, buffer, chunk: Chunk, n, m) -> None:
@@ -120,11 +131,11 @@ def store(sums, terms: Terms, out, buffer, chunk: Chunk, n, m) -> None:
   for i in range(chunk.count):
     part = sums[:, i * chunk.tokens : (i + 1) * chunk.tokens].astype(jnp.float32)
     along_n = lambda vector: lax.broadcast_in_dim(vector, part.shape, [0])
-    along_m = lambda vectors: lax.broadcast_in_dim(vectors[i], part.shape, [1])
+    along_m = lambda of: lax.broadcast_in_dim(of[i], part.shape, [1]) if isinstance(of, list) else of
     if terms.token_scale is not None:
       part *= along_m(terms.token_scale)
     if terms.output_scale is not None:
-      part *= along_n(terms.output_scale)
+      part *= along_n(terms.output_scale * terms.factor)
     for column, rows in terms.products:
       part += along_n(column) * along_m(rows)
     if terms.bias is not None:

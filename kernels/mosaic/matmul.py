@@ -1,5 +1,6 @@
 """The implementation `mosaic_gpu` of `kernels.quantized_matmul`: what it takes, and how operands become kernels'."""
 
+import dataclasses
 import functools
 import math
 
@@ -76,49 +77,45 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
   step = None if groups == 1 else 64 if inputs // groups % 128 else 128
   config = tuning.choose(tuning.Problem(tokens, outputs, length, layout, step, x_bits <= 4))
   # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
-  # be a multiple of 8. Vectors are read without a copy and have to cover whole tiles.
+  # be a multiple of 8. For many tokens, vectors are read without a copy and have to cover whole tiles.
   rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
   covered = calls.next_multiple(tokens, config.tile_m)
-  of_tokens = lambda v: None if v is None else calls.fit(
-      jnp.broadcast_to(v, (*batch, 1)).reshape(tokens).astype(jnp.float32), covered)
-  of_outputs = lambda v: None if v is None else calls.fit(v.astype(jnp.float32).reshape(outputs), len(w))
+  decoding = isinstance(config, configs.Decode)
+  # Whatever is computed here costs a launch beside the kernel's, hence as little as possible.
+  of_tokens = lambda v: v.reshape(1) if v.ndim == 0 else calls.fit(
+      jnp.broadcast_to(v, (*batch, 1)).reshape(tokens), tokens if decoding else covered)
+  of_outputs = lambda v: calls.fit(v.astype(jnp.float32).reshape(outputs), len(w))
 
   if w_offset is not None or config.float8:
     if row_sums is None:
       row_sums = jnp.sum(x.reshape(*batch, groups, -1), axis=-1, dtype=jnp.int32)
     row_sums = row_sums.reshape(tokens, groups).astype(jnp.float32)
+  factor = 1.0
   if config.float8:  # the operand is (code + 8) / 512
-    x = x.astype(jnp.float8_e4m3fn)
+    x, factor = x.astype(jnp.float8_e4m3fn), 512.0
     w_offset = (0 if w_offset is None else w_offset) - 8 * w_scale
-    w_scale = w_scale * 512
   elif layout is prepack.Layout.INT4:  # the operand is 16 * code
-    w_scale = w_scale / 16
-  token_scale, rank_one, scale = None, [], None
-  if x_scale.ndim:
-    token_scale = of_tokens(x_scale)
-  else:
-    w_scale = w_scale * x_scale
-    w_offset = None if w_offset is None else w_offset * x_scale
+    factor = 1 / 16
+  rank_one, scale, scaled = [], None, None
   if x_offset is not None:
-    if x_offset.ndim:
-      rank_one.append((of_outputs(column_sums), of_tokens(x_offset)))
-    else:
-      bias = prepack.fold_offset(bias, x_offset, column_sums)
-  scaled = None
+    rank_one.append((of_outputs(column_sums), of_tokens(x_offset)))
   if groups == 1:
     scale = of_outputs(w_scale[0])
     if w_offset is not None:
-      of_token = row_sums if token_scale is None else row_sums * jnp.broadcast_to(x_scale, (*batch, 1)).reshape(-1, 1)
-      rank_one.append((of_outputs(w_offset[0]), of_tokens(of_token.reshape(*batch, 1))))
+      of_token = row_sums.reshape(*batch, 1) * x_scale
+      rank_one.append((of_outputs(w_offset[0]), of_tokens(of_token)))
   else:
-    repeat = lambda v, size: jnp.pad(jnp.repeat(v, inputs // groups // step, axis=0), ((0, 0), (0, size - v.shape[1])))
-    scaled = products.Groups(
-        repeat(w_scale, len(w)), None if w_offset is None else repeat(w_offset, len(w)),
-        None if w_offset is None else _row_sums(x, row_sums, step, max(covered, 32)))
-  terms = epilogue.Terms(scale, token_scale, tuple(rank_one), of_outputs(bias))
+    repeat = lambda v: jnp.pad(
+        jnp.repeat(v, inputs // groups // step, axis=0), ((0, 0), (0, len(w) - v.shape[1])))
+    scaled = products.Groups(repeat(w_scale), factor=factor)
+    if w_offset is not None:
+      scaled = dataclasses.replace(
+          scaled, offset=repeat(w_offset), row_sums=_row_sums(x, row_sums, step, max(covered, 32)))
+  terms = epilogue.Terms(
+      scale, of_tokens(x_scale), tuple(rank_one), None if bias is None else of_outputs(bias), factor)
 
   x = jnp.pad(x.reshape(tokens, inputs), ((0, rows - tokens), (0, length - inputs)))
-  kernel = prefill if isinstance(config, configs.Prefill) else decode
+  kernel = decode if decoding else prefill
   y = kernel.matmul(x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config)
   return y[:tokens, :outputs].reshape(*batch, outputs)
 

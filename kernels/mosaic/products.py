@@ -30,11 +30,13 @@ class Groups:
     scale: float32 [K / tile_k, N].
     offset: float32 [K / tile_k, N], or None for zero.
     row_sums: float32 [K / tile_k, M], M in whole tiles and at least 32, or None with `offset`.
+    factor: a Python number that belongs to the scales.
   """
 
   scale: Any
-  offset: Any
-  row_sums: Any
+  offset: Any = None
+  row_sums: Any = None
+  factor: float = 1.0
 
   def arrays(self) -> list[Any]:
     """The arrays there are, in the order in which a kernel gets them."""
@@ -118,11 +120,12 @@ class Product:
         return accumulator[...]
 
       sums = pl.run_scoped(part, plgpu.ACC(shape, self._dtype)).astype(jnp.float32)
-      of_output = lambda ref: lax.broadcast_in_dim(tiles.load(ref.at[slot, outputs], _OF_OUTPUTS), shape, [0])
-      total += sums * of_output(rest[0])
+      load = lambda ref: tiles.load(ref.at[slot, outputs], _OF_OUTPUTS)
+      along_n = lambda vector: lax.broadcast_in_dim(vector, shape, [0])
+      total += sums * along_n(load(rest[0]) * self._groups.factor)
       if self._groups.offset is not None:
         row_sums = lax.broadcast_in_dim(tiles.load(rest[2].at[slot, pl.ds(0, shape[1])], _OF_TOKENS), shape, [1])
-        total += of_output(rest[1]) * row_sums
+        total += along_n(load(rest[1])) * row_sums
       return total
 
     return loop(scaled, plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA))

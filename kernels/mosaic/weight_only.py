@@ -60,7 +60,7 @@ def _run(operands: dict, *, layout, out_dtype):
   if groups == 1:
     scale = wide(w_scale)[0]
     if w_offset is not None:
-      rank_one = ((wide(w_offset)[0], calls.fit(sums(1)[0], covered)),)
+      rank_one = ((wide(w_offset)[0], sums(1)[0]),)
   else:
     repeat = lambda v: None if v is None else jnp.repeat(wide(v), inputs // groups // step, axis=0)
     row_sums = None if w_offset is None else jnp.pad(

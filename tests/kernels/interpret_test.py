@@ -37,7 +37,7 @@ class InterpretTest(parameterized.TestCase):
     arguments = product_cases.problem(bits=(8, 8), groups=(1, groups), offsets=offsets, bias=True, shape=shape)
     want, size = product_cases.reference(arguments)
     operands = dict.fromkeys(['x_offset', 'w_offset', 'row_sums', 'column_sums']) | jax.tree.map(jnp.asarray, arguments)
-    with (mock.patch.object(tuning, 'choose', lambda *_: config), mock.patch.object(configs, 'CORES', 2),
+    with (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
           plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())):
       got = matmul.lowered(operands, layout=kernels.Layout.CODES, x_bits=8, w_bits=8, out_dtype=dtype)
     self.assertEqual((got.shape, got.dtype), (want.shape, dtype))

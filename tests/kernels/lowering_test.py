@@ -1,7 +1,6 @@
 """Every kernel and configuration lowers for CUDA on any machine: types, layouts and shared memory fit."""
 
 import dataclasses
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -52,9 +51,8 @@ class LoweringTest(parameterized.TestCase):
 
   @parameterized.product(size=_SIZES, tokens=_TOKENS, w_offset=[False, True], float8=[False, True])
   def test_groups_by_shape(self, size, tokens, w_offset, float8):
-    choose = lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)
     arguments = _arguments(tokens, *size, kernels.Layout.INT4, groups=size[1] // 128, w_offset=w_offset)
-    with mock.patch.object(tuning, 'choose', choose):
+    with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)):
       self.assertIn('mosaic_gpu', _lower(arguments, x_bits=4))
 
   @parameterized.product(group=[64, 256, 192], tokens=[8, 100], layout=[kernels.Layout.INT4, kernels.Layout.ROWS])

@@ -1,7 +1,6 @@
 """The kernels for Hopper compute what every implementation computes: `pytest -n 0 -m gpu`."""
 
 import dataclasses
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -42,7 +41,7 @@ class MosaicTest(product_cases.ProductCases):
     rng = np.random.default_rng(0)
     x, w = product_cases.codes(rng, bits[0], tokens, inputs), product_cases.codes(rng, bits[1], inputs, outputs)
     unit = dict(x_scale=np.ones((tokens, 1), np.float32), w_scale=np.ones((1, outputs), np.float32))
-    with mock.patch.object(tuning, 'choose', lambda *_: config):
+    with tuning.forced(lambda _: config):
       got = self.run_problem(dict(x_codes=x, w_codes=w, **unit), bits, layout=layout)
     np.testing.assert_array_equal(got, x.astype(np.int64) @ w)
 
@@ -51,9 +50,8 @@ class MosaicTest(product_cases.ProductCases):
                                                                         (300, 2048, 256)])
   def test_both_bodies_of_groups_agree(self, float8, offsets, shape):
     # The sums of a group of 4-bit codes are exact in both, so that only the order of float32 additions differs.
-    rule = tuning.choose
     arguments = product_cases.problem(groups=(1, shape[1] // 128), offsets=offsets, shape=shape)
-    with mock.patch.object(tuning, 'choose', lambda problem: dataclasses.replace(rule(problem), float8=float8)):
+    with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)):
       self.check(arguments, (4, 4), layout=kernels.Layout.INT4)
 
   def test_a_race_would_change_the_sums(self):
