@@ -53,15 +53,16 @@ class Prefill:
     return self.tile_n * self.warpgroups
 
   def shared_memory(self, layout: prepack.Layout) -> int:
-    """Bytes of shared memory, for results of 32 bits."""
+    """Bytes of shared memory."""
     step = (self.tile_m * _of_token(layout) + self.outputs // _per_byte(layout)) * self.tile_k
     step += _scales(self.outputs, self.tile_m)
-    return self.stages * step + self.warpgroups * 2 * self.tile_n * 64 * 4
+    return self.stages * step + self.warpgroups * 2 * self.tile_n * 64 * 2
 
   def deepest(self, layout: prepack.Layout, most: int = 6) -> 'Prefill':
-    """The same with as many stages as fit, up to `most`."""
-    fitting = [dataclasses.replace(self, stages=stages) for stages in range(1, most + 1)]
-    return [config for config in fitting if config.shared_memory(layout) <= SHARED_MEMORY][-1]
+    """The same with as many stages as fit, from 1 up to `most`."""
+    deeper = [dataclasses.replace(self, stages=stages) for stages in range(2, most + 1)]
+    fitting = [config for config in deeper if config.shared_memory(layout) <= SHARED_MEMORY]
+    return fitting[-1] if fitting else dataclasses.replace(self, stages=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Decode:
   float8: bool = False
 
   def shared_memory(self, layout: prepack.Layout) -> int:
-    """Bytes of shared memory, for results of 32 bits."""
+    """Bytes of shared memory."""
     step = (self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
     step += _scales(self.TILE_N, self.tile_m)
     partial = 4 * self.TILE_N * self.tile_m

@@ -66,8 +66,9 @@ class Chunk:
   @classmethod
   def of(cls, dtype, tile_n: int, tile_m: int) -> 'Chunk':
     """The chunk for tiles of `tile_n` outputs and `tile_m` tokens."""
-    tokens = math.gcd(tile_m, 64)
-    return cls(tile_n, tokens, tile_m // tokens, jnp.dtype(dtype).itemsize == 2)
+    transposed = jnp.dtype(dtype).itemsize == 2
+    tokens = math.gcd(tile_m, 64 if transposed else 32)
+    return cls(tile_n, tokens, tile_m // tokens, transposed)
 
   @property
   def slots(self) -> int:

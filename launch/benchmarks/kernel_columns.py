@@ -31,6 +31,7 @@ class Column:
     weights: (codes, scales) -> the weights.
     bits: bits of weights and of activations, for the bytes that have to be moved.
     groups: whether weights have a scale for each 128 inputs.
+    comparable: whether the result is that of all columns, but for rounding.
   """
 
   multiply: Callable[..., Any]
@@ -38,6 +39,7 @@ class Column:
   weights: Callable[..., Any]
   bits: tuple[int, int]
   groups: bool = False
+  comparable: bool = True
 
   def calls(self, problem: Problem) -> list[Callable[[], Any]]:
     """Functions without arguments that multiply, each with a copy of the weights of its own."""
@@ -55,11 +57,11 @@ class Column:
     moved = weight_bytes(problem, self.bits[0]) + problem.tokens * problem.inputs * self.bits[1] / 8
     return moved + 4 * groups * problem.outputs + 2 * problem.tokens * problem.outputs
 
-  def difference(self, problem: Problem, call: Callable[[], Any]) -> float:
-    """The norm of the difference from the product of the values, relative to it; where results are bare sums, None."""
-    got = call()
-    if got.dtype == jnp.int32:
+  def difference(self, problem: Problem, call: Callable[[], Any]) -> float | None:
+    """The norm of the difference from the product of the values, relative to it, if it is to be compared."""
+    if not self.comparable:
       return None
+    got = call()
     codes, scale = _activation(problem)
     w, w_scale = _weights(problem, self.groups, 0)
 
@@ -99,7 +101,7 @@ def _values(codes, scale, dtype=jnp.bfloat16):
 
 def _dense(codes, scale, dtype=jnp.bfloat16):
   spread = jnp.repeat(scale, codes.shape[0] // scale.shape[0], axis=0)
-  return (codes * spread).astype(dtype)
+  return (codes.astype(jnp.float32) * spread).astype(dtype)
 
 
 def _int4(codes, scale):
@@ -121,7 +123,7 @@ def _quantized(bits, layout, x, w):
 
 
 def _static(x, w):
-  """One scale and one lower end for the whole activation, the latter folded into a bias."""
+  """One scale and one lower end for the whole activation, the latter folded into a bias, for which a scale stands."""
   return kernels.quantized_matmul(
       x[0], w[0], x[1][0, 0], w[1], bias=w[1][0], x_bits=4, w_bits=4, layout=kernels.Layout.INT4,
       implementation='mosaic_gpu', out_dtype=jnp.bfloat16)
@@ -143,13 +145,16 @@ _WIDE = functools.partial(_packed, kernels.Layout.INT4_WIDE)
 
 COLUMNS = {
     'bf16': Column(jnp.matmul, _values, _dense, (16, 16)),
-    'xla int8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes, (8, 8)),
+    'xla int8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes, (8, 8),
+                       comparable=False),
     'xla w4a16': Column(lambda x, w: x @ _dense(*w), _values, _int4, (4, 16)),
-    'xla w4a8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.astype(jnp.int4), (4, 8)),
+    'xla w4a8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.astype(jnp.int4), (4, 8),
+                       comparable=False),
     'w8a8': _codes_column(8, 8),
     'w4a8': _codes_column(4, 8),
     'w4a4': _codes_column(4, 4),
-    'w4a4 static': Column(_static, lambda *x: x, functools.partial(_packed, kernels.Layout.INT4), (4, 4)),
+    'w4a4 static': Column(_static, lambda *x: x, functools.partial(_packed, kernels.Layout.INT4), (4, 4),
+                          comparable=False),
     'w4a8 g128': _codes_column(4, 8, groups=True),
     'w4a4 g128': _codes_column(4, 4, groups=True),
     'w4a16': Column(_weight_only, _values, _WIDE, (4, 16)),
