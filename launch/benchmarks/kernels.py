@@ -23,6 +23,7 @@ _SIZES = flags.DEFINE_list(
 _TOKENS = flags.DEFINE_list('tokens', ['1', '16', '64', '256', '2048', '8192'], 'Tokens, separated by commas.')
 _COLUMNS = flags.DEFINE_list('columns', [], 'What to measure; none: all columns.')
 _REPETITIONS = flags.DEFINE_integer('repetitions', 10, 'Repetitions; the median counts.')
+_DIFFERENCES = flags.DEFINE_bool('differences', True, 'Compare results with the product of the values, too.')
 _SWEEP = flags.DEFINE_list('sweep', [], 'Columns whose configurations to try instead.')
 _TUNING_FILE = flags.DEFINE_string('tuning_file', None, 'JSON file of configurations, to which a sweep adds the best.')
 
@@ -68,8 +69,9 @@ def _row(problem, names, bandwidth) -> dict:
     try:
       calls = column.calls(problem)
       seconds = kernel_timing.seconds(calls, _REPETITIONS.value)
-      columns[name] = {'seconds': seconds, 'floor_seconds': column.bytes(problem) / bandwidth,
-                       'difference': column.difference(problem, calls[0])}
+      columns[name] = {'seconds': seconds, 'floor_seconds': column.bytes(problem) / bandwidth}
+      if _DIFFERENCES.value:
+        columns[name]['difference'] = column.difference(problem, calls[0])
     except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:
       columns[name] = {'error': str(error).splitlines()[0][:200]}
   return {'outputs': problem.outputs, 'inputs': problem.inputs, 'tokens': problem.tokens, 'columns': columns,
