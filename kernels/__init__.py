@@ -1,5 +1,6 @@
 """Quantized matmuls on plain arrays of codes and scales. Imports jax only; knows no QTensor and no model.
 
+  activations  quantize_activations: per token, behind a norm
   dispatch     which implementation runs, and the log that says so
   matmul       quantized_matmul: exact integer accumulation, float32 epilogue
   mosaic       the implementation for Hopper
@@ -9,6 +10,7 @@
   xla          the implementations of every device, to which the others are held
 """
 
+from kernels.activations import quantize_activations
 from kernels.matmul import DEVICE_IMPLEMENTATIONS
 from kernels.matmul import IMPLEMENTATIONS
 from kernels.matmul import quantized_matmul

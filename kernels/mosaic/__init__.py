@@ -1,5 +1,6 @@
 """Kernels in Mosaic GPU for Hopper (compute capability 9.0): products of codes on its 8-bit tensor cores.
 
+  activations  the implementation `mosaic_gpu` of kernels.quantize_activations
   calls        the device, maps over leading axes, no derivative
   configs      how products are cut
   decode       few tokens

@@ -44,10 +44,12 @@ def _mapped(run, of_tokens, size: int, batched: dict, operands: dict):
         return jnp.broadcast_to(value, (size, *value.shape))
       return value.reshape(size, *(1,) * (rank - value.ndim), *value.shape[1:])
 
-    return run({name: with_axis(name) for name in operands}), True
+    result = run({name: with_axis(name) for name in operands})
+    return result, jax.tree.map(lambda _: True, result)
   fixed = {name: value for name, value in operands.items() if not batched[name]}
   mapped = {name: value for name, value in operands.items() if batched[name]}
-  return jax.lax.map(lambda each: run({**fixed, **each}), mapped), True
+  result = jax.lax.map(lambda each: run({**fixed, **each}), mapped)
+  return result, jax.tree.map(lambda _: True, result)
 
 
 def next_multiple(size: int, of: int) -> int:

@@ -7,12 +7,17 @@ Times are those of the device's kernels (CUPTI), so that launches do not count, 
 rotate through copies larger than the L2 cache. Everything that is compared runs in the same call.
 """
 
+import functools
+import itertools
 import math
 
 from absl import flags
 import jax
+import jax.numpy as jnp
 
 from jaxquant import errors
+import kernels
+from kernels import activations as activations_kernels
 from launch import workdir
 from launch.benchmarks import kernel_columns
 from launch.benchmarks import kernel_sweep
@@ -55,11 +60,13 @@ def run() -> dict:
       cells = [f'{size[0]:7}', f'{size[1]:7}', f'{count:6}']
       cells += [_cell(row['columns'][name].get('seconds')) for name in names]
       print(' '.join(cells + [_cell(row['floor_seconds']), _cell(row['operations_seconds'])]), flush=True)
+  activations = _activations(bandwidth)
   for row in rows:
     for name, column in row['columns'].items():
       if 'error' in column:
         print(f'{row["outputs"]} x {row["inputs"]} at {row["tokens"]}: no {name}: {column["error"]}')
-  return {'environment': environment, 'copy_bytes_per_second': bandwidth, 'int8_peak': _INT8_PEAK, 'rows': rows}
+  return {'environment': environment, 'copy_bytes_per_second': bandwidth, 'int8_peak': _INT8_PEAK, 'rows': rows,
+          'activations': activations}
 
 
 def _row(problem, names, bandwidth) -> dict:
@@ -77,6 +84,24 @@ def _row(problem, names, bandwidth) -> dict:
   return {'outputs': problem.outputs, 'inputs': problem.inputs, 'tokens': problem.tokens, 'columns': columns,
           'floor_seconds': kernel_columns.weight_bytes(problem, 4) / bandwidth,
           'operations_seconds': 2 * math.prod(problem[:3]) / _INT8_PEAK}
+
+
+def _activations(bandwidth: float) -> list[dict]:
+  """Quantization of activations beside a copy of as many bytes."""
+  tokens, features = 8192, 4096
+  x = jax.random.normal(jax.random.key(0), (tokens, features), jnp.bfloat16)
+  floor = tokens * (3 * features + 8) / bandwidth
+  rows = []
+  for norm, implementation in itertools.product((None, 'rms'), ('xla', 'mosaic_gpu')):
+    before = activations_kernels.Before(norm, jnp.ones(features) if norm else None)
+    quantize = jax.jit(functools.partial(
+        kernels.quantize_activations, before=before, implementation=implementation))
+    seconds = kernel_timing.seconds([lambda: quantize(x)], _REPETITIONS.value)  # pylint: disable=cell-var-from-loop
+    rows.append({'tokens': tokens, 'features': features, 'norm': norm, 'implementation': implementation,
+                 'seconds': seconds, 'floor_seconds': floor})
+    print(f'int8 codes of {tokens} x {features}, norm {norm}, {implementation}: {1e6 * seconds:.2f}, a copy of the bytes '
+          f'{1e6 * floor:.2f}', flush=True)
+  return rows
 
 
 def _columns(names: list[str]) -> list[str]:
