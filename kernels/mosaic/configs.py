@@ -37,6 +37,7 @@ class Prefill:
     warpgroups: that compute; one more copies.
     panel: tiles of outputs that are finished for all tokens before the next, so that they stay in the cache.
     float8: multiply 4-bit codes as fp8 numbers, whose sums need no conversion before they are scaled; with groups only.
+    cluster: 2 for pairs of blocks with the same tokens, each of which reads half of them from memory for both.
   """
 
   tile_n: int = 64
@@ -46,6 +47,7 @@ class Prefill:
   warpgroups: int = 2
   panel: int = 8
   float8: bool = False
+  cluster: int = 1
 
   @property
   def outputs(self) -> int:

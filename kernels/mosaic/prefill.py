@@ -5,6 +5,8 @@ unpacked, and the activations the one in shared memory. One warpgroup copies til
 steps across the borders of output tiles; each of the others owns `tile_n` outputs of all `tile_m` tokens of a tile.
 """
 
+import functools
+
 import jax
 from jax import lax
 from jax.experimental import pallas as pl
@@ -21,7 +23,8 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
 
   Args:
     x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `config.tile_k`.
-    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`), N a multiple of `config.outputs`.
+    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`), N a multiple of `config.outputs`
+      times `config.cluster`.
     terms: the epilogue's vectors, those of tokens as long as whole tiles.
     groups: `products.Groups`, or None for one scale an output.
     layout: of `w`.
@@ -34,8 +37,10 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
   (tokens, inputs), outputs = x.shape, w.shape[0]
   product = products.Product(x, w, groups, layout, config.tile_k)
   steps, stages = inputs // config.tile_k, config.stages
-  grid = outputs // config.outputs, pl.cdiv(tokens, config.tile_m)
-  cores = min(configs.CORES, grid[0] * grid[1])
+  pair = config.outputs * config.cluster
+  grid = outputs // pair, pl.cdiv(tokens, config.tile_m)
+  clusters = min(configs.CORES // config.cluster, grid[0] * grid[1])
+  shared = 'member' if config.cluster > 1 else None
   chunk = epilogue.Chunk.of(out_dtype, config.tile_n, config.tile_m)
   vectors = terms.vectors()
 
@@ -47,10 +52,11 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
 
     def each_tile(body):
       """Runs `body(first output, first token, steps before)` for every tile of this block."""
-      @plgpu.nd_loop((grid[0] * grid[1],), collective_axes='core')
+      @plgpu.nd_loop((grid[0] * grid[1],), collective_axes='cluster')
       def _(loop):
         n, m = plgpu.planar_snake(loop.index[0], grid, 0, config.panel)
-        body(n * config.outputs, m * config.tile_m, loop.local_index * steps)
+        first = n * pair + lax.axis_index('member') * config.outputs
+        body(first, m * config.tile_m, loop.local_index * steps)
 
     def copy():
       plgpu.set_max_registers(40, action='decrease')
@@ -64,11 +70,11 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
           def _():
             plgpu.barrier_wait(free.at[slot])
 
-          product.copy(gmems, smems, slot, full.at[slot], k, n, m)
+          product.copy(gmems, smems, slot, full.at[slot], k, n, m, shared)
 
       each_tile(copy_tile)
-      # The last arrivals are waited for too, so that no barrier is left between two phases.
-      total = lax.div(grid[0] * grid[1] - lax.axis_index('core') + cores - 1, cores) * steps
+      # The last arrivals are waited for too: no barrier is left between two phases, nor reached for when its block is gone.
+      total = lax.div(grid[0] * grid[1] - lax.axis_index('cluster') + clusters - 1, clusters) * steps
 
       @pl.loop(lax.max(0, total - stages), total)
       def _(step):
@@ -98,6 +104,8 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
 
     lax.cond(group == config.warpgroups, copy, compute)
 
+  # What all blocks of a cluster read is overwritten when all have read it.
+  consumed = functools.partial(plgpu.ClusterBarrier, collective_axes=(shared,)) if shared else plgpu.Barrier
   call = plgpu.kernel(
       kernel,
       out_type=jax.ShapeDtypeStruct(chunk.shape(tokens, outputs, config.tile_m), out_dtype),
@@ -105,7 +113,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
           *product.buffers(stages, config.outputs, config.tile_m),
           tiles.smem((config.warpgroups, *chunk.buffer), out_dtype),
           plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages),
-          plgpu.Barrier(num_arrivals=config.warpgroups, num_barriers=stages)),
-      grid=(cores,), grid_names=('core',), num_threads=config.warpgroups + 1, thread_name='group',
-      compiler_params=tiles.PARAMS)
+          consumed(num_arrivals=config.warpgroups, num_barriers=stages)),
+      grid=(clusters,), grid_names=('cluster',), cluster=(config.cluster,), cluster_names=('member',),
+      num_threads=config.warpgroups + 1, thread_name='group', compiler_params=tiles.PARAMS)
   return chunk.restore(call(*product.arrays, *vectors))

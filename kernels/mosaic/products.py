@@ -80,12 +80,16 @@ class Product:
       found.append(plgpu.SMEM((stages, max(tokens, _LEAST) if of_tokens else outputs), jnp.float32))
     return found
 
-  def copy(self, gmems, smems, slot, barrier, step, n, m) -> None:
-    """Starts the copies of a step: blocks of all operands from output n and token m on."""
+  def copy(self, gmems, smems, slot, barrier, step, n, m, shared=None) -> None:
+    """Starts the copies of a step: blocks of all operands from output n and token m on.
+
+    Activations go to all blocks of the cluster's axis `shared`, each of which reads a part of them.
+    """
     (x, w, *rest), (x_smem, w_smem, *rest_smem) = gmems, smems
     for gmem, smem, row in ((w, w_smem, n), (x, x_smem, m)):
       _, rows, width = smem.shape
-      plgpu.copy_gmem_to_smem(gmem.at[pl.ds(row, rows), pl.ds(step * width, width)], smem.at[slot], barrier)
+      plgpu.copy_gmem_to_smem(gmem.at[pl.ds(row, rows), pl.ds(step * width, width)], smem.at[slot], barrier,
+                              collective_axes=shared if gmem is x else None)
     for index, (gmem, smem) in enumerate(zip(rest, rest_smem)):
       first = m if index == 2 else n
       plgpu.copy_gmem_to_smem(gmem.at[step, pl.ds(first, smem.shape[1])], smem.at[slot], barrier)

@@ -64,11 +64,12 @@ def candidates(problem: tuning.Problem) -> list[Any]:
   if problem.tokens >= 64 and problem.layout is not prepack.Layout.INT4_WIDE:
     tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.step else (
         (64, 64), (64, 128), (64, 192), (64, 256), (128, 64), (128, 128))
-    for (tile_n, tile_m), tile_k, warpgroups, panel, f8 in itertools.product(tiles, steps, (2, 3), (1, 8, 16), float8):
+    for (tile_n, tile_m), tile_k, warpgroups, panel, f8, cluster in itertools.product(
+        tiles, steps, (2, 3), (4, 16), float8, (1, 2)):
       if tile_n * tile_m * warpgroups > 64 * 256 * 2 or tile_m > problem.tokens:
         continue
-      config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8).deepest(problem.layout)
-      found += [config] if problem.outputs % config.outputs == 0 else []
+      config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(problem.layout)
+      found += [config] if problem.outputs % (config.outputs * cluster) == 0 else []
   fits = lambda c: c.shared_memory(problem.layout) <= configs.SHARED_MEMORY and problem.inputs % c.tile_k == 0
   return [config for config in found if fits(config)]
 

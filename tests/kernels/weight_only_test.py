@@ -24,7 +24,7 @@ class MosaicTest(product_cases.WeightOnlyCases):
 class LoweringTest(parameterized.TestCase):
 
   @parameterized.product(
-      size=[(4096, 4096), (14336, 4096), (4096, 14336)], tokens=[1, 16, 64, 128], groups=[False, True],
+      size=[(4096, 4096), (4096, 14336)], tokens=[1, 64, 128], groups=[False, True],
       offset=[False, True])
   def test_configurations_by_shape(self, size, tokens, groups, offset):
     outputs, inputs = size
