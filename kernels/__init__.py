@@ -1,7 +1,18 @@
 """Quantized matmuls on plain arrays of codes and scales. Imports jax only; knows no QTensor and no model.
 
-  matmul   quantized_matmul: exact integer accumulation, float32 epilogue; picks an implementation
+  activations  quantize_activations: per token, behind a norm
+  dispatch     which implementation runs, and the log that says so
+  matmul       quantized_matmul: exact integer accumulation, float32 epilogue
+  mosaic       the implementation for Hopper
+  prepack      device layouts of weight codes; sums that fold a static activation's offset into the bias
+  tuning       configurations of kernels: measured ones, and a rule behind them
+  weight_only  weight_only_matmul: activations that are not quantized
+  xla          the implementations of every device, to which the others are held
 """
 
+from kernels.activations import quantize_activations
+from kernels.matmul import DEVICE_IMPLEMENTATIONS
 from kernels.matmul import IMPLEMENTATIONS
 from kernels.matmul import quantized_matmul
+from kernels.prepack import Layout
+from kernels.weight_only import weight_only_matmul

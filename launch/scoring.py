@@ -10,6 +10,7 @@ from jaxquant.calibration import driver
 from jaxquant.data import loader
 from jaxquant.evaluation import perplexity
 from jaxquant.evaluation import precisions
+from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
 from jaxquant.models import staging
 from jaxquant.numerics import qtensor
@@ -20,7 +21,10 @@ from launch import corpora
 from launch import models
 from launch import progress
 
-IMPLEMENTATIONS = ('simulated', 'xla')
+# How codes meet codes (layers.linear).
+IMPLEMENTATIONS = ('simulated', 'xla', 'auto', 'mosaic_gpu')
+# For which the weights are laid out once, if there is a GPU.
+_LAID_OUT = ('auto', 'mosaic_gpu')
 
 _CALIBRATION_WINDOWS = 64
 
@@ -62,6 +66,8 @@ def evaluate(
     implementation: str = 'simulated', method: str | None = None) -> dict[str, Any]:
   """Scores a text: one record of `results.json`'s `evaluations`; also says it in a line."""
   precision = precision or described(params)
+  if implementation in _LAID_OUT and jax.default_backend() == 'gpu':
+    params = device_kernels.laid_out(params)
   score = perplexity.score(
       params, model.decoder, text.tokens, text.num_bytes, length=length or model.length, batch_size=batch_size,
       implementation=implementation, mesh=sharding.data_mesh())

@@ -9,6 +9,8 @@ from what the dict holds:
   QTensor   float        the activation with the dequantized kernel, in the activation's dtype
   QTensor   quantized    codes with codes, exact (kernels.quantized_matmul), float32 epilogue; or, where `DEQUANTIZED`
                          is asked for, the quantized values with the dequantized kernel, in the activation's dtype
+
+A kernel laid out for a GPU (layers.device_kernels) takes the place of a QTensor; nothing differentiates through it.
 """
 
 import dataclasses
@@ -20,9 +22,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 import kernels
+from jaxquant.layers import device_kernels
 from jaxquant.layers import inputs
 from jaxquant.layers import tap
-from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
@@ -37,8 +39,9 @@ def linear(params: dict, x, *, implementation: str = 'simulated', transpose: boo
   Args:
     params: the dict above.
     x: activation [..., in], or an `inputs.Activation` prepared at the site that several linears share.
-    implementation: how codes meet codes: one of `kernels.IMPLEMENTATIONS`, which all give the same bits, or
-      `DEQUANTIZED`.
+    implementation: how codes meet codes. `simulated` and `xla` run everywhere and give the same bits; `mosaic_gpu` gives
+      the same integers before they are scaled; `auto` takes what is fastest for the problem on this device;
+      `DEQUANTIZED` does without integers.
     transpose: contract with the kernel's last axis instead (a tied head reads the embedding's [vocabulary, in]).
 
   Returns:
@@ -56,6 +59,8 @@ def embed(params: dict, ids, dtype):
 def dense_kernel(params: dict):
   """The values of the layer's kernel as an array, whatever it is made of."""
   kernel = effective_kernel(params)
+  if isinstance(kernel, device_kernels.DeviceKernel):
+    return kernel.dense()
   return quantize.dequantize(kernel) if isinstance(kernel, qtensor.QTensor) else kernel
 
 
@@ -67,6 +72,11 @@ def effective_kernel(params: dict):
 
 def _product(activation: inputs.Activation, kernel, bias, implementation: str, transpose: bool):
   dtype = activation.values.dtype
+  chosen = None if implementation == 'auto' else implementation
+  if isinstance(kernel, device_kernels.DeviceKernel):
+    if transpose:
+      raise ValueError('a kernel laid out for a device cannot be read transposed; leave the table as it is')
+    return _device_product(activation, kernel, bias, chosen)
   if transpose:
     kernel = kernel.transposed() if isinstance(kernel, qtensor.QTensor) else kernel.T
   integer = isinstance(kernel, qtensor.QTensor) and activation.codes is not None
@@ -77,31 +87,31 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
     kernel = quantize.dequantize(kernel, dtype) if isinstance(kernel, qtensor.QTensor) else kernel.astype(dtype)
     y = activation.values @ kernel
     return y if bias is None else y + bias.astype(dtype)
-  return _integer_product(implementation, activation.values, activation.codes, kernel, bias)
+  return _integer_product(chosen, activation.values, activation.codes, kernel, bias)
+
+
+def _device_product(activation: inputs.Activation, kernel: device_kernels.DeviceKernel, bias, implementation):
+  """The product with a kernel that is laid out."""
+  dtype, codes = activation.values.dtype, activation.codes
+  if codes is None:
+    # There is no simulation of a product without codes.
+    implementation = 'xla' if implementation == 'simulated' else implementation
+    return kernels.weight_only_matmul(
+        activation.values, kernel.codes, kernel.scale, w_offset=kernel.offset, bias=bias, w_bits=kernel.bits,
+        layout=kernel.layout, implementation=implementation, out_dtype=dtype)
+  return kernels.quantized_matmul(
+      codes.codes, kernel.codes, codes.scale, kernel.scale, x_offset=codes.offset, w_offset=kernel.offset, bias=bias,
+      x_bits=codes.bits, w_bits=kernel.bits, layout=kernel.layout, column_sums=kernel.column_sums,
+      implementation=implementation, out_dtype=dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _integer_product(implementation: str, values, codes: quantizers.Codes, kernel: qtensor.QTensor, bias):
+def _integer_product(implementation: str | None, values, codes: quantizers.Codes, kernel: qtensor.QTensor, bias):
   """Codes with codes; differentiates as the product of the dequantized values, so gradients pass straight through."""
-  w_codes, w_scale, w_offset, w_bits = _integer_kernel(kernel)
+  w_codes, w_scale, w_offset, w_bits = device_kernels.integers(kernel)
   return kernels.quantized_matmul(
       codes.codes, w_codes, codes.scale, w_scale, x_offset=codes.offset, w_offset=w_offset, bias=bias,
       x_bits=codes.bits, w_bits=w_bits, implementation=implementation, out_dtype=values.dtype)
-
-
-def _integer_kernel(kernel: qtensor.QTensor):
-  """(integers, scale, offset, bits), values = scale * integers + offset, as `kernels.quantized_matmul` takes them."""
-  fmt = kernel.format
-  if isinstance(fmt, formats.DIntFormat):
-    # Special codes know no zero point, so that no offset serves all codes: it goes into the integers.
-    zero_point = quantize.spread(kernel.zero_point, kernel.axis, kernel.size)
-    integers = quantize.multiples(kernel.unpacked(), zero_point, fmt)
-    dtype = jnp.int8 if fmt.multiple_bits <= 8 else jnp.int16
-    return integers.astype(dtype), kernel.scale * fmt.resolution, None, fmt.multiple_bits
-  shift = 0 if fmt.symmetric else 2 ** (fmt.bits - 1)
-  integers = (kernel.unpacked().astype(jnp.int32) - shift).astype(jnp.int8)
-  offset = None if kernel.zero_point is None else (shift - kernel.zero_point.astype(jnp.float32)) * kernel.scale
-  return integers, kernel.scale, offset, fmt.bits
 
 
 @_integer_product.defjvp

@@ -7,37 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
-
-# offset of x, offset of w
-_OFFSETS = {'none': (None, False), 'x, scalar': ('scalar', False), 'x, per token': ('token', False),
-            'w': (None, True), 'both, scalar': ('scalar', True), 'both, per token': ('token', True)}
-
-
-def _codes(rng, bits, *shape):
-  """Random codes of `bits` that hold both extremes."""
-  codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape)
-  codes.flat[0], codes.flat[-1] = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-  return codes.astype(np.int8 if bits <= 8 else np.int16)
-
-
-def _problem(*, bits=(4, 4), groups=(1, 1), offsets='none', shape=(3, 5, 24, 7), bias=False, scales='token', seed=0):
-  """Arguments of `quantized_matmul` as NumPy arrays; `shape` is batch, tokens, inputs, outputs."""
-  rng = np.random.default_rng(seed)
-  *batch, inputs, outputs = shape
-  x_offset, w_offset = _OFFSETS[offsets]
-  positive = lambda *s: rng.uniform(0.01, 1, s).astype(np.float32)
-  x_shape = () if 'scalar' in (scales, x_offset) else (*batch, groups[0])
-  arguments = dict(
-      x_codes=_codes(rng, bits[0], *batch, inputs), w_codes=_codes(rng, bits[1], inputs, outputs),
-      x_scale=np.asarray(positive(*x_shape)), w_scale=positive(groups[1], outputs))
-  if x_offset:
-    arguments['x_offset'] = np.asarray(rng.normal(size=x_shape), np.float32)
-  if w_offset:
-    arguments['w_offset'] = rng.normal(size=arguments['w_scale'].shape).astype(np.float32)
-  if bias:
-    arguments['bias'] = rng.normal(size=outputs).astype(np.float32)
-  return arguments
-
+from tests import product_cases
 
 def _run(arguments, implementation, bits=(8, 8), out_dtype=jnp.float32):
   call = lambda a: kernels.quantized_matmul(
@@ -45,17 +15,12 @@ def _run(arguments, implementation, bits=(8, 8), out_dtype=jnp.float32):
   return np.asarray(jax.jit(call)(jax.tree.map(jnp.asarray, arguments)))
 
 
-def _reference(arguments):
-  """(float64 product of the values, float64 sum of the magnitudes of its terms)."""
-  def values(codes, scale, offset, axis):
-    spread = lambda a: a if a.ndim == 0 else np.repeat(a, codes.shape[axis] // a.shape[axis], axis).astype(np.float64)
-    return codes * spread(scale) + spread(np.float32(0) if offset is None else offset)
+class SimulatedTest(product_cases.ProductCases):
+  implementation = 'simulated'
 
-  x = values(arguments['x_codes'], arguments['x_scale'], arguments.get('x_offset'), -1)
-  w = values(arguments['w_codes'], arguments['w_scale'], arguments.get('w_offset'), 0)
-  bias = arguments.get('bias', np.float32(0))
-  size = (np.abs(arguments['x_codes'] * 1.0) + 2).max() * (np.abs(arguments['w_codes'] * 1.0) + 2).max()
-  return x @ w + bias, size * len(w)
+
+class XlaTest(product_cases.ProductCases):
+  implementation = 'xla'
 
 
 class QuantizedMatmulTest(parameterized.TestCase):
@@ -64,32 +29,32 @@ class QuantizedMatmulTest(parameterized.TestCase):
     """Both implementations give the same bits, the values of a float64 product of the dequantized operands."""
     got = _run(arguments, 'simulated', bits)
     np.testing.assert_array_equal(got, _run(arguments, 'xla', bits))
-    want, size = _reference(arguments)
+    want, size = product_cases.reference(arguments)
     np.testing.assert_allclose(got, want, rtol=0, atol=4e-7 * size)
 
-  @parameterized.product(offsets=list(_OFFSETS), groups=[(1, 1), (2, 4), (4, 2)])
+  @parameterized.product(offsets=list(product_cases.OFFSETS), groups=[(1, 1), (2, 4), (4, 2)])
   def test_offsets_and_groups(self, offsets, groups):
     if 'scalar' in offsets:
       groups = (1, groups[1])
-    self._check(_problem(groups=groups, offsets=offsets, bias=groups[1] == 2), (4, 4))
+    self._check(product_cases.problem(groups=groups, offsets=offsets, bias=groups[1] == 2), (4, 4))
 
   @parameterized.parameters(
       (2, 2), (2, 8), (3, 7), (4, 5), (5, 4), (6, 3), (7, 6), (8, 2), (8, 8), (4, 9), (8, 12), (8, 15))
   def test_every_width_of_codes(self, *bits):
-    self._check(_problem(bits=bits, offsets='both, per token', shape=(4, 90, 6)), bits)
+    self._check(product_cases.problem(bits=bits, offsets='both, per token', shape=(4, 90, 6)), bits)
 
   @parameterized.parameters((1, 1, 1), (1, 130, 1), (33, 24, 65), (2, 2, 2, 36, 9))
   def test_shapes_that_are_no_powers_of_two(self, *shape):
-    self._check(_problem(offsets='both, per token', shape=shape, bias=True), (4, 4))
+    self._check(product_cases.problem(offsets='both, per token', shape=shape, bias=True), (4, 4))
 
   def test_scales_of_weights_may_be_one_for_all_outputs(self):
-    arguments = _problem(groups=(2, 4), offsets='w')
+    arguments = product_cases.problem(groups=(2, 4), offsets='w')
     for name in ('w_scale', 'w_offset'):
       arguments[name] = arguments[name][:, :1]
     self._check(arguments, (4, 4))
 
   def test_scale_of_an_activation_may_be_one_for_the_whole_tensor(self):
-    arguments = _problem(groups=(1, 4), offsets='both, per token')
+    arguments = product_cases.problem(groups=(1, 4), offsets='both, per token')
     for name in ('x_scale', 'x_offset'):
       arguments[name] = arguments[name][:1, :1]
     self._check(arguments, (4, 4))
@@ -132,25 +97,25 @@ class QuantizedMatmulTest(parameterized.TestCase):
 
   @parameterized.parameters(*kernels.IMPLEMENTATIONS)
   def test_zero_scales_leave_offsets_and_bias(self, implementation):
-    arguments = _problem(offsets='x, per token', bias=True, groups=(2, 2))
+    arguments = product_cases.problem(offsets='x, per token', bias=True, groups=(2, 2))
     arguments['x_scale'][0] = 0
-    want, size = _reference(arguments)
+    want, size = product_cases.reference(arguments)
     np.testing.assert_allclose(_run(arguments, implementation), want, rtol=0, atol=4e-7 * size)
-    silent = _problem(bias=True)
+    silent = product_cases.problem(bias=True)
     silent['w_scale'][:] = 0
     np.testing.assert_array_equal(
         _run(silent, implementation), np.broadcast_to(silent['bias'], (3, 5, 7)))
 
   @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), dtype=[jnp.bfloat16, jnp.float16])
   def test_the_result_is_rounded_once_to_its_dtype(self, implementation, dtype):
-    arguments = _problem(offsets='both, per token', bias=True)
+    arguments = product_cases.problem(offsets='both, per token', bias=True)
     got = _run(arguments, implementation, out_dtype=dtype)
     self.assertEqual(got.dtype, dtype)
     np.testing.assert_array_equal(got, _run(arguments, implementation).astype(dtype))
 
   @parameterized.parameters(*kernels.IMPLEMENTATIONS)
   def test_under_vmap_it_is_a_product_for_each(self, implementation):
-    problems = [_problem(groups=(2, 4), offsets='both, per token', shape=(5, 24, 7), seed=seed) for seed in range(3)]
+    problems = [product_cases.problem(groups=(2, 4), offsets='both, per token', shape=(5, 24, 7), seed=seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *problems)
     call = lambda a: kernels.quantized_matmul(**a, implementation=implementation)
     want = np.stack([_run(problem, implementation) for problem in problems])
@@ -158,7 +123,7 @@ class QuantizedMatmulTest(parameterized.TestCase):
 
   @parameterized.parameters('none', 'both, per token')
   def test_without_jit_implementations_agree_too(self, offsets):
-    arguments = jax.tree.map(jnp.asarray, _problem(groups=(1, 2), offsets=offsets, bias=True))
+    arguments = jax.tree.map(jnp.asarray, product_cases.problem(groups=(1, 2), offsets=offsets, bias=True))
     first, *others = (kernels.quantized_matmul(**arguments, implementation=name) for name in kernels.IMPLEMENTATIONS)
     for other in others:
       np.testing.assert_array_equal(other, first)
@@ -181,7 +146,7 @@ class QuantizedMatmulTest(parameterized.TestCase):
       ({'w_offset': np.ones((1, 7), np.float32)}, r'w_offset of shape \(1, 7\) does not fit w_scale'),
       ({'bias': np.ones((1, 7), np.float32)}, r'bias of shape \(1, 7\) does not fit 7 outputs'))
   def test_refuses_operands_that_do_not_fit(self, overrides, message):
-    arguments = {**_problem(groups=(2, 2)), **overrides}
+    arguments = {**product_cases.problem(groups=(2, 2)), **overrides}
     with self.assertRaisesRegex(ValueError, message):
       kernels.quantized_matmul(**arguments)
 

@@ -1,0 +1,116 @@
+"""Kernels of linear layers as the matmuls of a GPU read them: made of a tree when it is loaded, never saved.
+
+`laid_out` rewrites a quantized tree; `linear` evaluates the result like the original, through `kernels`. A checkpoint is
+written from the original: this type has no name there.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import kernels
+from jaxquant.numerics import formats
+from jaxquant.numerics import qtensor
+from jaxquant.numerics import quantize
+from jaxquant.numerics import trees
+from kernels import prepack
+
+# Names of layers whose kernel is a table that is looked up, and perhaps a head that reads it transposed.
+TABLES = ('embedding', 'positions', 'types')
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['codes', 'scale', 'offset', 'column_sums'],
+    meta_fields=['layout', 'bits', 'shape'])
+@dataclasses.dataclass(frozen=True)
+class DeviceKernel:
+  """Integers with scales and offsets, as `kernels.quantized_matmul` takes them: value = scale * integer + offset.
+
+  Attributes:
+    codes: int8 in `layout`.
+    scale: float32 [groups, out].
+    offset: like `scale`, or None for zero.
+    column_sums: float32 [out], the sums of the values over the inputs.
+    layout: how the codes lie in memory.
+    bits: of an integer.
+    shape: (in, out).
+  """
+
+  codes: Any
+  scale: Any
+  offset: Any
+  column_sums: Any
+  layout: kernels.Layout
+  bits: int
+  shape: tuple[int, int]
+
+  @property
+  def ndim(self) -> int:
+    """The rank: 2."""
+    return len(self.shape)
+
+  def dense(self, dtype=jnp.float32):
+    """The values, [in, out] of `dtype`."""
+    spread = lambda a: quantize.spread(a, -2, self.shape[0])
+    values = prepack.unpack(self.codes, self.layout, self.shape).astype(jnp.float32) * spread(self.scale)
+    return (values if self.offset is None else values + spread(self.offset)).astype(dtype)
+
+
+def integers(kernel: qtensor.QTensor):
+  """(integers, scale, offset, bits), values = scale * integers + offset, as `kernels.quantized_matmul` takes them."""
+  fmt = kernel.format
+  if isinstance(fmt, formats.DIntFormat):
+    # Special codes know no zero point, so that no offset serves all codes: it goes into the integers.
+    zero_point = quantize.spread(kernel.zero_point, kernel.axis, kernel.size)
+    multiples = quantize.multiples(kernel.unpacked(), zero_point, fmt)
+    dtype = jnp.int8 if fmt.multiple_bits <= 8 else jnp.int16
+    return multiples.astype(dtype), kernel.scale * fmt.resolution, None, fmt.multiple_bits
+  shift = 0 if fmt.symmetric else 2 ** (fmt.bits - 1)
+  codes = (kernel.unpacked().astype(jnp.int32) - shift).astype(jnp.int8)
+  offset = None if kernel.zero_point is None else (shift - kernel.zero_point.astype(jnp.float32)) * kernel.scale
+  return codes, kernel.scale, offset, fmt.bits
+
+
+def laid_out(params: dict, tables: tuple[str, ...] = TABLES) -> dict:
+  """The tree with the kernels of its linear layers laid out for a GPU.
+
+  Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or
+  at the site above it, and else for 16-bit ones; weights of 5 to 8 bits, dINT's multiples among them, take a byte.
+  Others, and kernels with scales per input, stay as they are.
+
+  Args:
+    params: the tree.
+    tables: names of layers to leave alone.
+  """
+  sites = set(trees.inputs(params))
+  for path in trees.linears(params):
+    kernel = trees.get(params, path)['kernel']
+    parent, _, name = path.rpartition('/')
+    below = lambda place, entry: f'{place}/{entry}' if place else entry
+    if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or name in tables:
+      continue
+    converted = _convert(kernel, bool({below(path, 'input'), below(parent, 'input')} & sites))
+    if converted is not None:
+      params = trees.put(params, below(path, 'kernel'), converted)
+  return params
+
+
+def _convert(kernel: qtensor.QTensor, quantized: bool) -> DeviceKernel | None:
+  """The kernel for a quantized activation or for one that is not; None if there is no layout for it."""
+  fmt = kernel.format
+  bits = fmt.multiple_bits if isinstance(fmt, formats.DIntFormat) else fmt.bits
+  if bits > (8 if quantized else 4):
+    return None
+  layout = kernels.Layout.ROWS if bits > 4 else kernels.Layout.INT4 if quantized else kernels.Layout.INT4_WIDE
+
+  @jax.jit
+  def convert(kernel):
+    codes, scale, offset, _ = integers(kernel)
+    wide = lambda a: None if a is None else jnp.broadcast_to(a, (a.shape[0], codes.shape[1]))
+    scale, offset = wide(scale), wide(offset)
+    return prepack.prepack(codes, layout), scale, offset, prepack.column_sums(codes, scale, offset)
+
+  return DeviceKernel(*convert(kernel), layout, bits, kernel.shape)

@@ -1,0 +1,48 @@
+"""Which implementation runs a problem, and the log that says so."""
+
+from collections.abc import Callable
+import functools
+import logging
+from typing import Any
+
+import jax
+
+_log = logging.getLogger('kernels')
+
+
+def candidates() -> tuple[str, ...]:
+  """The implementations that are tried on this process' default device, the fastest first; the last takes all."""
+  return ('mosaic_gpu', 'xla') if jax.default_backend() == 'gpu' else ('xla',)
+
+
+def call(functions: dict[str, Callable], implementation: str | None, arguments: dict[str, Any], problem: str):
+  """Runs the implementation that is asked for, or the first that takes the problem.
+
+  An implementation says `NotImplementedError`, with the reason, of what it does not take. What was passed over, why,
+  and what runs instead is logged once for each kind of problem.
+
+  Args:
+    functions: implementations by name; all take the same arguments.
+    implementation: a name, or None to choose.
+    arguments: of the implementations.
+    problem: the static part of the problem, in words.
+  """
+  if implementation is not None:
+    return functions[implementation](**arguments)
+  *others, last = candidates()
+  for name in others:
+    try:
+      result = functions[name](**arguments)
+    except NotImplementedError as error:
+      _say(logging.WARNING, f'{problem}: not {name}, {error}')
+    else:
+      _say(logging.INFO, f'{problem}: {name}')
+      return result
+  _say(logging.INFO, f'{problem}: {last}')
+  return functions[last](**arguments)
+
+
+@functools.cache
+def _say(level: int, message: str) -> None:
+  """Logs a message the first time it is said."""
+  _log.log(level, '%s', message)

@@ -1,0 +1,111 @@
+"""How the kernels cut a product: frozen data, without any of Mosaic, so that tuning can reason about it."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from kernels import prepack
+
+# Multiprocessors of an H100 or H200 (SXM). A constant, since a kernel is also lowered where there is no device to ask.
+CORES = 132
+# Bytes of shared memory that a block of threads may have, less what barriers and alignment take.
+SHARED_MEMORY = 232_448 - 2048
+
+
+def _per_byte(layout: prepack.Layout) -> int:
+  return 1 if layout is prepack.Layout.ROWS else 2
+
+
+def _of_token(layout: prepack.Layout) -> int:
+  """Bytes of an activation."""
+  return 2 if layout is prepack.Layout.INT4_WIDE else 1
+
+
+def _scales(outputs: int, tokens: int) -> int:
+  """Bytes of the scales, offsets and row sums of a step, if there are groups."""
+  return 4 * (2 * outputs + max(32, tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+  """Many tokens; one block of threads runs on each multiprocessor.
+
+  Attributes:
+    tile_n: outputs of a warpgroup, 64 or 128.
+    tile_m: tokens of a tile, a multiple of 8 up to 256.
+    tile_k: inputs of a step, 128 or 256.
+    stages: steps in flight.
+    warpgroups: that compute; one more copies.
+    panel: tiles of outputs that are finished for all tokens before the next, so that they stay in the cache.
+    float8: multiply 4-bit codes as fp8 numbers, whose sums need no conversion before they are scaled; with groups only.
+    cluster: 2 for pairs of blocks with the same tokens, each of which reads half of them from memory for both.
+  """
+
+  tile_n: int = 64
+  tile_m: int = 256
+  tile_k: int = 128
+  stages: int = 4
+  warpgroups: int = 2
+  panel: int = 8
+  float8: bool = False
+  cluster: int = 1
+
+  @property
+  def outputs(self) -> int:
+    """Outputs of a tile."""
+    return self.tile_n * self.warpgroups
+
+  def shared_memory(self, layout: prepack.Layout) -> int:
+    """Bytes of shared memory."""
+    step = (self.tile_m * _of_token(layout) + self.outputs // _per_byte(layout)) * self.tile_k
+    step += _scales(self.outputs, self.tile_m)
+    return self.stages * step + self.warpgroups * 2 * self.tile_n * 64 * 2
+
+  def deepest(self, layout: prepack.Layout, most: int = 6) -> 'Prefill':
+    """The same with as many stages as fit, from 1 up to `most`."""
+    deeper = [dataclasses.replace(self, stages=stages) for stages in range(2, most + 1)]
+    fitting = [config for config in deeper if config.shared_memory(layout) <= SHARED_MEMORY]
+    return fitting[-1] if fitting else dataclasses.replace(self, stages=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+  """Few tokens.
+
+  Attributes:
+    tile_m: tokens of a tile, a multiple of 8 up to 64.
+    tile_k: inputs of a step, 128 or 256.
+    stages: steps of a warpgroup in flight.
+    warpgroups: that compute; one more copies.
+    split: blocks of threads that share the inputs, up to 8.
+    float8: as above.
+  """
+
+  TILE_N: ClassVar[int] = 64
+
+  tile_m: int = 16
+  tile_k: int = 256
+  stages: int = 4
+  warpgroups: int = 4
+  split: int = 1
+  float8: bool = False
+
+  def shared_memory(self, layout: prepack.Layout) -> int:
+    """Bytes of shared memory."""
+    step = (self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
+    step += _scales(self.TILE_N, self.tile_m)
+    partial = 4 * self.TILE_N * self.tile_m
+    return self.stages * self.warpgroups * step + partial * max(1, self.warpgroups * self.split - 1) + partial
+
+
+_KINDS = {'prefill': Prefill, 'decode': Decode}
+
+
+def parse(description: dict[str, Any]):
+  """A configuration from what `describe` returned."""
+  fields = dict(description)
+  return _KINDS[fields.pop('kernel')](**fields)
+
+
+def describe(config) -> dict[str, Any]:
+  """A configuration as data for a file."""
+  return {'kernel': {kind: name for name, kind in _KINDS.items()}[type(config)], **dataclasses.asdict(config)}

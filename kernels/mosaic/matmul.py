@@ -1,0 +1,128 @@
+"""The implementation `mosaic_gpu` of `kernels.quantized_matmul`: what it takes, and how operands become kernels'."""
+
+import dataclasses
+import functools
+import math
+
+import jax.numpy as jnp
+
+from kernels import prepack
+from kernels import tuning
+from kernels.mosaic import calls
+from kernels.mosaic import configs
+
+_LARGEST_INT32 = 2**31 - 1
+_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
+
+
+def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_sums, column_sums, **static):
+  """`matmul.quantized_matmul` on Hopper; the arguments are checked already.
+
+  Raises:
+    NotImplementedError: not on this device, not for this problem, or under differentiation.
+  """
+  calls.check_device()
+  operands = dict(x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset,
+                  w_offset=w_offset, bias=bias, row_sums=row_sums, column_sums=column_sums)
+  return lowered(operands, **static)
+
+
+def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype):
+  """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
+  target = _check(operands, layout, x_bits, w_bits, out_dtype)
+  run = functools.partial(_run, given=layout, layout=target, x_bits=x_bits, out_dtype=out_dtype)
+  return calls.guarded(run, operands, ('x_codes', 'x_scale', 'x_offset', 'row_sums'))
+
+
+def _check(operands, layout, x_bits, w_bits, out_dtype):
+  """The device layout to use; raises `NotImplementedError` for what no kernel takes."""
+  if not operands['x_codes'].size:
+    raise NotImplementedError('there is nothing to multiply')
+  if operands['x_scale'].ndim and operands['x_scale'].shape[-1] > 1:
+    raise NotImplementedError(f'it takes one scale a token, not {operands["x_scale"].shape[-1]} groups of inputs')
+  if operands['w_codes'].dtype != jnp.int8 or w_bits > 8:
+    raise NotImplementedError(f'it takes weights of at most 8 bits, not {w_bits}')
+  if out_dtype not in _DTYPES:
+    raise NotImplementedError(f'it writes bfloat16, float16 or float32, not {jnp.dtype(out_dtype)}')
+  if layout is prepack.Layout.CODES:
+    layout = prepack.Layout.INT4 if w_bits <= 4 else prepack.Layout.ROWS
+  if layout is prepack.Layout.INT4_WIDE:
+    raise NotImplementedError(f'the layout {layout.value} is for activations that are not quantized')
+  groups, length = operands['w_scale'].shape[0], operands['x_codes'].shape[-1]
+  if groups > 1 and (length // groups % 64 or length % prepack.PADDING):
+    raise NotImplementedError(f'it takes groups of a multiple of 64 inputs, {prepack.PADDING} of which divide all of '
+                              f'them, not groups of {length // groups} of {length}')
+  stored_bits = 8 if layout is prepack.Layout.INT4 else w_bits
+  if length // groups > (most := _LARGEST_INT32 >> (x_bits + stored_bits - 2)):
+    raise NotImplementedError(f'its sums over more than {most} inputs may exceed int32')
+  return layout
+
+
+def _run(operands: dict, *, given, layout, x_bits, out_dtype):
+  """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
+  # Kernels import much of Mosaic, which a process without a GPU need not load.
+  from kernels.mosaic import decode, epilogue, prefill, products  # pylint: disable=g-import-not-at-top
+  x, w, w_scale, w_offset, x_scale, x_offset, bias, row_sums, column_sums = (operands[name] for name in (
+      'x_codes', 'w_codes', 'w_scale', 'w_offset', 'x_scale', 'x_offset', 'bias', 'row_sums', 'column_sums'))
+  *batch, inputs = x.shape
+  outputs = w.shape[1] if given is prepack.Layout.CODES else w_scale.shape[1]
+  spread = lambda v: None if v is None else jnp.broadcast_to(v, (v.shape[0], outputs))
+  w_scale, w_offset = spread(w_scale), spread(w_offset)
+  if x_offset is not None and column_sums is None:
+    column_sums = prepack.column_sums(prepack.unpack(w, given, (inputs, outputs)), w_scale, w_offset)
+  if given is prepack.Layout.CODES:
+    w = prepack.prepack(w, layout)
+
+  tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
+  step = None if groups == 1 else 64 if inputs // groups % 128 else 128
+  config = tuning.choose(tuning.Problem(tokens, outputs, length, layout, step, x_bits <= 4))
+  # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
+  # be a multiple of 8. For many tokens, vectors are read without a copy and have to cover whole tiles.
+  rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
+  covered = calls.next_multiple(tokens, config.tile_m)
+  decoding = isinstance(config, configs.Decode)
+  # Whatever is computed here costs a launch beside the kernel's, hence as little as possible.
+  of_tokens = lambda v: v.reshape(1) if v.ndim == 0 else calls.fit(
+      jnp.broadcast_to(v, (*batch, 1)).reshape(tokens), tokens if decoding else covered)
+  of_outputs = lambda v: calls.fit(v.astype(jnp.float32).reshape(outputs), len(w))
+
+  if w_offset is not None or config.float8:
+    if row_sums is None:
+      row_sums = jnp.sum(x.reshape(*batch, groups, -1), axis=-1, dtype=jnp.int32)
+    row_sums = row_sums.reshape(tokens, groups).astype(jnp.float32)
+  factor = 1.0
+  if config.float8:  # the operand is (code + 8) / 512
+    x, factor = x.astype(jnp.float8_e4m3fn), 512.0
+    w_offset = (0 if w_offset is None else w_offset) - 8 * w_scale
+  elif layout is prepack.Layout.INT4:  # the operand is 16 * code
+    factor = 1 / 16
+  rank_one, scale, scaled = [], None, None
+  if x_offset is not None:
+    rank_one.append((of_outputs(column_sums), of_tokens(x_offset)))
+  if groups == 1:
+    scale = of_outputs(w_scale[0])
+    if w_offset is not None:
+      of_token = row_sums.reshape(*batch, 1) * x_scale
+      rank_one.append((of_outputs(w_offset[0]), of_tokens(of_token)))
+  else:
+    repeat = lambda v: jnp.pad(
+        jnp.repeat(v, inputs // groups // step, axis=0), ((0, 0), (0, len(w) - v.shape[1])))
+    scaled = products.Groups(repeat(w_scale), factor=factor)
+    if w_offset is not None:
+      scaled = dataclasses.replace(
+          scaled, offset=repeat(w_offset), row_sums=_row_sums(x, row_sums, step, max(covered, 32)))
+  terms = epilogue.Terms(
+      scale, of_tokens(x_scale), tuple(rank_one), None if bias is None else of_outputs(bias), factor)
+
+  x = jnp.pad(x.reshape(tokens, inputs), ((0, rows - tokens), (0, length - inputs)))
+  kernel = decode if decoding else prefill
+  y = kernel.matmul(x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config)
+  return y[:tokens, :outputs].reshape(*batch, outputs)
+
+
+def _row_sums(x, row_sums, step: int, covered: int):
+  """Sums of the codes of each step, float32 [steps, covered]; those of whole groups are at hand."""
+  *_, inputs = x.shape
+  if inputs // row_sums.shape[1] != step:
+    row_sums = jnp.sum(x.reshape(-1, inputs // step, step), axis=-1, dtype=jnp.float32)
+  return jnp.pad(row_sums.T, ((0, 0), (0, covered - len(row_sums))))

@@ -1,0 +1,119 @@
+"""The product of 8-bit codes for many tokens: persistent, warp-specialized, bound by the tensor cores.
+
+Computes y^T = W x^T, so that the weights are the operand that a warpgroup holds in registers, where 4-bit codes are
+unpacked, and the activations the one in shared memory. One warpgroup copies tiles for all others, ahead by `stages`
+steps across the borders of output tiles; each of the others owns `tile_n` outputs of all `tile_m` tokens of a tile.
+"""
+
+import functools
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from kernels.mosaic import configs
+from kernels.mosaic import epilogue
+from kernels.mosaic import products
+from kernels.mosaic import tiles
+
+
+def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Prefill):
+  """The scaled product.
+
+  Args:
+    x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `config.tile_k`.
+    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`), N a multiple of `config.outputs`
+      times `config.cluster`.
+    terms: the epilogue's vectors, those of tokens as long as whole tiles.
+    groups: `products.Groups`, or None for one scale an output.
+    layout: of `w`.
+    out_dtype: bfloat16, float16 or float32.
+    config: the tiling.
+
+  Returns:
+    [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.
+  """
+  (tokens, inputs), outputs = x.shape, w.shape[0]
+  product = products.Product(x, w, groups, layout, config.tile_k)
+  steps, stages = inputs // config.tile_k, config.stages
+  pair = config.outputs * config.cluster
+  grid = outputs // pair, pl.cdiv(tokens, config.tile_m)
+  clusters = min(configs.CORES // config.cluster, grid[0] * grid[1])
+  shared = 'member' if config.cluster > 1 else None
+  chunk = epilogue.Chunk.of(out_dtype, config.tile_n, config.tile_m)
+  vectors = terms.vectors()
+
+  def kernel(*refs):
+    gmems, refs = refs[: product.copies], refs[product.copies :]
+    vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
+    *smems, out_smem, full, free = refs
+    group = lax.axis_index('group')
+
+    def each_tile(body):
+      """Runs `body(first output, first token, steps before)` for every tile of this block."""
+      @plgpu.nd_loop((grid[0] * grid[1],), collective_axes='cluster')
+      def _(loop):
+        n, m = plgpu.planar_snake(loop.index[0], grid, 0, config.panel)
+        first = n * pair + lax.axis_index('member') * config.outputs
+        body(first, m * config.tile_m, loop.local_index * steps)
+
+    def copy():
+      plgpu.set_max_registers(40, action='decrease')
+
+      def copy_tile(n, m, before):
+        @pl.loop(0, steps)
+        def _(k):
+          slot = lax.rem(before + k, stages)
+
+          @pl.when(before + k >= stages)
+          def _():
+            plgpu.barrier_wait(free.at[slot])
+
+          product.copy(gmems, smems, slot, full.at[slot], k, n, m, shared)
+
+      each_tile(copy_tile)
+      # The last arrivals are waited for too: no barrier is left between two phases, nor reached for when its block is gone.
+      total = lax.div(grid[0] * grid[1] - lax.axis_index('cluster') + clusters - 1, clusters) * steps
+
+      @pl.loop(lax.max(0, total - stages), total)
+      def _(step):
+        plgpu.barrier_wait(free.at[lax.rem(step, stages)])
+
+    def compute():
+      plgpu.set_max_registers(tiles.registers(config.warpgroups), action='increase')
+
+      def compute_tile(n, m, before):
+        def loop(body, carry):
+          def step(k, carry):
+            slot = lax.rem(before + k, stages)
+            plgpu.barrier_wait(full.at[slot])
+            carry = body(slot, carry)
+            plgpu.barrier_arrive(free.at[slot])
+            return carry
+
+          return lax.fori_loop(0, steps, step, carry)
+
+        mine = group * config.tile_n
+        sums = product.sums(loop, smems, pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m))
+        loaded = epilogue.load(terms, vector_refs, chunk, n + mine, m)
+        epilogue.store(sums, loaded, out_gmem, out_smem.at[group], chunk, n + mine, m)
+
+      each_tile(compute_tile)
+      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    lax.cond(group == config.warpgroups, copy, compute)
+
+  # What all blocks of a cluster read is overwritten when all have read it.
+  consumed = functools.partial(plgpu.ClusterBarrier, collective_axes=(shared,)) if shared else plgpu.Barrier
+  call = plgpu.kernel(
+      kernel,
+      out_type=jax.ShapeDtypeStruct(chunk.shape(tokens, outputs, config.tile_m), out_dtype),
+      scratch_types=(
+          *product.buffers(stages, config.outputs, config.tile_m),
+          tiles.smem((config.warpgroups, *chunk.buffer), out_dtype),
+          plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages),
+          consumed(num_arrivals=config.warpgroups, num_barriers=stages)),
+      grid=(clusters,), grid_names=('cluster',), cluster=(config.cluster,), cluster_names=('member',),
+      num_threads=config.warpgroups + 1, thread_name='group', compiler_params=tiles.PARAMS)
+  return chunk.restore(call(*product.arrays, *vectors))

@@ -1,0 +1,139 @@
+"""Unpacking of 4-bit weights in the registers of a warpgroup, without exchanges between threads.
+
+Each function loads nothing: it turns an array of bytes in the layout of an 8-bit matrix operand, a 32-bit word a
+register, into operands of a matrix instruction. Arithmetic on 8-bit vectors does not exist below, hence words.
+The layouts of the bytes are those of `kernels.prepack`, where the tests emulate the same masks.
+"""
+
+from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
+import jax.numpy as jnp
+
+_BYTES = plgpu.Layout.WGMMA_8BIT
+
+
+def int4_times_16(packed):
+  """Operands of an 8-bit product, 16 times the codes: 3 instructions for 8 weights.
+
+  Args:
+    packed: int8 [rows, K / 2] of the layout INT4.
+
+  Returns:
+    int8 [rows, K].
+  """
+  mask = 0xF0F0F0F0
+
+  def words(word):
+    return _and(_shift_left(word, 4), mask), _and(word, mask)
+
+  return _unpack(packed, words, jnp.int8)
+
+
+def int4_as_float8(packed):
+  """Operands of an fp8 product, (code + 8) / 512: the number whose e4m3 bit pattern is code + 8.
+
+  Args:
+    packed: int8 [rows, K / 2] of the layout INT4.
+
+  Returns:
+    float8_e4m3fn [rows, K].
+  """
+  mask = 0x0F0F0F0F
+
+  def words(word):
+    word = arith.xori(word, _constant(0x88888888))
+    return _and(word, mask), _and(_shift_right(word, 4), mask)
+
+  return _unpack(packed, words, jnp.float8_e4m3fn)
+
+
+def _unpack(packed, words, dtype):
+  """Splits each word in two; of 64 columns of the result, the low nibbles are the first 32."""
+  rows, columns = packed.shape
+
+  @plgpu.inline_mgpu(
+      arg_types=(_BYTES,), return_type=plgpu.ShapeDtypeStruct((rows, 2 * columns), dtype, layout=_BYTES))
+  def unpack(ctx, array):
+    del ctx
+    element = ir.IntegerType.get_signless(8) if dtype == jnp.int8 else ir.Float8E4M3FNType.get()
+    vector = ir.VectorType.get((4,), element)
+    registers = array.registers.repeat(2, axis=1)  # only the shape matters; axis 1 counts blocks of 16 columns
+    for block in range(array.registers.shape[1]):
+      run, half = divmod(block, 2)
+      for index, register in _enumerate(array.registers[:, block]):
+        low, high = words(utils.bitcast(register, _i32()))
+        row, *rest = index
+        registers[(row, 4 * run + half, *rest)] = utils.bitcast(low, vector)
+        registers[(row, 4 * run + 2 + half, *rest)] = utils.bitcast(high, vector)
+    return mgpu.FragmentedArray(
+        _registers=registers, _layout=array.layout, _is_signed=True if dtype == jnp.int8 else None)
+
+  return unpack(packed)
+
+
+def int4_as_bfloat16(packed):
+  """Operands of a bfloat16 product: the codes themselves.
+
+  A nibble under the exponent of 128 is the number 128 + (code + 8).
+
+  Args:
+    packed: int8 [rows, K / 2] of the layout INT4_WIDE.
+
+  Returns:
+    bfloat16 [rows, K] in the layout of a 16-bit operand.
+  """
+  rows, columns = packed.shape
+  layout = plgpu.Layout.WGMMA
+
+  @plgpu.inline_mgpu(
+      arg_types=(_BYTES,), return_type=plgpu.ShapeDtypeStruct((rows, 2 * columns), jnp.bfloat16, layout=layout))
+  def unpack(ctx, array):
+    del ctx
+    vector = ir.VectorType.get((2,), ir.BF16Type.get())
+    bias = utils.bitcast(_constant(0x43084308), vector)
+    registers = array.registers.repeat(4, axis=1)  # blocks of 16 bytes become 4 blocks of 8 columns
+    for block in range(array.registers.shape[1]):
+      for (row, *rest), register in _enumerate(array.registers[:, block]):
+        word = utils.bitcast(register, _i32())
+        for pair in range(4):
+          shifted = _shift_right(word, 4 * pair) if pair else word
+          # ((shifted & 0x000F000F) ^ 8) | 0x4300 in one operation of three operands.
+          biased = arith.xori(_and(shifted, 0x000F000F), _constant(0x43084308))
+          registers[(row, 4 * block + pair, *rest)] = arith.subf(utils.bitcast(biased, vector), bias)
+    return mgpu.FragmentedArray(_registers=registers, _layout=layout.to_mgpu(), _is_signed=None)
+
+  return unpack(packed)
+
+
+def _i32():
+  return ir.IntegerType.get_signless(32)
+
+
+def _constant(bits: int):
+  return mgpu.c(bits - (1 << 32) if bits >> 31 else bits, _i32())
+
+
+def _and(word, mask: int):
+  return arith.andi(word, _constant(mask))
+
+
+def _shift_left(word, bits: int):
+  return arith.shli(word, _constant(bits))
+
+
+def _shift_right(word, bits: int):
+  return arith.shrui(word, _constant(bits))
+
+
+def _enumerate(registers):
+  """(index, register) of an array of registers."""
+  return [(index, registers[index]) for index in _indices(registers.shape)]
+
+
+def _indices(shape):
+  if not shape:
+    return [()]
+  return [(i, *rest) for i in range(shape[0]) for rest in _indices(shape[1:])]

@@ -1,0 +1,31 @@
+"""What the kernels share: shared memory in the order that matrix instructions read, and parameters of compilation."""
+
+import inspect
+
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+# The default differs between versions of jax; arrays of bytes in registers need this one.
+PARAMS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup, unsafe_no_auto_barriers=True)
+
+
+def smem(shape: tuple[int, ...], dtype):
+  """Shared memory whose last axis is swizzled, so that neither rows nor columns of a tile meet in a bank."""
+  bits = jnp.dtype(dtype).itemsize * 8
+  swizzle = plgpu.find_swizzle(shape[-1] * bits)
+  transforms = plgpu.TilingTransform((8, 8 * swizzle // bits)), plgpu.SwizzleTransform(swizzle)
+  return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
+def registers(warpgroups: int, copying: int = 40) -> int:
+  """Registers of a thread that computes, where one warpgroup with `copying` copies: 65,536 in all, 255 at most."""
+  return min(256, (512 - copying) // warpgroups) // 8 * 8
+
+
+# jax 0.10 wants an index beside the reference, later versions warn of one.
+_INDEX = {'idx': None} if inspect.signature(plgpu.load).parameters['idx'].default is inspect.Parameter.empty else {}
+
+
+def load(ref, layout, *, optimized: bool = True):
+  """An array in the given layout of registers; `optimized` fails to compile unless the access is a wide one."""
+  return plgpu.load(ref, **_INDEX, layout=layout, optimized=optimized)

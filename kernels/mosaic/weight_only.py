@@ -1,0 +1,73 @@
+"""The implementation `mosaic_gpu` of `kernels.weight_only_matmul`: 4-bit weights by activations that are not quantized."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+
+from kernels import prepack
+from kernels import tuning
+from kernels.mosaic import calls
+from kernels.mosaic import configs
+
+# From here on the tensor cores limit both, and a product of dequantized weights is as fast.
+MOST_TOKENS = 128
+
+
+def matmul(x, w_codes, w_scale, *, w_offset, bias, **static):
+  """`weight_only.weight_only_matmul` on Hopper; the arguments are checked already.
+
+  Raises:
+    NotImplementedError: not on this device, not for this problem, or under differentiation.
+  """
+  calls.check_device()
+  return lowered(dict(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias), **static)
+
+
+def lowered(operands: dict, *, layout, w_bits, out_dtype):
+  """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
+  x, groups = operands['x'], operands['w_scale'].shape[0]
+  tokens = math.prod(x.shape[:-1])
+  if not 0 < tokens <= MOST_TOKENS:
+    raise NotImplementedError(f'it takes 1 to {MOST_TOKENS} tokens, not {tokens}')
+  if x.dtype != jnp.bfloat16 or out_dtype not in (jnp.bfloat16, jnp.float32):
+    raise NotImplementedError(f'it takes bfloat16 and writes it or float32, not {x.dtype} and {jnp.dtype(out_dtype)}')
+  if w_bits > 4 or layout not in (prepack.Layout.CODES, prepack.Layout.INT4_WIDE):
+    raise NotImplementedError(f'it takes weights of 4 bits, not {w_bits} bits laid out as {layout.value}')
+  if groups > 1 and (x.shape[-1] // groups % 64 or x.shape[-1] % prepack.PADDING):
+    raise NotImplementedError(f'it takes groups of a multiple of 64 inputs, {prepack.PADDING} of which divide all of '
+                              f'them, not groups of {x.shape[-1] // groups} of {x.shape[-1]}')
+  return calls.guarded(functools.partial(_run, layout=layout, out_dtype=out_dtype), operands, ('x',))
+
+
+def _run(operands: dict, *, layout, out_dtype):
+  """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
+  from kernels.mosaic import decode, epilogue, products  # pylint: disable=g-import-not-at-top
+  x, w, w_scale, w_offset, bias = (operands[name] for name in ('x', 'w_codes', 'w_scale', 'w_offset', 'bias'))
+  *batch, inputs = x.shape
+  outputs = w.shape[1] if layout is prepack.Layout.CODES else w_scale.shape[1]
+  if layout is prepack.Layout.CODES:
+    w = prepack.prepack(w, prepack.Layout.INT4_WIDE)
+  tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
+  step = None if groups == 1 else 64 if inputs // groups % 128 else 128
+  config = tuning.choose(tuning.Problem(tokens, outputs, length, prepack.Layout.INT4_WIDE, step))
+  x = x.reshape(tokens, inputs)
+  rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
+  covered = calls.next_multiple(tokens, config.tile_m)
+  wide = lambda v: jnp.pad(jnp.broadcast_to(v, (len(v), outputs)), ((0, 0), (0, len(w) - outputs)))
+  sums = lambda parts: jnp.sum(x.reshape(tokens, parts, -1), axis=-1, dtype=jnp.float32).T
+  scale, scaled, rank_one = None, None, ()
+  if groups == 1:
+    scale = wide(w_scale)[0]
+    if w_offset is not None:
+      rank_one = ((wide(w_offset)[0], sums(1)[0]),)
+  else:
+    repeat = lambda v: None if v is None else jnp.repeat(wide(v), inputs // groups // step, axis=0)
+    row_sums = None if w_offset is None else jnp.pad(
+        sums(inputs // step), ((0, 0), (0, max(covered, 32) - tokens)))
+    scaled = products.Groups(repeat(w_scale), repeat(w_offset), row_sums)
+  bias = None if bias is None else calls.fit(bias.astype(jnp.float32), len(w))
+  x = jnp.pad(x, ((0, rows - tokens), (0, length - inputs)))
+  y = decode.matmul(x, w, epilogue.Terms(scale, None, rank_one, bias), scaled, layout=prepack.Layout.INT4_WIDE,
+                    out_dtype=out_dtype, config=config)
+  return y[:tokens, :outputs].reshape(*batch, outputs)

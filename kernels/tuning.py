@@ -1,0 +1,115 @@
+"""Which configuration of a kernel runs a problem: measured ones where there are, else a rule.
+
+Measured configurations are data, one file for each kind of device: `data/nvidia_h200.json`, written by
+`python -m launch.benchmark kernels --sweep`. The rule behind them counts waves of tiles over the multiprocessors.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import functools
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+from kernels import prepack
+from kernels.mosaic import configs
+
+_DATA = pathlib.Path(__file__).parent / 'data'
+_FEW = 64
+_forced = []
+
+
+class Problem(NamedTuple):
+  """What a configuration depends on.
+
+  Attributes:
+    tokens, outputs, inputs: of the product; `inputs` is padded.
+    layout: of the weights.
+    step: None for one scale an output; else the inputs of a step, 128 or 64, that share scales.
+    four_bits: whether the activations' codes have at most 4 bits.
+  """
+
+  tokens: int
+  outputs: int
+  inputs: int
+  layout: prepack.Layout
+  step: int | None = None
+  four_bits: bool = False
+
+
+def choose(problem: Problem, device: str = 'NVIDIA H200'):
+  """The configuration for a product of codes.
+
+  Args:
+    problem: the problem.
+    device: the kind of device whose measurements count.
+
+  Returns:
+    A `configs.Prefill` or a `configs.Decode`.
+  """
+  if _forced:
+    return _forced[-1](problem)
+  return measured(device).get(key(problem)) or rule(problem)
+
+
+@contextlib.contextmanager
+def forced(configuration: Callable[[Problem], Any]) -> Iterator[None]:
+  """Within it, what is traced takes `configuration(problem)`: to measure, and to test a tiling where another is better."""
+  _forced.append(configuration)
+  try:
+    yield
+  finally:
+    _forced.pop()
+
+
+def key(problem: Problem) -> Problem:
+  """What measurements are filed under: tokens count in powers of two."""
+  return problem._replace(tokens=1 << max(0, problem.tokens - 1).bit_length())
+
+
+@functools.cache
+def measured(device: str) -> dict[Problem, Any]:
+  """The measured configurations of a kind of device by `key`; none for a device that was not measured."""
+  file = _DATA / f'{device.lower().replace(" ", "_")}.json'
+  if not file.exists():
+    return {}
+  entries = json.loads(file.read_text(encoding='utf-8'))['entries']
+  return {Problem(**{**entry['problem'], 'layout': prepack.Layout(entry['problem']['layout'])}):
+          configs.parse(entry['config']) for entry in entries}
+
+
+def rule(problem: Problem):
+  """The configuration for a problem that nobody measured."""
+  few = problem.tokens <= _FEW or problem.layout is prepack.Layout.INT4_WIDE
+  return _few(problem) if few else _many(problem)
+
+
+def _few(problem: Problem):
+  """Few tokens: enough blocks for every multiprocessor, and all of a block's memory in flight."""
+  tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
+  wide = problem.layout is prepack.Layout.INT4_WIDE
+  tile_k = problem.step or (256 if problem.inputs % 256 == 0 and not wide else 128)
+  blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
+  split = 1
+  while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k >= 8 * split:
+    split *= 2
+  for warpgroups in (4, 2, 1):
+    for stages in (4, 3, 2, 1):
+      config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
+      if config.shared_memory(problem.layout) <= configs.SHARED_MEMORY:
+        return config
+  raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
+
+
+def _many(problem: Problem):
+  """Many tokens: the tile that wastes the least time of the multiprocessors in the last wave and in its borders."""
+  def cost(config):
+    tiles = math.ceil(problem.outputs / config.outputs) * math.ceil(problem.tokens / config.tile_m)
+    # The border of a tile costs what 48 of its tokens do: its inputs are read, its sums written.
+    return math.ceil(tiles / configs.CORES) * (config.tile_n / 64) * (config.tile_m + 48)
+
+  # Sums in float32 beside those of the step leave registers for 128 tokens.
+  sizes = (256, 192, 128, 64) if problem.step is None else (128, 64)
+  candidates = [configs.Prefill(tile_m=tile_m, tile_k=problem.step or 128).deepest(problem.layout) for tile_m in sizes]
+  return min(candidates, key=cost)

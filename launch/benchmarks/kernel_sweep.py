@@ -1,0 +1,88 @@
+"""Tries configurations of kernels and files the fastest ones."""
+
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from kernels import prepack
+from kernels import tuning
+from kernels.mosaic import configs
+from launch import workdir
+from launch.benchmarks import kernel_columns
+from launch.benchmarks import kernel_timing
+
+
+def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str, Any]]:
+  """Measures every configuration of every problem; returns all times, and adds the best to `file`."""
+  results, best = [], {}
+  for problem, name in itertools.product(problems, names):
+    column, asked = kernel_columns.COLUMNS[name], []
+
+    def note(question):
+      asked.append(question)
+      return tuning.rule(question)
+
+    calls = column.calls(problem)
+    with tuning.forced(note):
+      default = tuning.rule((jax.eval_shape(calls[0]), asked[0])[1])
+    times = []
+    for config in [default, *(c for c in candidates(asked[0]) if c != default)]:
+      # A new function for each, since jit knows nothing of the configuration that a trace was made with.
+      multiply = jax.jit(lambda *operands: column.multiply(*operands))  # pylint: disable=unnecessary-lambda
+      try:
+        with tuning.forced(lambda _: config):
+          seconds = kernel_timing.seconds(
+              [lambda call=call: multiply(*call.args) for call in calls], repetitions)
+      except (NotImplementedError, ValueError, RuntimeError) as error:
+        results.append({'column': name, **problem._asdict(), 'config': configs.describe(config),
+                        'error': str(error).splitlines()[0][:200]})
+        continue
+      times.append((seconds, config))
+      results.append({'column': name, **problem._asdict(), 'config': configs.describe(config), 'seconds': seconds})
+    times.sort(key=lambda pair: pair[0])
+    best[tuning.key(asked[0])] = times[0]
+    print(f'{name} {problem.outputs} x {problem.inputs} at {problem.tokens}: rule '
+          f'{1e6 * next(s for s, c in times if c == default):.2f}, best '
+          + '; '.join(f'{1e6 * s:.2f} {_short(c)}' for s, c in times[:3]), flush=True)
+    if file:
+      _add(pathlib.Path(file), best)
+  return results
+
+
+def candidates(problem: tuning.Problem) -> list[Any]:
+  """Configurations that fit shared memory."""
+  found = []
+  steps = (problem.step,) if problem.step else (128, 256)
+  float8 = (False, True) if problem.step and problem.four_bits else (False,)
+  if problem.tokens <= 128:
+    tile_m = min(64, max(8, 1 << (problem.tokens - 1).bit_length()))
+    for tile_k, stages, warpgroups, split, f8 in itertools.product(steps, (2, 4, 6), (1, 2, 4), (1, 2, 4), float8):
+      found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8))
+  if problem.tokens >= 64 and problem.layout is not prepack.Layout.INT4_WIDE:
+    tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.step else (
+        (64, 64), (64, 128), (64, 192), (64, 256), (128, 64), (128, 128))
+    for (tile_n, tile_m), tile_k, warpgroups, panel, f8, cluster in itertools.product(
+        tiles, steps, (2, 3), (4, 16), float8, (1, 2)):
+      if tile_n * tile_m * warpgroups > 64 * 256 * 2 or tile_m > problem.tokens:
+        continue
+      config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(problem.layout)
+      found += [config] if problem.outputs % (config.outputs * cluster) == 0 else []
+  fits = lambda c: c.shared_memory(problem.layout) <= configs.SHARED_MEMORY and problem.inputs % c.tile_k == 0
+  return [config for config in found if fits(config)]
+
+
+def _short(config) -> str:
+  return '/'.join(str(value) for value in configs.describe(config).values())
+
+
+def _add(file: pathlib.Path, best) -> None:
+  """Adds the best configurations to a file of measured ones; those of the same problems are replaced."""
+  entries = json.loads(file.read_text(encoding='utf-8'))['entries'] if file.exists() else []
+  describe = lambda problem: {**problem._asdict(), 'layout': problem.layout.value}
+  kept = [entry for entry in entries if all(entry['problem'] != describe(problem) for problem in best)]
+  added = [{'problem': describe(problem), 'config': configs.describe(config), 'microseconds': round(1e6 * seconds, 2)}
+           for problem, (seconds, config) in best.items()]
+  workdir.write_json(file, {'device': jax.local_devices()[0].device_kind, 'entries': kept + added})

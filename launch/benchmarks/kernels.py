@@ -1,0 +1,121 @@
+"""Speed of quantized matmuls on one GPU, beside what XLA and torch have, and beside the floors of the hardware.
+
+  python -m launch.benchmark kernels [--sizes=4096x4096 --tokens=1,16 --columns=bf16,w4a8] [--output=FILE]
+  python -m launch.benchmark kernels --sweep=w4a8 --tuning_file=kernels/data/nvidia_h200.json
+
+Times are those of the device's kernels (CUPTI), so that launches do not count, medians over repetitions, and weights
+rotate through copies larger than the L2 cache. Everything that is compared runs in the same call.
+"""
+
+import functools
+import itertools
+import math
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+
+from jaxquant import errors
+import kernels
+from kernels import activations as activations_kernels
+from launch import workdir
+from launch.benchmarks import kernel_columns
+from launch.benchmarks import kernel_sweep
+from launch.benchmarks import kernel_timing
+
+_SIZES = flags.DEFINE_list(
+    'sizes', ['4096x4096', '14336x4096', '4096x14336'], 'Weights: outputs x inputs, separated by commas.')
+_TOKENS = flags.DEFINE_list('tokens', ['1', '16', '64', '256', '2048', '8192'], 'Tokens, separated by commas.')
+_COLUMNS = flags.DEFINE_list('columns', [], 'What to measure; none: all columns.')
+_REPETITIONS = flags.DEFINE_integer('repetitions', 10, 'Repetitions; the median counts.')
+_DIFFERENCES = flags.DEFINE_bool('differences', True, 'Compare results with the product of the values, too.')
+_SWEEP = flags.DEFINE_list('sweep', [], 'Columns whose configurations to try instead.')
+_TUNING_FILE = flags.DEFINE_string('tuning_file', None, 'JSON file of configurations, to which a sweep adds the best.')
+
+# Of an H100 or H200, dense: 2^12 multiply-adds of int8 a cycle and multiprocessor, at the largest clock.
+_INT8_PEAK = 1979e12
+
+
+def run() -> dict:
+  """Measures every column at every size and number of tokens."""
+  environment = workdir.environment()
+  if jax.default_backend() != 'gpu':
+    raise errors.UserError(f'kernels are measured on a GPU; this is {environment["device"]}')
+  names = _columns(_SWEEP.value or _COLUMNS.value or list(kernel_columns.COLUMNS))
+  sizes = [_integers(size, 'x', '--sizes') for size in _SIZES.value]
+  tokens = [_integers(count, 'x', '--tokens')[0] for count in _TOKENS.value]
+  if _SWEEP.value:
+    problems = [kernel_columns.Problem(count, *size) for size in sizes for count in tokens]
+    return {'environment': environment,
+            'sweep': kernel_sweep.sweep(problems, names, _REPETITIONS.value, _TUNING_FILE.value)}
+  bandwidth = kernel_timing.copy_bandwidth()
+  print(f'{environment["device"]}: copies at {bandwidth / 1e12:.3f} TB/s, read and written\nmicroseconds')
+  rows = []
+  print(' '.join(['outputs', ' inputs', 'tokens', *(f'{name:>12}' for name in names), '       bytes', '         ops']))
+  for size in sizes:
+    for count in tokens:
+      problem = kernel_columns.Problem(count, *size)
+      row = _row(problem, names, bandwidth)
+      rows.append(row)
+      cells = [f'{size[0]:7}', f'{size[1]:7}', f'{count:6}']
+      cells += [_cell(row['columns'][name].get('seconds')) for name in names]
+      print(' '.join(cells + [_cell(row['floor_seconds']), _cell(row['operations_seconds'])]), flush=True)
+  activations = _activations(bandwidth)
+  for row in rows:
+    for name, column in row['columns'].items():
+      if 'error' in column:
+        print(f'{row["outputs"]} x {row["inputs"]} at {row["tokens"]}: no {name}: {column["error"]}')
+  return {'environment': environment, 'copy_bytes_per_second': bandwidth, 'int8_peak': _INT8_PEAK, 'rows': rows,
+          'activations': activations}
+
+
+def _row(problem, names, bandwidth) -> dict:
+  columns = {}
+  for name in names:
+    column = kernel_columns.COLUMNS[name]
+    try:
+      calls = column.calls(problem)
+      seconds = kernel_timing.seconds(calls, _REPETITIONS.value)
+      columns[name] = {'seconds': seconds, 'floor_seconds': column.bytes(problem) / bandwidth}
+      if _DIFFERENCES.value:
+        columns[name]['difference'] = column.difference(problem, calls[0])
+    except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:
+      columns[name] = {'error': str(error).splitlines()[0][:200]}
+  return {'outputs': problem.outputs, 'inputs': problem.inputs, 'tokens': problem.tokens, 'columns': columns,
+          'floor_seconds': kernel_columns.weight_bytes(problem, 4) / bandwidth,
+          'operations_seconds': 2 * math.prod(problem[:3]) / _INT8_PEAK}
+
+
+def _activations(bandwidth: float) -> list[dict]:
+  """Quantization of activations beside a copy of as many bytes."""
+  tokens, features = 8192, 4096
+  x = jax.random.normal(jax.random.key(0), (tokens, features), jnp.bfloat16)
+  floor = tokens * (3 * features + 8) / bandwidth
+  rows = []
+  for norm, implementation in itertools.product((None, 'rms'), ('xla', 'mosaic_gpu')):
+    before = activations_kernels.Before(norm, jnp.ones(features) if norm else None)
+    quantize = jax.jit(functools.partial(
+        kernels.quantize_activations, before=before, implementation=implementation))
+    seconds = kernel_timing.seconds([lambda: quantize(x)], _REPETITIONS.value)  # pylint: disable=cell-var-from-loop
+    rows.append({'tokens': tokens, 'features': features, 'norm': norm, 'implementation': implementation,
+                 'seconds': seconds, 'floor_seconds': floor})
+    print(f'int8 codes of {tokens} x {features}, norm {norm}, {implementation}: {1e6 * seconds:.2f}, a copy of the bytes '
+          f'{1e6 * floor:.2f}', flush=True)
+  return rows
+
+
+def _columns(names: list[str]) -> list[str]:
+  if unknown := [name for name in names if name not in kernel_columns.COLUMNS]:
+    raise errors.UserError(f'no column {", ".join(unknown)}; there are {", ".join(kernel_columns.COLUMNS)}')
+  return names
+
+
+def _integers(text: str, separator: str, flag: str) -> list[int]:
+  try:
+    return [int(part) for part in text.split(separator)]
+  except ValueError:
+    raise errors.UserError(f'{flag}: {text!r} is not made of integers') from None
+
+
+def _cell(seconds: float | None) -> str:
+  return f'{1e6 * seconds:12.2f}' if seconds else f'{"-":>12}'

@@ -1,0 +1,152 @@
+"""Every kernel and configuration lowers for CUDA on any machine: types, layouts and shared memory fit."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+
+import kernels
+from kernels import prepack
+from kernels import tuning
+from kernels.mosaic import configs
+from kernels.mosaic import matmul
+
+_SIZES = ((4096, 4096), (14336, 4096), (4096, 14336))  # outputs, inputs
+_TOKENS = (1, 16, 64, 256, 8192)
+
+
+def _arguments(tokens, outputs, inputs, layout, *, groups=1, x_offset=None, w_offset=False, bias=False):
+  """Abstract operands; `x_offset` is None, `scalar` or `token`."""
+  of = jax.ShapeDtypeStruct
+  scalar, token, output = (of(shape, jnp.float32) for shape in ((), (tokens, 1), (groups, outputs)))
+  x_scale = scalar if x_offset == 'scalar' else token
+  return dict(
+      x_codes=of((tokens, inputs), jnp.int8), w_codes=of(prepack.shape(layout, inputs, outputs), jnp.int8),
+      x_scale=x_scale, w_scale=output, x_offset=x_scale if x_offset else None,
+      w_offset=output if w_offset else None, bias=of((outputs,), jnp.float32) if bias else None, row_sums=None,
+      column_sums=of((outputs,), jnp.float32) if x_offset else None)
+
+
+def _lower(arguments, **static):
+  """Lowers a product for CUDA; returns the text."""
+  static = dict(layout=kernels.Layout.INT4, x_bits=8, w_bits=4, out_dtype=jnp.bfloat16) | static
+  call = jax.jit(lambda operands: matmul.lowered(operands, **static))
+  return call.trace(arguments).lower(lowering_platforms=('cuda',)).as_text()
+
+
+class LoweringTest(parameterized.TestCase):
+
+  @parameterized.product(size=_SIZES, tokens=_TOKENS, layout=[kernels.Layout.INT4, kernels.Layout.ROWS])
+  def test_configurations_by_shape(self, size, tokens, layout):
+    bits = 4 if layout is kernels.Layout.INT4 else 8
+    self.assertIn('mosaic_gpu', _lower(_arguments(tokens, *size, layout), layout=layout, w_bits=bits))
+
+  @parameterized.product(
+      tokens=[7, 333], x_offset=[None, 'scalar', 'token'], w_offset=[False, True], dtype=[jnp.bfloat16, jnp.float32])
+  def test_terms(self, tokens, x_offset, w_offset, dtype):
+    arguments = _arguments(tokens, 200, 328, kernels.Layout.INT4, x_offset=x_offset, w_offset=w_offset, bias=True)
+    self.assertIn('mosaic_gpu', _lower(arguments, out_dtype=dtype))
+
+  @parameterized.parameters(
+      configs.Prefill(cluster=2), configs.Prefill(128, 128, stages=5, cluster=2, panel=1),
+      configs.Prefill(64, 128, 128, 4, warpgroups=3), configs.Prefill(64, 64, 256, 3), configs.Decode(8, 256, 6, 2, 4),
+      configs.Decode(64, 128, 4, 2, 2), configs.Decode(16, 256, 2, 4, 8))
+  def test_configurations_that_a_sweep_tries(self, config):
+    tokens, outputs = config.tile_m * 2, 768
+    with tuning.forced(lambda _: config):
+      self.assertIn('mosaic_gpu', _lower(_arguments(tokens, outputs, 1024, kernels.Layout.INT4)))
+
+  @parameterized.product(
+      size=[(4096, 4096), (4096, 14336)], tokens=[1, 64, 8192], w_offset=[False, True], float8=[False, True])
+  def test_groups_by_shape(self, size, tokens, w_offset, float8):
+    arguments = _arguments(tokens, *size, kernels.Layout.INT4, groups=size[1] // 128, w_offset=w_offset)
+    with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)):
+      self.assertIn('mosaic_gpu', _lower(arguments, x_bits=4))
+
+  @parameterized.product(group=[64, 256, 192], tokens=[8, 100], layout=[kernels.Layout.INT4, kernels.Layout.ROWS])
+  def test_groups_by_size(self, group, tokens, layout):
+    arguments = _arguments(tokens, 256, 768, layout, groups=768 // group, w_offset=True)
+    self.assertIn('mosaic_gpu', _lower(arguments, layout=layout))
+
+  def test_plain_codes_are_laid_out_on_the_way(self):
+    self.assertIn('mosaic_gpu', _lower(_arguments(16, 256, 256, kernels.Layout.CODES), layout=kernels.Layout.CODES))
+
+  def test_under_vmap_there_is_one_kernel_for_shared_weights_and_a_loop_for_others(self):
+    arguments = _arguments(16, 256, 256, kernels.Layout.INT4)
+    for shared in (True, False):
+      stack = lambda a, name: jax.ShapeDtypeStruct((3, *a.shape), a.dtype) if not shared or name[0] == 'x' else a
+      stacked = {name: None if a is None else stack(a, name) for name, a in arguments.items()}
+      axes = {name: 0 if not shared or name[0] == 'x' else None for name in arguments}
+      call = lambda a: matmul.lowered(a, layout=kernels.Layout.INT4, x_bits=8, w_bits=4, out_dtype=jnp.bfloat16)
+      mapped = jax.jit(jax.vmap(call, in_axes=(axes,)))
+      text = mapped.trace(stacked).lower(lowering_platforms=('cuda',)).as_text()
+      self.assertIn('mosaic_gpu', text)
+      self.assertEqual('stablehlo.while' in text, not shared)
+
+  def test_within_shard_map(self):
+    mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec('data')
+    arguments = {name: a for name, a in _arguments(16, 256, 256, kernels.Layout.INT4).items() if a is not None}
+    specs = {name: spec if name[0] == 'x' else jax.sharding.PartitionSpec() for name in arguments}
+    missing = dict.fromkeys(['x_offset', 'w_offset', 'bias', 'row_sums', 'column_sums'])
+    call = jax.shard_map(
+        lambda a: matmul.lowered(missing | a, layout=kernels.Layout.INT4, x_bits=8, w_bits=4, out_dtype=jnp.bfloat16),
+        mesh=mesh, in_specs=(specs,), out_specs=spec, check_vma=False)
+    self.assertIn('mosaic_gpu', jax.jit(call).trace(arguments).lower(lowering_platforms=('cuda',)).as_text())
+
+
+class RefusalTest(parameterized.TestCase):
+
+  def _call(self, tokens=8, implementation='mosaic_gpu', **overrides):
+    arguments = dict(x_codes=jnp.ones((tokens, 128), jnp.int8), w_codes=jnp.ones((128, 8), jnp.int8),
+                     x_scale=jnp.float32(1), w_scale=jnp.ones((1, 8)))
+    return kernels.quantized_matmul(**arguments | overrides, implementation=implementation)
+
+  def test_without_the_device(self):
+    with self.assertRaisesRegex(NotImplementedError, 'compute capability 9.0, and this is cpu'):
+      self._call()
+
+  @parameterized.parameters(
+      (dict(x_scale=jax.ShapeDtypeStruct((8, 2), jnp.float32)), {}, 'one scale a token, not 2 groups'),
+      (dict(w_codes=jax.ShapeDtypeStruct((256, 256), jnp.int16)), dict(w_bits=12), 'at most 8 bits, not 12'),
+      ({}, dict(out_dtype=jnp.int32), 'writes bfloat16, float16 or float32, not int32'),
+      ({}, dict(layout=kernels.Layout.INT4_WIDE), 'layout int4_wide is for activations that are not quantized'),
+      (dict(x_codes=jax.ShapeDtypeStruct((8, 2**18), jnp.int8)), {}, 'sums over more than 131071 inputs'),
+      (dict(x_codes=jax.ShapeDtypeStruct((0, 256), jnp.int8)), {}, 'nothing to multiply'),
+      (dict(w_scale=jax.ShapeDtypeStruct((8, 256), jnp.float32)), {}, 'multiple of 64 .* not groups of 32 of 256'))
+  def test_problems_that_no_kernel_takes(self, operands, static, message):
+    with self.assertRaisesRegex(NotImplementedError, message):
+      _lower(_arguments(8, 256, 256, kernels.Layout.INT4) | operands, **static)
+
+  def test_differentiation(self):
+    arguments = _arguments(8, 256, 256, kernels.Layout.INT4)
+
+    def loss(x_scale, rest):
+      return jnp.sum(matmul.lowered({**rest, 'x_scale': x_scale}, layout=kernels.Layout.INT4, x_bits=8, w_bits=4,
+                                    out_dtype=jnp.float32))
+
+    scale = arguments.pop('x_scale')
+    with self.assertRaisesRegex(NotImplementedError, 'has no derivative'):
+      jax.eval_shape(jax.grad(loss), scale, arguments)
+
+
+class TuningTest(parameterized.TestCase):
+
+  @parameterized.product(
+      tokens=[1, 17, 65, 1000, 5000], size=[(4096, 4096), (4096, 14336), (128, 128), (32000, 11008)],
+      layout=[kernels.Layout.INT4, kernels.Layout.ROWS], step=[None, 128, 64])
+  def test_rule_fits_the_machine(self, tokens, size, layout, step):
+    problem = tuning.Problem(tokens, *size, layout, step)
+    config = tuning.rule(problem)
+    self.assertLessEqual(config.shared_memory(layout), configs.SHARED_MEMORY)
+    self.assertEqual(configs.parse(configs.describe(config)), config)
+    self.assertEqual(problem.inputs % config.tile_k, 0)
+    self.assertIn(step, (None, config.tile_k))
+    if isinstance(config, configs.Decode):
+      self.assertGreaterEqual(config.tile_m, tokens)
+
+
+if __name__ == '__main__':
+  absltest.main()

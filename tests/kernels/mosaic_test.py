@@ -1,0 +1,66 @@
+"""The kernels for Hopper compute what every implementation computes: `pytest -n 0 -m gpu`."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kernels
+from kernels import tuning
+from kernels.mosaic import configs
+from tests import product_cases
+
+_DECODE = [
+    configs.Decode(tile_m=tile_m, tile_k=tile_k, stages=2, warpgroups=warpgroups, split=split)
+    for tile_m, tile_k, warpgroups, split in (
+        (8, 256, 4, 1), (8, 128, 4, 4), (16, 256, 2, 2), (32, 256, 1, 8), (64, 128, 2, 1), (64, 256, 1, 2))]
+_PREFILL = [
+    configs.Prefill(tile_n=tile_n, tile_m=tile_m, tile_k=tile_k, stages=stages, warpgroups=warpgroups, panel=panel)
+    for tile_n, tile_m, tile_k, stages, warpgroups, panel in (
+        (64, 256, 128, 3, 2, 8), (64, 192, 128, 4, 2, 1), (64, 64, 256, 2, 2, 4), (128, 128, 128, 3, 2, 2),
+        (64, 128, 128, 4, 3, 8))] + [configs.Prefill(cluster=2, stages=3), configs.Prefill(128, 128, cluster=2, panel=2)]
+
+
+@pytest.mark.gpu
+class MosaicTest(product_cases.ProductCases):
+  implementation = 'mosaic_gpu'
+
+  @parameterized.product(
+      config=_DECODE + _PREFILL, layout=[kernels.Layout.INT4, kernels.Layout.ROWS],
+      shape=[(70, 1024, 384), (515, 2304, 768)])
+  def test_every_tiling_sums_exactly(self, config, layout, shape):
+    bits = (4, 4) if layout is kernels.Layout.INT4 else (4, 8)
+    if isinstance(config, configs.Prefill):
+      config = config.deepest(layout, config.stages)
+    tokens, inputs, outputs = shape
+    if inputs % config.tile_k or (
+        isinstance(config, configs.Prefill) and outputs % (config.outputs * config.cluster)):
+      self.skipTest('the dispatcher does not choose this tiling here')
+    rng = np.random.default_rng(0)
+    x, w = product_cases.codes(rng, bits[0], tokens, inputs), product_cases.codes(rng, bits[1], inputs, outputs)
+    unit = dict(x_scale=np.ones((tokens, 1), np.float32), w_scale=np.ones((1, outputs), np.float32))
+    with tuning.forced(lambda _: config):
+      got = self.run_problem(dict(x_codes=x, w_codes=w, **unit), bits, layout=layout)
+    np.testing.assert_array_equal(got, x.astype(np.int64) @ w)
+
+  @parameterized.product(
+      float8=[False, True], offsets=['none', 'both, per token'], shape=[(5, 2048, 128), (64, 1024, 192),
+                                                                        (300, 2048, 256)])
+  def test_both_bodies_of_groups_agree(self, float8, offsets, shape):
+    # The sums of a group of 4-bit codes are exact in both, so that only the order of float32 additions differs.
+    arguments = product_cases.problem(groups=(1, shape[1] // 128), offsets=offsets, shape=shape)
+    with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)):
+      self.check(arguments, (4, 4), layout=kernels.Layout.INT4)
+
+  def test_a_race_would_change_the_sums(self):
+    arguments = product_cases.problem(shape=(64, 4096, 4096), bits=(8, 4))
+    first, *others = (self.run_problem(arguments, (8, 4), out_dtype=jnp.bfloat16) for _ in range(8))
+    for other in others:
+      np.testing.assert_array_equal(other, first)
+
+
+if __name__ == '__main__':
+  absltest.main()

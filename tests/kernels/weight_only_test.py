@@ -1,0 +1,56 @@
+"""Products with quantized weights alone: of the dequantized weights on every device, and for Hopper."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kernels
+from kernels import prepack
+from kernels.mosaic import weight_only
+from tests import product_cases
+
+class XlaTest(product_cases.WeightOnlyCases):
+  implementation = 'xla'
+
+
+@pytest.mark.gpu
+class MosaicTest(product_cases.WeightOnlyCases):
+  implementation = 'mosaic_gpu'
+
+
+class LoweringTest(parameterized.TestCase):
+
+  @parameterized.product(
+      size=[(4096, 4096), (4096, 14336)], tokens=[1, 64, 128], groups=[False, True],
+      offset=[False, True])
+  def test_configurations_by_shape(self, size, tokens, groups, offset):
+    outputs, inputs = size
+    of = jax.ShapeDtypeStruct
+    scale = of((inputs // 128 if groups else 1, outputs), jnp.float32)
+    operands = dict(x=of((tokens, inputs), jnp.bfloat16), w_scale=scale, w_offset=scale if offset else None, bias=None,
+                    w_codes=of(prepack.shape(kernels.Layout.INT4_WIDE, inputs, outputs), jnp.int8))
+    call = jax.jit(lambda a: weight_only.lowered(
+        a, layout=kernels.Layout.INT4_WIDE, w_bits=4, out_dtype=jnp.bfloat16))
+    self.assertIn('mosaic_gpu', call.trace(operands).lower(lowering_platforms=('cuda',)).as_text())
+
+
+class RefusalTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (dict(implementation='cuda'), ValueError, "unknown implementation 'cuda'; there are xla, mosaic_gpu"),
+      (dict(w_codes=np.zeros((12, 7), np.int8)), ValueError, r'cannot contract activations of shape \(3, 24\)'),
+      (dict(w_scale=np.ones((5, 7), np.float32)), ValueError, r'w_scale float32 \[5, 7\] does not fit 24 x 7'),
+      (dict(w_offset=np.ones((1, 7), np.float32)), ValueError, r'w_offset float32 \[1, 7\] does not fit'),
+      (dict(bias=np.ones(6, np.float32)), ValueError, r'bias of shape \(6,\) does not fit 7 outputs'),
+      (dict(implementation='mosaic_gpu'), NotImplementedError, 'compute capability 9.0, and this is cpu'))
+  def test_operands_that_do_not_fit(self, overrides, error, message):
+    arguments = product_cases.weight_only_problem(3, 24, 7, 2, False, False) | overrides
+    with self.assertRaisesRegex(error, message):
+      kernels.weight_only_matmul(**arguments)
+
+
+if __name__ == '__main__':
+  absltest.main()

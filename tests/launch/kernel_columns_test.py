@@ -1,0 +1,66 @@
+"""The benchmark of kernels multiplies what it says: columns of XLA run here, those of kernels are lowered."""
+
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+
+from kernels import tuning
+from kernels.mosaic import calls
+from kernels.mosaic import configs
+from launch.benchmarks import kernel_columns
+from launch.benchmarks import kernel_sweep
+from launch.benchmarks import kernel_timing
+
+_PROBLEM = kernel_columns.Problem(16, 256, 512)
+_OF_XLA = [name for name in kernel_columns.COLUMNS if name.startswith(('xla', 'bf16'))]
+
+
+class ColumnsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_OF_XLA)
+  def test_columns_of_xla_are_products_of_the_same_values(self, name):
+    column = kernel_columns.COLUMNS[name]
+    with mock.patch.object(kernel_timing, 'copies', lambda size: 2):
+      first, second = column.calls(_PROBLEM)
+    self.assertEqual(first().shape, (16, 256))
+    self.assertFalse((first() == second()).all())
+    if column.comparable:
+      self.assertLess(column.difference(_PROBLEM, first), 0.01)
+      self.assertGreater(column.difference(_PROBLEM, second), 0.5)
+
+  @parameterized.parameters(*(name for name in kernel_columns.COLUMNS if name not in _OF_XLA))
+  def test_columns_of_kernels_lower_in_every_configuration(self, name):
+    column, asked = kernel_columns.COLUMNS[name], []
+
+    def choose(problem):
+      asked.append(problem)
+      return tuning.rule(problem)
+
+    def lower():
+      with mock.patch.object(kernel_timing, 'copies', lambda size: 1), mock.patch.object(calls, 'check_device'):
+        call, = column.calls(_PROBLEM)
+        multiply = jax.jit(lambda *operands: column.multiply(*operands))  # pylint: disable=unnecessary-lambda
+        return multiply.trace(*call.args).lower(lowering_platforms=('cuda',)).as_text()
+
+    with tuning.forced(choose):
+      self.assertIn('mosaic_gpu', lower())
+    candidates = kernel_sweep.candidates(asked[0])
+    self.assertGreater(len(candidates), 8)
+    with tuning.forced(lambda _: candidates[-1]):
+      self.assertIn('mosaic_gpu', lower())
+
+  def test_many_tokens_have_configurations_of_both_bodies_of_groups(self):
+    problem = tuning.Problem(8192, 4096, 4096, kernel_columns.kernels.Layout.INT4, 128, True)
+    found = kernel_sweep.candidates(problem)
+    self.assertEqual({config.float8 for config in found}, {True, False})
+    self.assertTrue(all(isinstance(config, configs.Prefill) for config in found))
+
+  def test_bytes_are_those_of_operands_and_result(self):
+    column = kernel_columns.COLUMNS['w4a8 g128']
+    self.assertEqual(column.bytes(_PROBLEM), 256 * 512 / 2 + 4 * 4 * 256 + 16 * 512 + 2 * 16 * 256)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,106 @@
+"""Laying out a tree for a GPU changes no integer of it, and what stays as it is, stays."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kernels
+from jaxquant.layers import device_kernels
+from jaxquant.layers import linear
+from jaxquant.numerics import formats
+from jaxquant.numerics import quantize
+from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
+from tests import networks
+
+_linear = networks.quick_jit(linear.linear, static_argnames=('implementation', 'transpose'))
+_QUANTIZERS = {
+    'clip': quantizers.ClipQuantizer(jnp.float32(-1.5), jnp.float32(2), 4),
+    'per token': quantizers.DynamicQuantizer(formats.parse('uint8')),
+    'per group': quantizers.DynamicQuantizer(formats.parse('int4'), group_size=32),
+}
+
+
+def _random(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def _layer(name, group_size=None, quantizer=None, axis=-2):
+  layer = {'kernel': quantize.quantize(_random(128, 24, seed=1), formats.parse(name), group_size=group_size, axis=axis),
+           'bias': _random(24, seed=2)}
+  return layer | ({'input': {'quantizer': _QUANTIZERS[quantizer]}} if quantizer else {})
+
+
+class DeviceKernelTest(parameterized.TestCase):
+
+  @parameterized.product(
+      name=['int4', 'uint3', 'uint8', 'dint4', 'dint8'], group_size=[None, 32], quantizer=list(_QUANTIZERS))
+  def test_products_of_codes_keep_their_bits(self, name, group_size, quantizer):
+    layer, x = _layer(name, group_size, quantizer), _random(2, 3, 128)
+    converted = device_kernels.laid_out(layer)
+    self.assertEqual(isinstance(converted['kernel'], device_kernels.DeviceKernel), name != 'dint8')
+    for implementation in ('simulated', 'auto'):
+      got = _linear(converted, x, implementation=implementation)
+      np.testing.assert_array_equal(got, _linear(layer, x, implementation='xla'))
+
+  @parameterized.product(name=['int4', 'uint4', 'uint2'], group_size=[None, 32], dtype=['float32', 'bfloat16'])
+  def test_products_without_codes(self, name, group_size, dtype):
+    layer, x = _layer(name, group_size), _random(2, 3, 128).astype(dtype)
+    converted = device_kernels.laid_out(layer)
+    self.assertEqual(converted['kernel'].layout, kernels.Layout.INT4_WIDE)
+    tolerance = {'rtol': 1e-5, 'atol': 1e-4} if dtype == 'float32' else {'rtol': 0.02, 'atol': 0.1}
+    got, want = _linear(converted, x), _linear(layer, x)
+    self.assertEqual(got.dtype, want.dtype)
+    np.testing.assert_allclose(np.float32(got), np.float32(want), **tolerance)
+
+  @parameterized.parameters('int4', 'uint4', 'dint4')
+  def test_dense_values_are_those_of_the_tensor(self, name):
+    layer = _layer(name, 32, 'clip')
+    np.testing.assert_allclose(
+        device_kernels.laid_out(layer)['kernel'].dense(), quantize.dequantize(layer['kernel']), rtol=1e-5, atol=1e-6)
+
+  def test_what_has_no_layout_stays(self):
+    trees_to_keep = (
+        {'embedding': _layer('int4')}, _layer('int8'), _layer('dint8', None, 'clip'), _layer('int4', axis=-1),
+        {'kernel': _random(3, 4)})
+    for tree in trees_to_keep:
+      kept = device_kernels.laid_out(tree)
+      jax.tree.map(np.testing.assert_array_equal, kept, tree)
+      self.assertEqual(jax.tree.structure(kept), jax.tree.structure(tree))
+
+  def test_a_kernel_laid_out_is_not_read_transposed(self):
+    with self.assertRaisesRegex(ValueError, 'cannot be read transposed'):
+      linear.linear(device_kernels.laid_out(_layer('int4')), _random(3, 24), transpose=True)
+
+
+class ModelTest(parameterized.TestCase):
+
+  @parameterized.parameters(('llama', True, True), ('llama', False, True), ('opt', False, False), ('opt', True, True))
+  def test_models_evaluate_alike(self, style, site, quantized):
+    model = networks.config(style)
+    params = networks.params(style)
+    for path in trees.linears(params):
+      if path.rpartition('/')[2] in device_kernels.TABLES:
+        continue
+      kernel = quantize.quantize(trees.get(params, path)['kernel'], formats.parse('uint4'))
+      params = trees.put(params, f'{path}/kernel', kernel)
+      if quantized:
+        # At the site above query, key and value, or at each of them.
+        above = site and path.rpartition('/')[2] in ('query', 'key', 'value')
+        place = path.rpartition('/')[0] if above else path
+        params = trees.put(params, f'{place}/input', {'quantizer': _QUANTIZERS['per token']})
+    converted = device_kernels.laid_out(params)
+    layouts = {leaf.layout for leaf in jax.tree.leaves(
+        converted, is_leaf=lambda leaf: isinstance(leaf, device_kernels.DeviceKernel))
+               if isinstance(leaf, device_kernels.DeviceKernel)}
+    self.assertEqual(layouts, {kernels.Layout.INT4 if quantized else kernels.Layout.INT4_WIDE})
+    ids = networks.tokens(2)
+    want = networks.evaluator(model, 'xla')(params, ids)
+    got = networks.evaluator(model, 'auto')(converted, ids)
+    np.testing.assert_allclose(got, want, rtol=0, atol=0 if quantized else 1e-4)
+
+
+if __name__ == '__main__':
+  absltest.main()

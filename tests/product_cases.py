@@ -1,0 +1,197 @@
+"""Problems for quantized matmuls, their reference, and the cases that every implementation inherits."""
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kernels
+from kernels import prepack
+
+# offset of x, offset of w
+OFFSETS = {'none': (None, False), 'x, scalar': ('scalar', False), 'x, per token': ('token', False),
+           'w': (None, True), 'both, scalar': ('scalar', True), 'both, per token': ('token', True)}
+# Sums of this many products of int8 stay exact in the float32 that they are returned in.
+_EXACT = 2**24
+
+
+def codes(rng, bits, *shape):
+  """Random codes of `bits` that hold both extremes."""
+  result = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape)
+  result.flat[0], result.flat[-1] = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+  return result.astype(np.int8 if bits <= 8 else np.int16)
+
+
+def problem(*, bits=(4, 4), groups=(1, 1), offsets='none', shape=(3, 5, 24, 7), bias=False, scales='token', seed=0):
+  """Arguments of `quantized_matmul` as NumPy arrays; `shape` is batch, tokens, inputs, outputs."""
+  rng = np.random.default_rng(seed)
+  *batch, inputs, outputs = shape
+  x_offset, w_offset = OFFSETS[offsets]
+  positive = lambda *s: rng.uniform(0.01, 1, s).astype(np.float32)
+  x_shape = () if 'scalar' in (scales, x_offset) else (*batch, groups[0])
+  arguments = dict(
+      x_codes=codes(rng, bits[0], *batch, inputs), w_codes=codes(rng, bits[1], inputs, outputs),
+      x_scale=np.asarray(positive(*x_shape)), w_scale=positive(groups[1], outputs))
+  if x_offset:
+    arguments['x_offset'] = np.asarray(rng.normal(size=x_shape), np.float32)
+  if w_offset:
+    arguments['w_offset'] = rng.normal(size=arguments['w_scale'].shape).astype(np.float32)
+  if bias:
+    arguments['bias'] = rng.normal(size=outputs).astype(np.float32)
+  return arguments
+
+
+def reference(arguments):
+  """(float64 product of the values, float64 bound of the sum of the magnitudes of its terms)."""
+  def values(of, scale, offset, axis):
+    spread = lambda a: a if a.ndim == 0 else np.repeat(a, of.shape[axis] // a.shape[axis], axis).astype(np.float64)
+    return of * spread(scale) + spread(np.float32(0) if offset is None else offset)
+
+  x = values(arguments['x_codes'], arguments['x_scale'], arguments.get('x_offset'), -1)
+  w = values(arguments['w_codes'], arguments['w_scale'], arguments.get('w_offset'), 0)
+  bias = arguments.get('bias', np.float32(0))
+  size = (np.abs(arguments['x_codes'] * 1.0) + 2).max() * (np.abs(arguments['w_codes'] * 1.0) + 2).max()
+  return x @ w + bias, size * len(w)
+
+
+def poison(shape, dtype) -> None:
+  """Fills memory of the size of a result with NaN and gives it back, so that what is not written is seen."""
+  jax.block_until_ready([jnp.full(shape, jnp.nan, dtype) for _ in range(4)])
+
+
+class ProductCases(parameterized.TestCase):
+  """What holds for every implementation; a subclass names one."""
+
+  implementation: str
+
+  def run_problem(self, arguments, bits, *, layout=kernels.Layout.CODES, out_dtype=jnp.float32):
+    """The result, as a NumPy array."""
+    arguments = jax.tree.map(jnp.asarray, arguments)
+    arguments['w_codes'] = prepack.prepack(arguments['w_codes'], layout)
+    shape = *arguments['x_codes'].shape[:-1], arguments['w_scale'].shape[1]
+    call = jax.jit(lambda a: kernels.quantized_matmul(
+        **a, x_bits=bits[0], w_bits=bits[1], layout=layout, implementation=self.implementation, out_dtype=out_dtype))
+    poison(shape, out_dtype)
+    return np.asarray(call(arguments))
+
+  def check(self, arguments, bits, *, layout=kernels.Layout.CODES, out_dtype=jnp.float32):
+    """The result is the float64 product to one rounding of its dtype and a few of float32 arithmetic."""
+    if out_dtype == jnp.float16:  # whose range is small
+      arguments = {**arguments, 'x_scale': arguments['x_scale'] * np.float32(2**-10)}
+    got = self.run_problem(arguments, bits, layout=layout, out_dtype=out_dtype)
+    want, size = reference(arguments)
+    size *= max(float(arguments['x_scale'].max()), np.abs(arguments.get('x_offset', 0)).max(), 2**-10)
+    self.assertEqual((got.shape, got.dtype), (want.shape, jnp.dtype(out_dtype)))
+    rounding = float(jnp.finfo(out_dtype).eps) / 2
+    excess = np.abs(got.astype(np.float64) - want) - rounding * np.abs(want) - 4e-7 * size
+    self.assertLessEqual(excess.max(), 0)
+
+  @parameterized.product(
+      bits=[(4, 4), (8, 4), (8, 8)],
+      shape=[(1, 128, 64), (2, 3, 256, 130), (16, 512, 192), (33, 130, 7), (64, 896, 128), (200, 384, 256),
+             (300, 640, 100)])
+  def test_sums_of_products_are_exact(self, bits, shape):
+    rng = np.random.default_rng(0)
+    *batch, inputs, outputs = shape
+    x, w = codes(rng, bits[0], *batch, inputs), codes(rng, bits[1], inputs, outputs)
+    x[..., 0, :], w[:, 0] = -(2 ** (bits[0] - 1)), -(2 ** (bits[1] - 1))
+    layout = kernels.Layout.INT4 if bits[1] == 4 else kernels.Layout.ROWS
+    unit = dict(x_scale=np.float32(1), w_scale=np.ones((1, outputs), np.float32))
+    want = x.astype(np.int64) @ w
+    self.assertLess(np.abs(want).max(), _EXACT)
+    for layout in (kernels.Layout.CODES, layout):
+      got = self.run_problem(dict(x_codes=x, w_codes=w, **unit), bits, layout=layout)
+      np.testing.assert_array_equal(got, want)
+
+  @parameterized.product(
+      offsets=list(OFFSETS), bias=[False, True], shape=[(5, 256, 130), (130, 256, 64)])
+  def test_offsets(self, offsets, bias, shape):
+    self.check(problem(offsets=offsets, bias=bias, shape=shape), (4, 4))
+
+  @parameterized.product(
+      bits=[(4, 4), (8, 8)], scales=['scalar', 'token'], out_dtype=[jnp.bfloat16, jnp.float16, jnp.float32],
+      shape=[(2, 9, 384, 96), (257, 384, 192)])
+  def test_scales_and_dtypes(self, bits, scales, out_dtype, shape):
+    layout = kernels.Layout.INT4 if bits[1] == 4 else kernels.Layout.ROWS
+    self.check(problem(bits=bits, scales=scales, shape=shape), bits, layout=layout, out_dtype=out_dtype)
+
+  @parameterized.product(
+      bits=[(4, 4), (8, 4)], group=[64, 128, 256], offsets=['none', 'w', 'both, scalar'],
+      shape=[(3, 512, 96), (130, 768, 192)])
+  def test_groups(self, bits, group, offsets, shape):
+    arguments = problem(bits=bits, groups=(1, shape[-2] // group), offsets=offsets, bias=True, shape=shape)
+    layout = kernels.Layout.INT4 if group == 128 else kernels.Layout.CODES
+    self.check(arguments, bits, layout=layout, out_dtype=jnp.bfloat16 if group == 64 else jnp.float32)
+
+  @parameterized.parameters(4, 70)
+  def test_zero_scales_leave_the_bias(self, tokens):
+    arguments = problem(bias=True, shape=(tokens, 256, 64))
+    arguments['w_scale'][:, ::2] = 0
+    arguments['x_scale'][::2] = 0
+    got = self.run_problem(arguments, (4, 4))
+    bias = np.broadcast_to(arguments['bias'], got.shape)
+    np.testing.assert_array_equal(got[::2], bias[::2])
+    np.testing.assert_array_equal(got[:, ::2], bias[:, ::2])
+    self.assertGreater(np.abs(got - bias)[1::2, 1::2].mean(), 1)
+
+  def test_sums_at_hand_are_used(self):
+    arguments = problem(offsets='both, per token', shape=(5, 256, 64))
+    want = self.run_problem(arguments, (4, 4))
+    arguments['row_sums'] = arguments['x_codes'].sum(axis=-1, keepdims=True, dtype=np.int32)
+    arguments['column_sums'] = np.asarray(prepack.column_sums(
+        *(jnp.asarray(arguments[name]) for name in ('w_codes', 'w_scale', 'w_offset'))))
+    np.testing.assert_allclose(self.run_problem(arguments, (4, 4)), want, rtol=1e-6)
+
+  @parameterized.parameters('activations', 'weights too')
+  def test_under_vmap_it_is_a_product_for_each(self, mapped):
+    problems = [problem(offsets='both, per token', shape=(5, 256, 64), seed=seed) for seed in range(3)]
+    axes = dict.fromkeys(problems[0], 0)
+    if mapped == 'activations':
+      for name in ('w_codes', 'w_scale', 'w_offset'):
+        axes[name] = None
+        for each in problems:
+          each[name] = problems[0][name]
+    stacked = {name: problems[0][name] if axis is None else jnp.stack([each[name] for each in problems])
+               for name, axis in axes.items()}
+    call = lambda a: kernels.quantized_matmul(**a, x_bits=4, w_bits=4, implementation=self.implementation)
+    got = jax.jit(jax.vmap(call, in_axes=(axes,)))(stacked)
+    for each, result in zip(problems, got):
+      want, size = reference(each)
+      np.testing.assert_allclose(result, want, rtol=0, atol=4e-7 * size)
+
+
+def weight_only_problem(tokens, inputs, outputs, groups, offset, bias):
+  """Arguments of `weight_only_matmul` as NumPy arrays, but for the activations: bfloat16 of JAX."""
+  name = 'w' if offset else 'none'
+  arguments = problem(groups=(1, groups), offsets=name, bias=bias, shape=(tokens, inputs, outputs))
+  del arguments['x_codes'], arguments['x_scale']
+  arguments['x'] = jax.random.normal(jax.random.key(0), (tokens, inputs), jnp.bfloat16)
+  return arguments
+
+
+class WeightOnlyCases(parameterized.TestCase):
+  """What holds for every implementation of products with quantized weights alone; a subclass names one."""
+
+  implementation: str
+
+  @parameterized.product(
+      size=[(1, 256, 64), (5, 130, 7), (16, 512, 192), (64, 1024, 130), (100, 384, 128)], grouped=[False, True],
+      offset=[False, True],
+      layout=[kernels.Layout.CODES, kernels.Layout.INT4_WIDE])
+  def test_products(self, size, grouped, offset, layout):
+    tokens, inputs, outputs = size
+    groups = inputs // 128 if grouped and inputs % 128 == 0 else 1
+    arguments = weight_only_problem(tokens, inputs, outputs, groups, offset, bias=grouped)
+    packed = arguments | {'w_codes': prepack.prepack(jnp.asarray(arguments['w_codes']), layout)}
+    call = jax.jit(lambda a: kernels.weight_only_matmul(
+        **a, layout=layout, implementation=self.implementation, out_dtype=jnp.float32))
+    poison((tokens, outputs), jnp.float32)
+    got = np.asarray(call(packed))
+    x = np.asarray(arguments['x'], np.float64)
+    values = dict(x_codes=x, x_scale=np.float32(1), **{k: v for k, v in arguments.items() if k != 'x'})
+    want, _ = reference(values)
+    # The sums of magnitudes, with weights that one implementation rounds to bfloat16.
+    magnitude = reference(values | {
+        'x_codes': np.abs(x), 'w_codes': np.abs(arguments['w_codes'].astype(int)), 'bias': np.float32(0),
+        'w_offset': np.abs(arguments.get('w_offset', np.zeros_like(arguments['w_scale'])))})[0]
+    self.assertLessEqual((np.abs(got - want) - 2**-8 * magnitude).max(), 0)
