@@ -1,12 +1,13 @@
 """Launchers: flags in, library calls, files out.
 
-  train       trains variants of a model, quantizes and evaluates them, and writes the report
-  quantize    quantizes a trained model
-  evaluate    scores a text with a model
-  benchmark   measures speed
-  settings    every key of the configurations, with its default
-  runtime     flags, errors and exit codes, devices
-  workdir     the files a run leaves
-  progress    lines, bar and tables on the terminal
-  corpora     texts and tokenizers as a configuration names them
+  train            trains variants of a model, quantizes and evaluates them, and writes the report
+  quantize         quantizes a trained model
+  evaluate         scores a text with a model
+  benchmark        measures speed
+  settings         every key of the configurations, with its default
+  runtime          flags, errors and exit codes, devices
+  mixed_precision  a grid for each linear as a configuration asks for it
+  workdir          the files a run leaves
+  progress         lines, bar and tables on the terminal
+  corpora          texts and tokenizers as a configuration names them
 """

@@ -88,8 +88,8 @@ class Steps:
       self._drawn = time.monotonic()
 
 
-def blocks(say: Printer) -> Callable[[driver.Progress], None]:
-  """What the calibration driver reports to: a line for each block that is done, a bar in between."""
+def blocks(say: Printer, done: str = 'calibrated') -> Callable[[driver.Progress], None]:
+  """What the calibration driver reports to: a line for each block that is `done`, a bar in between."""
   before = {}  # the last report and its line
 
   def report(progress: driver.Progress) -> None:
@@ -97,7 +97,7 @@ def blocks(say: Printer) -> Callable[[driver.Progress], None]:
     eta = _duration(progress.seconds / progress.done * (progress.total - progress.done))
     if before and before['block'] != name:
       say(before['line'])
-    verb = 'restored' if progress.work == 'restored' else 'calibrated'
+    verb = 'restored' if progress.work == 'restored' else done
     before.update(block=name, line=f'{verb} {name} {share:.0%} ETA {eta}')
     say.bar(share, f'{progress.done}/{progress.total} {name} {progress.work} ETA {eta}')
     if progress.done == progress.total:

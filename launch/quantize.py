@@ -29,6 +29,7 @@ from jaxquant.training import checkpoints
 from jaxquant.transforms import recipes
 from launch import agreement
 from launch import config_flag
+from launch import mixed_precision
 from launch import model_flags
 from launch import models
 from launch import progress
@@ -61,13 +62,8 @@ def main() -> None:
     texts = model_flags.texts(tokenizer)
     length = config.calibration_length or min(model.length, _CALIBRATION_LENGTH)
     batches = scoring.calibration_batches(tokens, config.calibration_windows, length, config.seed)
-    stages, steps = staging.staged(model.decoder), recipe.steps(staging.model_sites(model.decoder))
-    needed = memory.estimate(params, stages, steps, batches)
-    say(f'memory {needed}')
-    agreement.agree(lambda: needed.check((jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')))
     run = _fingerprint(params, batches, [model.architecture, config.to_dict()])
-    store = block_store.BlockStore(workdir.blocks, run, say.error)
-    result = driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say))
+    result, store = _calibrated(params, recipe, batches, model, config, workdir, run, say)
     workdir.write_decisions(result.decisions)
     _save(workdir, model, result, {'run': run, **_provenance(model, config)}, say)
     evaluations = [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))
@@ -116,18 +112,59 @@ def prepare(params, model, config):
 
 def recipe(config, mode) -> recipes.Recipe:
   """The recipe of a configuration; without a mode, activations are left as the tree has them."""
-  kind = lambda prefix, bits: formats.parse(f'{prefix}{bits}')
+  kind = lambda prefix, bits: f'{prefix}{bits}'
   activation = {'static': config.activations, 'dynamic': None}.get(mode)
   if mode == 'dynamic':
     activation = quantizers.DynamicQuantizer(
-        kind(config.activation_kind, config.activations), config.activation_group_size, config.activation_per_tensor)
-  weight = None if config.weights == 16 else quantizers.WeightQuantizer(
-      kind(config.weight_kind, config.weights), _AXES[config.group_along], config.group_size)
+        formats.parse(kind(config.activation_kind, config.activations)), config.activation_group_size,
+        config.activation_per_tensor)
+  weight = None if config.weights == 16 else _grid(config, kind(config.weight_kind, config.weights))
   methods = tuple(config.methods)
   return recipes.Recipe(
       methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
-      weight_pattern=config.weight_pattern, activation=activation, site_patterns=tuple(config.site_patterns),
+      allocated=config.allocation.bits is not None, weight_pattern=config.weight_pattern, activation=activation,
+      site_patterns=tuple(config.site_patterns),
       values=None if config.value_bits == 16 else config.value_bits, ranges=config.ranges, percentile=config.percentile)
+
+
+def budget(config) -> mixed_precision.Budget | None:
+  """What a configuration asks of an allocation of bits, if it asks for one."""
+  asked = config.allocation
+  return None if asked.bits is None else mixed_precision.Budget(
+      asked.bits, tuple(_grid(config, name) for name in asked.candidates), asked.score, config.weight_pattern)
+
+
+def _grid(config, name):
+  """The grid of the format called `name`, in the configuration's groups."""
+  return quantizers.WeightQuantizer(formats.parse(name), _AXES[config.group_along], config.group_size)
+
+
+def _calibrated(params, made, batches, model, config, workdir, identity, say):
+  """(result of the driver, store of its last run); says the memory that all of it takes first."""
+  stages, sites, asked = staging.staged(model.decoder), staging.model_sites(model.decoder), budget(config)
+  if asked is not None and isinstance(params, stores.Source):
+    params = params.assemble({})  # bits are traded between all blocks
+  runs = [(params, made.steps(sites))]
+  if asked is not None:
+    runs = [(params, made.folds(sites) + asked.steps()), (asked.cheapest(params, stages), made.rounding())]
+  needed = max((memory.estimate(tree, stages, steps, batches) for tree, steps in runs), key=lambda each: each.total)
+  say(f'memory {needed}')
+  agreement.agree(lambda: needed.check((jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')))
+
+  def run(params, steps, folder, done):
+    store = block_store.BlockStore(folder, identity, say.error)
+    return driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say, done)), store
+
+  if asked is None:
+    return run(params, runs[0][1], workdir.blocks, 'calibrated')
+  # Bits are traded between all blocks, so that all of them are folded and scored before the first one is rounded.
+  folded = driver.Result(params, {})
+  if runs[0][1]:
+    folded, _ = run(params, runs[0][1], workdir.blocks / 'scored', 'scored' if asked.steps() else 'folded')
+  chosen, decisions = asked.allocate(folded, model.decoder, batches)
+  say(f'bits by {asked.score}, at most {asked.bits} stored per weight:\n{chosen.table()}')
+  result, store = run(chosen.written(folded.params), runs[1][1], workdir.blocks, 'calibrated')
+  return result._replace(decisions=driver.merged(decisions, result.decisions)), store
 
 
 def _open(config):
@@ -148,7 +185,9 @@ def _open(config):
   if (config.calibration_length or 0) > model.decoder.max_length:
     raise errors.UserError(f'config.calibration_length {config.calibration_length} exceeds the model\'s '
                            f'{model.decoder.max_length}')
-  prepare(validate.abstract_params(model.decoder), model, config)
+  params, _, _ = prepare(validate.abstract_params(model.decoder), model, config)
+  if (asked := budget(config)) is not None:
+    asked.cheapest(params, staging.staged(model.decoder))
   return model, workdirs.Workdir(runtime.WORKDIR.value, {
       'name': f'{model.path.name} quantized', 'model': model.architecture, 'ptq': config.to_dict(),
       'source': {'workdir': str(model.path), 'variant': model.variant, 'seed': model.seed},

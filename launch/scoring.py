@@ -1,5 +1,6 @@
 """What the launchers share around a score: calibration where no ranges were learned, and one record for each score."""
 
+import math
 from typing import Any
 
 import jax
@@ -88,9 +89,16 @@ def record(
 
 
 def described(params: Any) -> precisions.Precision:
-  """The precision of a quantized tree: that of its first quantized kernel and site."""
-  kernels = (trees.get(params, path)['kernel'] for path in trees.linears(params))
-  weights = next((kernel.format.bits for kernel in kernels if isinstance(kernel, qtensor.QTensor)), 16)
+  """The precision of a quantized tree: that of its first quantized site, and of its quantized kernels.
+
+  Where kernels differ, it is the mean over their weights of the bits of a code, to two decimals.
+  """
+  kernels = [trees.get(params, path)['kernel'] for path in trees.linears(params)]
+  sizes = [(kernel.format.bits, math.prod(kernel.shape)) for kernel in kernels if isinstance(kernel, qtensor.QTensor)]
+  weights = 16
+  if sizes:
+    mean = round(sum(bits * size for bits, size in sizes) / sum(size for _, size in sizes), 2)
+    weights = int(mean) if mean == int(mean) else mean
   inputs = [trees.get(params, path)['quantizer'] for path in trees.inputs(params)]
   if not inputs:
     return precisions.Precision(weights)

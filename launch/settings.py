@@ -95,6 +95,15 @@ def quantize() -> ml_collections.ConfigDict:
   config.value_bits = 16  # bits of attention's values, static per channel
   config.site_patterns = (r'layers/.*',)  # sites that are quantized, and folded, where the model has no learned ranges
   config.calibration_length = config_dict.placeholder(int)  # tokens of a window; none: as trained
+  # A grid for each linear instead of one for all, under a budget (transforms.allocation). Folds come first and are
+  # judged with the grid above; then every linear is scored on each candidate, and the methods behind round to what it
+  # got. Candidates share the groups above; those of 3 bits are stored in 4, those of 5 to 7 bits in 8. No block is
+  # rounded before all are folded, so that a fold which looks at quantized blocks before its own finds them folded only.
+  config.allocation = ml_collections.ConfigDict()
+  config.allocation.bits = config_dict.placeholder(float)  # stored per weight, scales included; none: one grid for all
+  config.allocation.candidates = ('int2', 'int4', 'int8')
+  # What rounding does to the output of each linear; or loss: to the model's loss, by gradients of the whole model.
+  config.allocation.score = 'layer_errors'
   for name, method in methods.METHODS.items():
     if options := method.options():
       config[name] = ml_collections.ConfigDict(options)

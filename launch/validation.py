@@ -12,7 +12,7 @@ from jaxquant.transforms import methods
 # What the elements of a tuple are, and least and greatest values, by the name of the key within `config` or `config.ptq`.
 _ELEMENTS = {
     'variants': str, 'seeds': int, 'data.train': str, 'evaluation.precisions': str, 'qat.ranges': tuple,
-    'site_patterns': str, 'methods': str,
+    'site_patterns': str, 'methods': str, 'allocation.candidates': str,
 }
 _BOUNDS = {
     **{f'model.{key}': (1, None) for key in (
@@ -51,7 +51,7 @@ def check(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict
 
   Args:
     config: what a configuration file returned, changed by flags.
-    defaults: every key (launch.settings); one whose default is None may hold an integer.
+    defaults: every key (launch.settings); one whose default is None may be None, or of the type that it stands for.
     path: of `config` within the whole, with a dot at its end.
   """
   if unknown := [key for key in config if key not in defaults]:
@@ -68,7 +68,7 @@ def check(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict
       _check_type(name, value, (ml_collections.ConfigDict,))
       check(value, default, f'{name}.')
     else:
-      types = (type(default),) if default is not None else (int, type(None))
+      types = (defaults.get_type(key),) if default is not None else (defaults.get_type(key), type(None))
       _check_type(name, value, (*types, int) if float in types else types)
       _check_value(name, name.removeprefix('ptq.'), value)
 

@@ -3,7 +3,7 @@
   config.json      the resolved configuration
   metrics.jsonl    one record a line (jaxquant.report)
   results.json     evaluations, histograms, runs, environment
-  decisions.json   what calibration measured and decided, by path of the linear or site
+  decisions.json   what calibration measured and decided, by path of the linear or site and by method
   report.html      the report
   tokenizer.json   the tokenizer
   tokens/          tokenized texts

@@ -6,6 +6,7 @@ computed under jit on global arrays, so that any number of devices gives the sam
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ class Result(NamedTuple):
 
   Attributes:
     params: the rewritten tree.
-    decisions: {path of the linear or site: its record and decisions, as Python numbers}.
+    decisions: {path of the linear or site: {name of a method: its record and decisions, as Python numbers}}, in the
+      order of the steps. Where a method runs on a name again, it is numbered: `smooth_quant`, `smooth_quant_2`.
   """
 
   params: Any
@@ -138,7 +140,7 @@ class _Run:
       for factory, claim in plan[path]:
         current[path], record = self._apply(
             plans.transform(factory, claim), block, current[path], before[path], step.stream, streams, path)
-        decisions[path] = merged(decisions[path], record)
+        decisions[path] = recorded(decisions[path], plans.method(factory), record)
         self._report(path, ', '.join(claim.names))
       if i + 1 < len(blocks):
         _advance(block, {'float': before[path], 'quantized': current[path]}, streams)
@@ -183,7 +185,7 @@ class _Run:
       except errors.NonFiniteError as error:
         raise errors.NonFiniteError(f'{", ".join(path or "the head" for path, _ in blocks)}: {error}') from None
       for (path, _), subtree, record in zip(blocks, learned, records, strict=True):
-        current[path], decisions[path] = subtree, merged(decisions[path], record)
+        current[path], decisions[path] = subtree, recorded(decisions[path], plans.method(factory), record)
       names = (_join(path, name) for path, claim in owned.items() for name in claim.names)
       self._report(blocks[0][0], ', '.join(names), len(owned))
 
@@ -195,6 +197,17 @@ class _Run:
 def merged(first: dict, second: dict) -> dict:
   """Two {name: entries}, entries of the second added to those of the first."""
   return {name: {**first.get(name, {}), **second.get(name, {})} for name in {**first, **second}}
+
+
+def recorded(decisions: dict, method: str, entries: dict) -> dict:
+  """{name: {method: entry}} with those of a method, {name: entry}, added: nothing that was there is replaced."""
+
+  def unused(made):
+    names = itertools.chain([method], (f'{method}_{number}' for number in itertools.count(2)))
+    return next(name for name in names if name not in made)
+
+  added = {name: {unused(decisions.get(name, {})): entry} for name, entry in entries.items()}
+  return merged(decisions, added)
 
 
 @functools.cache

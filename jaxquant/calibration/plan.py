@@ -132,6 +132,13 @@ def _site_by_site(pairs):
       if (names := tuple(filter(belongs, claim.names)))]
 
 
+def method(factory: Callable[..., Any]) -> str:
+  """The name of a method: that of the function, or the class, whose options functools.partial binds."""
+  while isinstance(factory, functools.partial):
+    factory = factory.func
+  return getattr(factory, '__name__', type(factory).__name__)
+
+
 @functools.cache
 def transform(factory: Factory, claim: transforms.Claim) -> Any:
   """What the factory makes of the claim: one object, hence one compilation, for equal claims."""

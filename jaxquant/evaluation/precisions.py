@@ -22,12 +22,12 @@ class Precision(NamedTuple):
   """Bits of weights and activations; 16 means not quantized, whatever the compute type.
 
   Attributes:
-    weights: bits of the kernels' codes.
+    weights: bits of the kernels' codes; a fraction where it describes kernels that differ.
     activations: bits of the activations' codes.
     mode: `none` without activation codes, `static` ranges, or `dynamic` ones, per token.
   """
 
-  weights: int = 16
+  weights: float = 16
   activations: int = 16
   mode: str = 'none'
 

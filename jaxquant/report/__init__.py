@@ -43,7 +43,7 @@ Files and fields may be missing; the page then lacks that part. A number may be 
   environment      {device, device_count, and any versions}
   seconds          duration of everything
 
-`decisions.json`, of a quantization, is one object: {path of a linear or site: {field: number}}.
+`decisions.json`, of a quantization, is one object: {path of a linear or site: {method: {field: number}}}.
 
 `config.json` is the resolved configuration, of any shape; its `name`, if it has one, is the page's title.
 """

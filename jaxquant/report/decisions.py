@@ -18,20 +18,26 @@ _ERROR = re.compile(r'(relative_)?error(_.*)?|loss_(before|after)')
 
 
 def decisions(run: records.Run, notes: list[str]) -> str:
-  """Charts over the layers for each kind of linear or site, and a table of everything."""
-  by_kind: dict[str, dict[str, dict[int, float]]] = {}
-  for path, entry in run.decisions.items():
-    fields = by_kind.setdefault(records.site_kind(path), {})
-    for field, value in entry.items() if isinstance(entry, dict) else ():
-      if not isinstance(value, (list, dict)):
-        fields.setdefault(field, {})[_layer(path)] = records.number(value)
-  errors = {kind: {field: line for field, line in fields.items() if _ERROR.fullmatch(field)}
-            for kind, fields in by_kind.items()}
-  body = _errors({kind: fields for kind, fields in errors.items() if fields}, notes)
-  body += _choices(by_kind, notes)
-  body += parts.details('Everything, by path', _table(run.decisions))
-  lead = ('What each method found, over the layers: errors before and after, and what it chose. The fields are explained '
-          'where the method is (jaxquant/transforms).')
+  """Charts over the layers for each kind of linear or site, and a table of everything that a method found."""
+  by_method: dict[str, dict[str, dict[str, Any]]] = {}
+  for path, methods in run.decisions.items():
+    for method, entry in methods.items() if isinstance(methods, dict) else ():
+      if isinstance(entry, dict):
+        by_method.setdefault(method, {})[path] = entry
+  # {kind: {'method field': {layer: value}}}
+  errors: dict[str, dict[str, dict[int, float]]] = {}
+  choices: dict[str, dict[str, dict[int, float]]] = {}
+  for method, entries in by_method.items():
+    for path, entry in entries.items():
+      for field, value in entry.items():
+        if not isinstance(value, (list, dict)) and not _is_text(value):
+          lines = (errors if _ERROR.fullmatch(field) else choices).setdefault(records.site_kind(path), {})
+          lines.setdefault(f'{method} {field}', {})[_layer(path)] = records.number(value)
+  body = _errors(errors, notes) + _choices(choices, notes)
+  for method, entries in by_method.items():
+    body += parts.details(f'Everything of {method}, by path', _table(entries))
+  lead = ('What each method found, over the layers: errors before and after, and what it chose. The fields are '
+          'explained where the method is (jaxquant/transforms).')
   return parts.section('Decisions', body, lead)
 
 
@@ -49,9 +55,9 @@ def _errors(by_kind: Mapping[str, Mapping[str, Mapping[int, float]]], notes: lis
 
 
 def _choices(by_kind: Mapping[str, Mapping[str, Mapping[int, float]]], notes: list[str]) -> str:
-  """One chart for each other field, one line for each kind that has it."""
+  """One chart for each field of a method, one line for each kind that has it."""
   colors = {kind: index for index, kind in enumerate(by_kind)}
-  fields = dict.fromkeys(field for lines in by_kind.values() for field in lines if not _ERROR.fullmatch(field))
+  fields = dict.fromkeys(field for lines in by_kind.values() for field in lines)
   charts = []
   for field in records.limited(fields, 'choices', notes):
     lines = [_line(kind, colors[kind], found[field]) for kind, found in by_kind.items() if field in found]
@@ -70,16 +76,21 @@ def _layer(path: str) -> int:
   return int(found[1]) if found else 0
 
 
-def _table(found: Mapping[str, Any]) -> str:
+def _is_text(value: Any) -> bool:
+  """Whether a value is a name, not a number, nor the text of one."""
+  return isinstance(value, str) and math.isnan(records.number(value)) and value != 'nan'
+
+
+def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
   """A row for each path, a column for each field."""
-  fields = list(dict.fromkeys(field for entry in found.values() if isinstance(entry, dict) for field in entry))
+  fields = list(dict.fromkeys(field for entry in found.values() for field in entry))
 
   def cell(value: Any) -> str:
-    if isinstance(value, (list, dict)):
+    if isinstance(value, (list, dict)) or _is_text(value):
       return str(value)
     number = records.number(value)
     return tables.MISSING if math.isnan(number) and value is None else f'{number:.4g}'
 
   rows = [(path, *(cell(entry.get(field)) if field in entry else tables.MISSING for field in fields))
-          for path, entry in found.items() if isinstance(entry, dict)]
+          for path, entry in found.items()]
   return parts.table(('', *(field.replace('_', ' ') for field in fields)), rows)

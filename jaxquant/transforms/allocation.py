@@ -13,7 +13,7 @@ With `sensitivity.layer_errors` as a step of the driver, `scores` are what it re
 
   measure = functools.partial(sensitivity.layer_errors, candidates=candidates)
   measured = driver.run(params, model, [driver.Step('linears', [(r'layers/.*', measure)], every=False)], tokens)
-  scores = {path: entry['layer_errors'] for path, entry in measured.decisions.items()}
+  scores = {path: entry['layer_errors']['errors'] for path, entry in measured.decisions.items()}
 
 Bits are those that a QTensor stores, scales and zero points included. Codes of 3 bits take 4, and codes of 5 to 7 bits
 take 8 (`formats.IntFormat.storage_bits`), so that these win only where they have the lower score.
@@ -76,9 +76,9 @@ class Allocation(NamedTuple):
     return params
 
   def decisions(self) -> dict[str, dict]:
-    """The choices as JSON values, to stand beside those of a driver's run: {path: {'grid', 'bits', 'score'}}."""
+    """The choices as the decisions of a driver's run are: {path: {'allocation': {'grid', 'bits', 'score'}}}."""
     return {
-        path: {'grid': grids.name(choice.grid), 'bits': choice.bits, 'score': choice.score}
+        path: {'allocation': {'grid': grids.name(choice.grid), 'bits': choice.bits, 'score': choice.score}}
         for path, choice in self.choices.items()}
 
   def table(self) -> str:

@@ -26,6 +26,8 @@ class Recipe:
     methods: names out of `methods.METHODS`, in order; those that fold come before those that own linears.
     options: {name of a method: its options}, where they are not the defaults.
     weight: the grid of the kernels; None leaves them as they are.
+    allocated: whether kernels are rounded to grids that stand in the tree by then, such as an allocation of bits writes
+      (`transforms.allocation`); folds are judged with `weight` still.
     weight_pattern: linears to quantize, a regular expression on the whole path.
     activation: bits of static ranges for the whole tensor; or a quantizer of dynamic ones; None for neither.
     site_patterns: sites that get it, and at which methods fold if something can be folded there: regular expressions on
@@ -37,6 +39,7 @@ class Recipe:
   methods: tuple[str, ...] = ('round_to_nearest',)
   options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   weight: quantizers.WeightQuantizer | None = quantizers.WeightQuantizer(formats.IntFormat(4))
+  allocated: bool = False
   weight_pattern: str = r'layers/.*'
   activation: int | quantizers.DynamicQuantizer | None = 4
   site_patterns: tuple[str, ...] = (r'layers/.*',)
@@ -54,6 +57,10 @@ class Recipe:
     if self.weight is not None and [method.rounds for method in named] != [False] * (len(named) - 1) + [True]:
       last = ', '.join(name for name, method in methods_lib.METHODS.items() if method.rounds)
       raise errors.UserError(f'methods {", ".join(self.methods)}: exactly the last one must round, one of {last}')
+    if self.allocated and self.weight is None:
+      raise errors.UserError('an allocation of bits is for weights that are quantized, and those of 16 bits are not')
+    if self.allocated and (choosing := [name for name in self.methods if methods_lib.get(name).chooses]):
+      raise errors.UserError(f'{choosing[0]} chooses the grids that an allocation of bits chooses, too: leave one out')
 
   def sites(self, names: Sequence[str]) -> tuple[str, ...]:
     """Those of the site names that a pattern matches."""
@@ -61,22 +68,37 @@ class Recipe:
     return tuple(name for name in names if any(trees.matching(pattern, (name,)) for pattern in self.site_patterns))
 
   def steps(self, sites: Sequence[sites_lib.Site]) -> list[driver.Step]:
-    """The steps for a model with `sites`, by their names from the root."""
-    folds, rest = [], []
+    """All steps for a model with `sites`, by their names from the root: `folds`, then `rounding`."""
+    return self.folds(sites) + self.rounding()
+
+  def folds(self, sites: Sequence[sites_lib.Site]) -> list[driver.Step]:
+    """The steps that fold, for a model with `sites`: the tree behind them computes the same."""
     told = {'weight': self.weight, 'activation': self._judged()}
-    for name in self.methods:
-      method = methods_lib.get(name)
-      step = functools.partial(driver.Step, every=False, stream=method.stream, schedule=method.schedule)
-      factory = method.bound(told, self.options.get(name, {}))
-      if method.owns == 'sites':
-        takers = self.sites(
-            site.name for site in sites if site.producer and (site.reads_residual or not method.norms_only))
-        folds.append(step('sites', [('|'.join(map(re.escape, takers)), factory)]))
-      elif self.weight is not None:
-        rest.append(step('linears', [(self.weight_pattern, factory)]))
+    steps = []
+    for name, method in self._named('sites'):
+      takers = self.sites(
+          site.name for site in sites if site.producer and (site.reads_residual or not method.norms_only))
+      steps.append(self._step(name, '|'.join(map(re.escape, takers)), told))
+    return steps
+
+  def rounding(self) -> list[driver.Step]:
+    """The steps behind the folds: ranges of activations, then what becomes of the kernels."""
+    told = {'weight': None if self.allocated else self.weight, 'activation': self._judged()}
+    steps = self._activations()
+    for name, method in self._named('linears') if self.weight is not None else ():
+      steps.append(self._step(name, self.weight_pattern, told))
       if method.chooses:
         told['weight'] = None  # the methods behind it find it in the tree
-    return folds + self._activations() + rest
+    return steps
+
+  def _named(self, owns) -> list[tuple[str, methods_lib.Method]]:
+    named = [(name, methods_lib.get(name)) for name in self.methods]
+    return [(name, method) for name, method in named if method.owns == owns]
+
+  def _step(self, name, pattern, told) -> driver.Step:
+    method = methods_lib.get(name)
+    factory = method.bound(told, self.options.get(name, {}))
+    return driver.Step(method.owns, [(pattern, factory)], every=False, stream=method.stream, schedule=method.schedule)
 
   def _activations(self) -> list[driver.Step]:
     steps = []

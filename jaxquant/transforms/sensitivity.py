@@ -38,7 +38,7 @@ def layer_errors(claim: transform.Claim, candidates: Sequence[quantizers.WeightQ
     candidates: the grids.
 
   Returns:
-    A Transform that leaves the params as they are and records for each linear `layer_errors`, float32 [candidates].
+    A Transform that leaves the params as they are and records for each linear the `errors`, float32 [candidates].
 
   Raises:
     UserError: no candidates, a linear that reads no site; at `init`, what `grids.check` and `moments.empty` refuse.
@@ -59,7 +59,7 @@ def layer_errors(claim: transform.Claim, candidates: Sequence[quantizers.WeightQ
         kernel = trees.get(params, path)['kernel'].astype(jnp.float32)
         total = channels.output_error(moment, kernel)
         lost = [channels.output_error(moment, _difference(kernel, candidate)) for candidate in candidates]
-        record[path] = {'layer_errors': moments.relative(jnp.stack(lost), total)}
+        record[path] = {'errors': moments.relative(jnp.stack(lost), total)}
     return params, record, {}
 
   return transform.Transform(init, moments.observe, search)

@@ -101,7 +101,8 @@ _ranges = functools.partial(activation_ranges.activation_ranges, bits=8)
 def _results(params, model, steps, batches) -> dict[str, np.ndarray]:
   """Arrays, records and decisions of a calibration, by path."""
   result = driver.run(params, model, steps, batches)
-  found = {f'{name}: {key}': value for name, entry in result.decisions.items() for key, value in entry.items()}
+  found = {f'{name}: {key}': value for name, entries in result.decisions.items() for entry in entries.values()
+           for key, value in entry.items()}
   return {path: np.asarray(value) for path, value in {**trees.arrays(result.params), **found}.items()}
 
 

@@ -62,7 +62,7 @@ def _assert_ranges(decisions, path, activations):
   """The recorded ranges of the block at `path` are the extrema of its `activations`."""
   for site in _MODEL.blocks[0][1].sites:
     seen = activations[site.name]
-    record = decisions[f'{path}/{site.name}']
+    record = decisions[f'{path}/{site.name}']['activation_ranges']
     np.testing.assert_allclose([record['low'], record['high']], [seen.min(), seen.max()], rtol=1e-4)
 
 
@@ -111,12 +111,28 @@ class RoutingTest(parameterized.TestCase):
     progress = []
     result = _run([_WEIGHTS, _SITES], report=progress.append)
     self.assertEqual(json.loads(json.dumps(result.decisions)), result.decisions)
-    self.assertEqual(set(result.decisions['layers/1/attention/q']), {'relative_error'})
-    self.assertEqual(set(result.decisions['layers/1/mlp/down/input']), {'low', 'high'})
+    fields = lambda path: {method: set(entry) for method, entry in result.decisions[path].items()}
+    self.assertEqual(fields('layers/1/attention/q'), {'round_to_nearest': {'relative_error'}})
+    self.assertEqual(fields('layers/1/mlp/down/input'), {'activation_ranges': {'low', 'high'}})
     self.assertEqual([(entry.block, entry.done, entry.total) for entry in progress], [
         (f'layers/{i // 2}', i + 1, 2 * _LAYERS) for i in range(2 * _LAYERS)])
     self.assertIn('attention/q, attention/v', progress[0].work)
     self.assertIn('mlp/down/input', progress[1].work)
+
+
+  def test_methods_on_one_name_keep_their_records_apart(self):
+    def noting(claim, value):
+      search = lambda params: (params, {name: {'error': jnp.float32(value)} for name in claim.names}, {})
+      return transform.without_data(search, lambda params: None)
+
+    def other(claim, value):
+      return noting(claim, value)
+
+    factories = [functools.partial(noting, value=1), functools.partial(other, value=2),
+                 functools.partial(noting, value=3), functools.partial(functools.partial(noting), value=4)]
+    steps = [driver.Step('linears', [('layers/1/mlp/(up|down)', factory)], every=False) for factory in factories]
+    found = {'noting': {'error': 1}, 'other': {'error': 2}, 'noting_2': {'error': 3}, 'noting_3': {'error': 4}}
+    self.assertEqual(_run(steps).decisions, {f'layers/1/mlp/{name}': found for name in ('down', 'up')})
 
 
 class StreamsTest(parameterized.TestCase):
@@ -133,7 +149,7 @@ class StreamsTest(parameterized.TestCase):
       result = _run([_WEIGHTS, _SITES._replace(stream=name)])
       source = trees.get(_params() if name == 'float' else result.params, 'layers/0')
       _assert_ranges(result.decisions, 'layers/1', _taps(rounded, _forward(source, stream))[1])
-      ends[name] = result.decisions['layers/1/mlp/input']['high']
+      ends[name] = result.decisions['layers/1/mlp/input']['activation_ranges']['high']
     self.assertNotAlmostEqual(ends['float'], ends['quantized'], 3)
 
   def test_sequential_steps_observe_site_by_site(self):
@@ -169,7 +185,7 @@ class StreamsTest(parameterized.TestCase):
       return transform.Transform(lambda params, batch: jnp.float32(0), observe, search, needs_teacher=True)
 
     step = driver.Step('sites', [('layers/1/mlp/input', comparing), ('.*', None)], stream='quantized')
-    got = _run([_WEIGHTS, step]).decisions['layers/1/mlp/input']['most']
+    got = _run([_WEIGHTS, step]).decisions['layers/1/mlp/input']['comparing']['most']
     stream = _forward(trees.get(_params(), 'layers/0'), _streams(_params()))
     want = np.abs(_taps(trees.get(_params(), 'layers/1'), stream)[1]['mlp/input']).max()
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -178,7 +194,8 @@ class StreamsTest(parameterized.TestCase):
     step = driver.Step('sites', [('layers/.*', functools.partial(_ranges, method='average')), ('.*', None)])
     parts, whole = (_run([step], batches).decisions for batches in (_batches(), [jnp.concatenate(_batches())]))
     for site in whole:
-      np.testing.assert_allclose(list(parts[site].values()), list(whole[site].values()), rtol=1e-4, err_msg=site)
+      found = (list(made[site]['activation_ranges'].values()) for made in (parts, whole))
+      np.testing.assert_allclose(*found, rtol=1e-4, err_msg=site)
 
   def test_every_sequence_has_an_identity_of_its_own(self):
     def counting(claim):
@@ -191,7 +208,7 @@ class StreamsTest(parameterized.TestCase):
       return transform.Transform(lambda params, batch: jnp.zeros(6, jnp.int32), observe, search)
 
     step = driver.Step('sites', [('layers/1/mlp/input', counting), ('.*', None)])
-    self.assertEqual(_run([step], _batches(2, 1, 3)).decisions, {'layers/1/mlp/input': {'seen': [1] * 6}})
+    self.assertEqual(_run([step], _batches(2, 1, 3)).decisions, {'layers/1/mlp/input': {'counting': {'seen': [1] * 6}}})
 
   def test_decisions_reach_rewrite_as_python_values(self):
     # The axis of a QTensor is static: no traced search could choose it.
@@ -210,7 +227,7 @@ class StreamsTest(parameterized.TestCase):
       return transform.Transform(lambda params, batch: {}, lambda state, batch: state, search, rewrite)
 
     result = _run([driver.Step('linears', [('layers/0/mlp/up', choosing), ('.*', None)])])
-    self.assertEqual(result.decisions, {'layers/0/mlp/up': {'axis': 1}})
+    self.assertEqual(result.decisions, {'layers/0/mlp/up': {'choosing': {'axis': 1}}})
     self.assertEqual(trees.get(result.params, 'layers/0/mlp/up/kernel').axis, -2)
 
 

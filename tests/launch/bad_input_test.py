@@ -138,6 +138,25 @@ class BadInputTest(parameterized.TestCase):
       ('mode', 'quantize', [_PTQ, '--model={trained}', '--config.activation_mode=lazy'], ["'lazy'", 'static, dynamic']),
       ('calibration', 'quantize', [_PTQ, '--model={trained}', '--calibration={folder}/latin.txt'], [
           'latin.txt', 'UTF-8']),
+      ('budget', 'quantize', [_PTQ, '--model={trained}', '--config.allocation.bits=2.5'], [
+          'config.allocation: a budget of 2.5 bits per weight is below 2.9', 'cheapest']),
+      ('budget_type', 'quantize', [_PTQ, '--model={trained}', '--config.allocation.bits=few'], [
+          '--config.allocation.bits=few']),
+      ('candidate', 'quantize', [
+          _PTQ, '--model={trained}', '--config.allocation.bits=5', "--config.allocation.candidates=('int4','int9')"], [
+              "unknown number format 'int9'"]),
+      ('no_candidates', 'quantize', [
+          _PTQ, '--model={trained}', '--config.allocation.bits=5', '--config.allocation.candidates=()'], [
+              'config.allocation.candidates is empty']),
+      ('score', 'quantize', [
+          _PTQ, '--model={trained}', '--config.allocation.bits=5', '--config.allocation.score=size'], [
+              "config.allocation.score is 'size'", 'layer_errors, loss']),
+      ('two_choose', 'quantize', [
+          '--config=configs/ptq/adadim_rtn_w3a16_g128.py', '--model={trained}', '--config.group_size=16',
+          '--config.allocation.bits=5'], ['adadim chooses the grids']),
+      ('no_weights', 'quantize', [
+          _PTQ, '--model={trained}', '--config.allocation.bits=5', '--config.weights=16', '--config.methods=()'], [
+              'an allocation of bits is for weights']),
       ('own_workdir', 'quantize', [_PTQ, '--model={trained}', '--workdir={trained}'], ['another configuration']),
   )
   def test_other_launchers_refuse(self, launcher, flags, words):

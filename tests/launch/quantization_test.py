@@ -55,8 +55,8 @@ class QuantizationTest(absltest.TestCase):
     decisions = json.loads((self.straight / 'decisions.json').read_text())
     self.assertIn('<section id="decisions">', (self.straight / 'report.html').read_text())
     self.assertLen(decisions, _LAYERS * (7 + 4) + 1)
-    self.assertCountEqual(decisions['layers/3/attention/o/input'], ['low', 'high'])
-    self.assertBetween(decisions['head']['relative_error'], 1e-4, 1e-1)
+    self.assertCountEqual(decisions['layers/3/attention/o/input']['activation_ranges'], ['low', 'high'])
+    self.assertBetween(decisions['head']['round_to_nearest']['relative_error'], 1e-4, 1e-1)
 
   def test_kill_loses_the_block_under_way_only(self):
     launch = launching.Launch('quantize', *self.flags, f'--workdir={self.workdir}')

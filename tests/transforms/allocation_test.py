@@ -82,7 +82,8 @@ def _scores(method):
   if method == 'layer':
     measure = functools.partial(sensitivity.layer_errors, candidates=_UNIFORM)
     step = driver.Step('linears', [('layers/.*', measure)], every=False)
-    return {path: entry['layer_errors'] for path, entry in driver.run(params, _MODEL, [step], [ids]).decisions.items()}
+    decisions = driver.run(params, _MODEL, [step], [ids]).decisions
+    return {path: entry['layer_errors']['errors'] for path, entry in decisions.items()}
   logits = networks.evaluator(_CONFIG)
   targets = jax.random.categorical(jax.random.key(0), logits(params, ids), -1)
 
@@ -165,7 +166,8 @@ class AllocationTest(parameterized.TestCase):
     self.assertEqual(lines[0].split(), ['linear', 'grid', 'bits', 'score'])
     self.assertCountEqual([line.split()[0] for line in lines[1:-1]], _SHAPES)
     self.assertEqual(list(decisions), list(_SHAPES))
-    for path, entry in decisions.items():
+    for path, entries in decisions.items():
+      entry = entries['allocation']
       self.assertIn(entry['grid'], ('int2', 'int4', 'int8', 'dint4 g8', 'int3 by input'))
       line = next(line for line in lines if line.startswith(f'{path} '))
       self.assertIn(f'  {entry["grid"]} ', line)

@@ -51,7 +51,7 @@ class PerChannelTest(parameterized.TestCase):
     self.assertEqual((quantizer.low.shape, quantizer.bits), ((2, 4), 4))
     np.testing.assert_allclose(quantizer.low, x.min((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(quantizer.high, x.max((0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(result.decisions[_PATH]['low'], quantizer.low)
+    np.testing.assert_allclose(result.decisions[_PATH]['activation_ranges']['low'], quantizer.low)
     validate.validate(result.params, networks.config(style))
     evaluate = lambda tree, name='simulated': networks.evaluator(
         networks.config(style), name, networks.quick_jit)(tree, networks.tokens(4))

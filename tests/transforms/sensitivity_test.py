@@ -84,7 +84,7 @@ class LayerErrorsTest(parameterized.TestCase):
     for path in ('first', 'other'):
       kernel = self._params()[path]['kernel']
       want = [(np.square(x @ (_rounded(kernel, grid) - kernel))).sum() / np.square(x @ kernel).sum() for grid in _GRIDS]
-      np.testing.assert_allclose(record[path]['layer_errors'], want, rtol=1e-4)
+      np.testing.assert_allclose(record[path]['errors'], want, rtol=1e-4)
 
   def test_under_the_driver_every_linear_of_every_block_gets_them(self):
     config, params = networks.config('llama', layers=2), networks.params('llama', 2)
@@ -95,7 +95,7 @@ class LayerErrorsTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, result.params, params)
     self.assertLen(result.decisions, 14)
     for entry in result.decisions.values():
-      three_bits, eight_bits = entry['layer_errors']
+      three_bits, eight_bits = entry['layer_errors']['errors']
       self.assertBetween(eight_bits, 1e-6, three_bits / 100)
 
   def test_refusals(self):
