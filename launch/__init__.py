@@ -3,6 +3,7 @@
   train            trains variants of a model, quantizes and evaluates them, and writes the report
   quantize         quantizes a trained model
   evaluate         scores a text with a model
+  generate         goes on with a prompt, on the terminal
   benchmark        measures speed
   settings         every key of the configurations, with its default
   runtime          flags, errors and exit codes, devices

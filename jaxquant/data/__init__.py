@@ -3,6 +3,7 @@
   text              documents out of plain text, JSON Lines and Parquet files, compressed or not
   standard_library  documents that every machine has: the prose inside Python's own standard library
   tokenizers        training, loading and applying a tokenizer; the tokenization that perplexity is defined on
+  streaming         the text of tokens that come one after the other
   token_file        one flat, memory-mapped array of tokens, made once and reused while its sources stay the same
   loader            shuffled, seekable, sharded training batches, and windows for calibration
 

@@ -162,6 +162,15 @@ class Tokenizer:
     before, after = (np.array(ids, self.dtype) for ids in self._special_tokens_around())
     return np.concatenate([before, tokens, after])
 
+  def encode_prompt(self, text: str) -> list[int]:
+    """Encodes the beginning of a text, which is to go on: special tokens in front as for `encode_text`, none behind.
+
+    A text that spells out these special tokens itself is not given them twice.
+    """
+    before = list(self._special_tokens_around()[0])
+    tokens = self.backend.encode(text, add_special_tokens=False).ids
+    return tokens if before and tokens[:len(before)] == before else before + tokens
+
   def decode(self, ids: np.ndarray) -> str:
     """Returns the text of token ids [tokens], special tokens included."""
     return self.backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False)

@@ -4,5 +4,6 @@
   precisions       the precisions of the comparison (W16A16 to W4A4) as rewrites of one tree
   outliers         outlier channels at every site, kurtosis of weights, histograms
   sentences        embeddings of texts by an encoder
+  generation       a decoder goes on with texts
   arithmetic_cost  cells of a multiply-accumulate unit, a model of what a weight format costs in hardware
 """

@@ -7,5 +7,6 @@
   norms           RMSNorm and LayerNorm
   sharding        where activations live on the mesh
   positions       rotary embeddings
+  cache           keys and values of the tokens so far
   attention       causal attention with grouped keys and values
 """

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxquant.layers import cache
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.layers import norms
@@ -51,8 +52,16 @@ class Attention(nn.Module):
   output_initializer: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
-  def __call__(self, x):
-    """Attention of `x` [batch, tokens, features], an array or `inputs.Pending`: [batch, tokens, width]."""
+  def __call__(self, x, positions=None):
+    """Attention of tokens over each other, or over those in the cache and each other.
+
+    Args:
+      x: [batch, tokens, features], an array or `inputs.Pending`.
+      positions: int32 [batch, tokens] where there is a cache (layers.cache), to which the tokens are added; None: 0, 1, ...
+
+    Returns:
+      [batch, tokens, width].
+    """
     dense = lambda features, name, use_bias=self.use_bias, **kwargs: linear.Linear(
         features, use_bias=use_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
     specifications = self.variables.get('params', {})
@@ -63,33 +72,43 @@ class Attention(nn.Module):
     v = split(dense(self.kv_heads * self.head_dim, 'v')(prepared), self.kv_heads)
     if self.head_norm_epsilon is not None:
       q, k = (norms.RMSNorm(self.head_norm_epsilon, name=f'{name}_norm')(a) for name, a in (('q', q), ('k', k)))
+    places = jnp.arange(q.shape[-3]) if positions is None else positions
     if self.rotation is not None:
-      angles = position_layers.rotary_angles(jnp.arange(q.shape[-3]), self.head_dim, self.rotation)
+      angles = position_layers.rotary_angles(places, self.head_dim, self.rotation)
       q, k = position_layers.rotate(q, angles), position_layers.rotate(k, angles)
     q, k, v = (tap.prepare(self, self.taps, specifications.get(name), a, name).values
                for name, a in zip(OPERANDS, (q, k, v)))
-    bias = position_layers.alibi_bias(self.heads, q.shape[-3]) if self.alibi else None
+    if positions is not None:
+      k, v = cache.extend(self, k, v, positions)
+    bias = position_layers.alibi_bias(self.heads, places, k.shape[-3]) if self.alibi else None
     mixed = attend(
-        q, k, v, specifications.get('probabilities'), self.backend, self.causal, bias=bias, window=self.window)
+        q, k, v, specifications.get('probabilities'), self.backend, self.causal, bias=bias, window=self.window,
+        positions=positions)
     mixed = mixed.reshape(*mixed.shape[:-2], self.heads * self.head_dim)
     return dense(self.width, 'o', self.output_bias, initializer=self.output_initializer)(mixed)
 
 
 def attend(
-    q, k, v, probabilities: dict | None, backend: str, causal: bool = True, *, bias=None, window: int | None = None):
-  """Attention of q [batch, tokens, heads, dim] over k and v [batch, tokens, kv_heads, dim].
+    q, k, v, probabilities: dict | None, backend: str, causal: bool = True, *, bias=None, window: int | None = None,
+    positions=None):
+  """Attention of q [batch, tokens, heads, dim] over k and v [batch, keys, kv_heads, dim].
 
   Args:
     q, k, v: floating arrays of one dtype, as the products read them.
     probabilities: input specification of the probabilities, or None.
     backend, causal, window: see `Attention`; a window needs `causal`.
-    bias: float32 [heads, queries, keys], added to the scores, or None.
+    bias: float32 [heads, queries, keys] or [batch, heads, queries, keys], added to the scores, or None.
+    positions: int32 [batch, tokens], where each query stands among the keys, of which `causal` attention then lets it
+      see those up to there, by XLA whatever the backend; None: query i stands at key i.
 
   Returns:
     [batch, tokens, heads, dim] in the dtype of `q`.
   """
   if probabilities is None:
-    bias = None if bias is None else bias[None].astype(q.dtype)
+    bias = None if bias is None else bias.reshape(-1, *bias.shape[-3:]).astype(q.dtype)
+    if positions is not None:
+      seen = _seen(positions, k.shape[-3], window)
+      return jax.nn.dot_product_attention(q, k, v, bias, mask=seen, implementation='xla')
     return jax.nn.dot_product_attention(
         q, k, v, bias, is_causal=causal, local_window_size=None if window is None else (window - 1, 0),
         implementation=_backend(backend, q))
@@ -98,11 +117,16 @@ def attend(
   if bias is not None:
     scores += bias
   if causal:
-    seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-    seen = seen if window is None else seen & ~jnp.tril(seen, -window)
+    seen = _seen(jnp.arange(q.shape[-3])[None] if positions is None else positions, k.shape[-3], window)
     scores = jnp.where(seen, scores, -jnp.inf)
   weights = inputs.prepare(probabilities, jax.nn.softmax(scores, axis=-1).astype(q.dtype)).values
   return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+
+
+def _seen(positions, keys: int, window: int | None):
+  """Which keys a query at its position attends to: bool [batch, 1, queries, keys]."""
+  distances = positions[:, None, :, None] - jnp.arange(keys)
+  return distances >= 0 if window is None else (distances >= 0) & (distances < window)
 
 
 def _backend(backend: str, q):

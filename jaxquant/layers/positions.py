@@ -71,7 +71,16 @@ def alibi_slopes(heads: int) -> np.ndarray:
   return np.concatenate([series(power), series(2 * power)[::2][: heads - power]]).astype(np.float32)
 
 
-def alibi_bias(heads: int, tokens: int):
-  """What ALiBi adds to the scores: slope * (key - query), float32 [heads, tokens, tokens]."""
-  places = jnp.arange(tokens, dtype=jnp.float32)
-  return alibi_slopes(heads)[:, None, None] * (places[None, :] - places[:, None])
+def alibi_bias(heads: int, positions, keys: int):
+  """What ALiBi adds to the scores: slope * (key - query).
+
+  Args:
+    heads: query heads.
+    positions: int [..., queries], where the queries stand among the keys.
+    keys: how many there are.
+
+  Returns:
+    float32 [..., heads, queries, keys].
+  """
+  distances = jnp.arange(keys, dtype=jnp.float32) - positions[..., None, :, None]
+  return alibi_slopes(heads)[:, None, None] * distances

@@ -5,6 +5,7 @@
   transformer  what decoders and encoders share
   decoder      language models
   encoder      masked language models
+  decoding     logits of the next token, with a cache of keys and values
   staging      any model by its configuration, its sites, and its blocks for calibration
   functions    calibration of a function of your own
   validate     does a tree fit a model: compared by path and logical shape

@@ -46,15 +46,22 @@ class Transformer(nn.Module):
     """Logits [batch, tokens, vocabulary], in the compute dtype, of token ids int32 [batch, tokens]."""
     return self.logits(self.layers(self.embed(ids)))
 
-  def embed(self, ids):
-    """The residual stream [batch, tokens, width] before the first block; every token is of the first type."""
+  def embed(self, ids, positions=None):
+    """The residual stream [batch, tokens, width] before the first block; every token is of the first type.
+
+    Args:
+      ids: int32 [batch, tokens].
+      positions: int32 [batch, tokens]; None: 0, 1, ...
+    """
     if ids.shape[-1] > self.config.max_length:
       raise ValueError(f'{ids.shape[-1]} tokens exceed the model\'s max_length of {self.config.max_length}')
     x = self.embedding(ids)
     if self.config.projected:
       x = self.project_in(x)
     if self.config.positions == 'learned':
-      x = x + self.positions(jnp.arange(ids.shape[-1]))
+      places = jnp.arange(ids.shape[-1]) if positions is None else positions
+      # What fills a batch up may stand beyond the table, where a look-up gives NaN.
+      x = x + self.positions(jnp.minimum(places, self.config.max_length - 1))
     if self.config.token_types:
       x = x + self.types(jnp.zeros((), jnp.int32))
     if self.config.embedding_norm:

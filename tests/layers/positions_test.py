@@ -64,9 +64,12 @@ class AlibiTest(absltest.TestCase):
     np.testing.assert_allclose(positions.alibi_slopes(6), [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
 
   def test_bias_falls_with_distance(self):
-    bias = positions.alibi_bias(2, 3)
+    bias = positions.alibi_bias(2, jnp.arange(3), 3)
     np.testing.assert_allclose(bias[0][2], [-2 / 16, -1 / 16, 0])
     np.testing.assert_allclose(bias[1][2], [-2 / 256, -1 / 256, 0])
+    # One query a row, at positions of their own.
+    apart = positions.alibi_bias(2, jnp.array([[2], [1]]), 3)
+    np.testing.assert_array_equal(apart, np.stack([bias[:, 2:], bias[:, 1:2]]))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,116 @@
+"""Generation: a decoder goes on with texts, greedily or by drawing from what it expects."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.layers import sharding
+from jaxquant.models import config as model_config
+from jaxquant.models import decoding
+
+ENDED = -1  # in place of a token of a row that has ended
+_LEAST_WIDTH = 16
+
+
+class Sampling(NamedTuple):
+  """How the next token is chosen.
+
+  Attributes:
+    temperature: logits are divided by it; 0: the likeliest token is taken.
+    top_p: tokens are drawn from the fewest that have this probability together (nucleus sampling, arXiv:1904.09751).
+  """
+
+  temperature: float = 0.0
+  top_p: float = 1.0
+
+  def check(self) -> None:
+    """Raises `UserError` for values outside their range."""
+    if not 0 <= self.temperature < float('inf'):
+      raise errors.UserError(f'a temperature is 0 or a positive number, not {self.temperature}')
+    if not 0 < self.top_p <= 1:
+      raise errors.UserError(f'top_p is a probability above 0 and at most 1, not {self.top_p}')
+
+
+def choose(logits, key, sampling: Sampling):
+  """The next token of every row, int32 [batch], from logits [batch, vocabulary] of any floating dtype."""
+  logits = logits.astype(jnp.float32)
+  if sampling.temperature == 0:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  order = jnp.argsort(-logits, axis=-1)
+  ranked = jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature
+  probabilities = jax.nn.softmax(ranked, axis=-1)
+  before = jnp.cumsum(probabilities, axis=-1) - probabilities
+  # What stands before the likeliest token is nothing, so that this one always remains.
+  ranked = jnp.where((before < sampling.top_p) | (sampling.top_p == 1), ranked, -jnp.inf)
+  keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(len(logits)))
+  drawn = jax.vmap(jax.random.categorical)(keys, ranked)
+  return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def stream(
+    params: Any, config: model_config.TransformerConfig, prompts: Sequence[Sequence[int]], *, limit: int,
+    sampling: Sampling = Sampling(), key=None, stop: Sequence[int] = (), implementation: str = 'simulated'
+) -> Iterator[np.ndarray]:
+  """Goes on with a batch of prompts, a token each at a time.
+
+  Prompts are filled up to a power of two, and so is the cache, so that few programs serve prompts of all lengths.
+
+  Args:
+    params: a tree of the decoder, float or quantized.
+    config: the decoder.
+    prompts: tokens of each row, at least one.
+    limit: further tokens of each row, at most.
+    sampling: how they are chosen.
+    key: of the draws, a JAX key; by default that of seed 0. A row's draws depend on its place in the batch too.
+    stop: tokens that end a row.
+    implementation: how codes meet codes (layers.linear).
+
+  Yields:
+    int32 [batch], the next token of each row; `ENDED` from the stop token on, which is not given. Ends when all rows
+    have ended.
+
+  Raises:
+    UserError: a prompt is empty or, with `limit`, exceeds the model's context; the model is no decoder; the sampling
+      is none.
+  """
+  sampling.check()
+  lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+  if not lengths.all():
+    raise errors.UserError('a prompt of no tokens leaves nothing to go on with')
+  if lengths.max() + limit > config.max_length:
+    raise errors.UserError(f'a prompt of {lengths.max()} tokens and {limit} further ones exceed the model\'s context '
+                           f'length of {config.max_length}')
+  slots = min(_filled(lengths.max() + limit), config.max_length)
+  tokens = np.zeros((len(prompts), min(_filled(lengths.max()), slots)), np.int32)
+  for row, prompt in zip(tokens, prompts):
+    row[:len(prompt)] = prompt
+  cache, counts = decoding.empty(config, len(prompts), slots), lengths
+  key = jax.random.key(0) if key is None else key
+  running = np.ones(len(prompts), bool)
+  for index in range(limit):
+    chosen, cache = _advance(
+        params, cache, tokens, counts, key, np.int32(index), config=config, sampling=sampling,
+        implementation=implementation)
+    chosen = np.asarray(chosen)
+    running &= ~np.isin(chosen, stop)
+    if not running.any():
+      return
+    yield np.where(running, chosen, ENDED)
+    tokens, counts = chosen[:, None], np.ones_like(lengths)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'sampling', 'implementation'), donate_argnames='cache')
+def _advance(params, cache, tokens, counts, key, index, *, config, sampling, implementation):
+  logits, cache = decoding.extend(params, cache, tokens, counts, config=config, implementation=implementation)
+  chosen = choose(logits, jax.random.fold_in(key, index), sampling)
+  return sharding.constrain_replicated(chosen), cache
+
+
+def _filled(length: int) -> int:
+  """The power of two to which a length is filled up."""
+  return max(_LEAST_WIDTH, 1 << (int(length) - 1).bit_length())
