@@ -43,7 +43,8 @@ class CompressedTensors:
     """The format of a `quantization_config`; raises `UserError` for a value that we do not know."""
     layout = config.get('format')
     if layout not in (PACKED, INTEGER):
-      raise errors.UserError(f'{where}: the format of compressed tensors is {layout!r}; there are {PACKED} and {INTEGER}')
+      raise errors.UserError(
+          f'{where}: the format of compressed tensors is {layout!r}; there are {PACKED} and {INTEGER}')
     if config.get('quantization_status') != 'compressed':
       raise errors.UserError(f'{where}: quantization_status is {config.get("quantization_status")!r}, not compressed')
     if asked := [key for key in _UNUSED if config.get(key)]:
@@ -155,8 +156,8 @@ def _scheme(weights: Any, where: str) -> matrices.Scheme:
            and not weights.get('actorder') and not weights.get('dynamic')
            and (strategy == 'channel' or type(size) is int and size > 0))
   if not known:
-    raise errors.UserError(f'{where}: weights {weights} are not supported: integers of 2 to 8 bits per channel or group, '
-                           'without actorder, are')
+    raise errors.UserError(f'{where}: weights {weights} are not supported: integers of 2 to 8 bits per channel or '
+                           'group, without actorder, are')
   return matrices.Scheme(bits, bool(weights.get('symmetric', True)), size if strategy == 'group' else None)
 
 
@@ -174,7 +175,8 @@ def _activation(group: Mapping[str, Any], where: str) -> quantizers.DynamicQuant
   known = (isinstance(inputs, dict) and inputs.get('type', 'int') == 'int' and inputs.get('num_bits') in range(2, 9)
            and inputs.get('dynamic') is True and inputs.get('strategy') == 'token')
   if not known:
-    raise errors.UserError(f'{where}: input_activations {inputs} are not supported: dynamic integers for each token are')
+    raise errors.UserError(
+        f'{where}: input_activations {inputs} are not supported: dynamic integers for each token are')
   symmetric = bool(inputs.get('symmetric', True))
   return quantizers.DynamicQuantizer(formats.IntFormat(inputs['num_bits'], symmetric, full=symmetric))
 

@@ -1,7 +1,7 @@
 """`config.json` as a TransformerConfig: tables of keys, of what an architecture fixes, and of what it does not support.
 
-Files of transformers 4 and 5 are read alike: the rotation is in `rope_theta` and `rope_scaling`, or in `rope_parameters`;
-the dtype in `torch_dtype` or `dtype`.
+Files of transformers 4 and 5 are read alike: the rotation is in `rope_theta` and `rope_scaling`, or in
+`rope_parameters`; the dtype in `torch_dtype` or `dtype`.
 """
 
 from collections.abc import Mapping
@@ -29,9 +29,10 @@ _KEYS = {
     'qwen2': _LLAMA,
     'qwen3': _LLAMA | {'qkv_bias': 'attention_bias', 'output_bias': 'attention_bias'},
     'opt': {
-        'vocabulary': 'vocab_size', 'width': 'hidden_size', 'layers': 'num_hidden_layers', 'heads': 'num_attention_heads',
-        'feed_forward': 'ffn_dim', 'max_length': 'max_position_embeddings', 'activation': 'activation_function',
-        'tied': 'tie_word_embeddings', 'bias': 'enable_bias', 'embedding_width': 'word_embed_proj_dim',
+        'vocabulary': 'vocab_size', 'width': 'hidden_size', 'layers': 'num_hidden_layers',
+        'heads': 'num_attention_heads', 'feed_forward': 'ffn_dim', 'max_length': 'max_position_embeddings',
+        'activation': 'activation_function', 'tied': 'tie_word_embeddings',
+        'bias': 'enable_bias', 'embedding_width': 'word_embed_proj_dim',
     },
     'bloom': {
         'vocabulary': 'vocab_size', 'width': ('hidden_size', 'n_embed'), 'layers': ('n_layer', 'num_hidden_layers'),
@@ -39,9 +40,9 @@ _KEYS = {
         'tied': 'tie_word_embeddings',
     },
     'gpt2': {
-        'vocabulary': 'vocab_size', 'width': 'n_embd', 'layers': 'n_layer', 'heads': 'n_head', 'feed_forward': 'n_inner',
-        'max_length': 'n_positions', 'norm_epsilon': 'layer_norm_epsilon', 'activation': 'activation_function',
-        'tied': 'tie_word_embeddings',
+        'vocabulary': 'vocab_size', 'width': 'n_embd', 'layers': 'n_layer', 'heads': 'n_head',
+        'feed_forward': 'n_inner', 'max_length': 'n_positions', 'norm_epsilon': 'layer_norm_epsilon',
+        'activation': 'activation_function', 'tied': 'tie_word_embeddings',
     },
     'bert': _BERT, 'roberta': _BERT, 'xlm-roberta': _BERT,
 }
@@ -118,7 +119,8 @@ def read(config: Mapping[str, Any], where: str = 'config.json') -> model_config.
   if kind in ('roberta', 'xlm-roberta') and isinstance(fields['max_length'], int):
     fields['max_length'] -= families.FAMILIES[kind].skipped
   if not fields.get('causal', True):
-    fields['head'] = any('MaskedLM' in name or 'PreTraining' in name for name in config.get('architectures') or ['MaskedLM'])
+    named = config.get('architectures') or ['MaskedLM']
+    fields['head'] = any('MaskedLM' in name or 'PreTraining' in name for name in named)
   activation = fields.get('activation', 'silu')
   if not isinstance(activation, str) or activation not in _ACTIVATIONS:
     raise errors.UserError(f'{where}: the activation is {activation!r}; there are {", ".join(_ACTIVATIONS)}')
@@ -137,7 +139,8 @@ def _rotation(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   if kind not in _ROTATIONS:
     raise errors.UserError(f'{where}: the rope type is {kind!r}; there are {", ".join(_ROTATIONS)}')
   if values.get('partial_rotary_factor', 1.0) != 1.0:
-    raise errors.UserError(f'{where}: partial_rotary_factor is {values["partial_rotary_factor"]!r}; only 1.0 is supported')
+    raise errors.UserError(
+        f'{where}: partial_rotary_factor is {values["partial_rotary_factor"]!r}; only 1.0 is supported')
   keys = {'rope_theta': 'rope_theta'}
   if kind != 'default':
     keys['rope_factor'] = 'factor'
@@ -169,7 +172,8 @@ def _checked(fields: dict[str, Any], kind: str, where: str) -> model_config.Tran
   for name, value in fields.items():
     default = getattr(model_config.TransformerConfig, name, 0)
     wanted = type(default) if default is not None else int
-    right = isinstance(value, (int, float) if wanted is float else wanted) and isinstance(value, bool) == (wanted is bool)
+    right = isinstance(value, (int, float) if wanted is float else wanted)
+    right = right and isinstance(value, bool) == (wanted is bool)
     if not right or (wanted is int and not 0 <= value <= _MOST) or (name in _SIZES and value < 1):
       keys = _KEYS[kind].get(name, name)
       raise errors.UserError(f'{where}: {keys if isinstance(keys, str) else keys[0]} is {value!r}')

@@ -41,8 +41,8 @@ class GPTQ:
     if version not in VERSIONS:
       raise errors.UserError(f'{where}: checkpoint_format is {version!r}; there are {", ".join(VERSIONS)}')
     if bits not in BITS or type(size) is not int or size == 0 or size < -1:
-      raise errors.UserError(f'{where}: {bits!r} bits in groups of {size!r}; there are {", ".join(map(str, BITS))} bits, '
-                             'and -1 for no groups')
+      raise errors.UserError(f'{where}: {bits!r} bits in groups of {size!r}; there are {", ".join(map(str, BITS))} '
+                             'bits, and -1 for no groups')
     if config.get('lm_head') or config.get('dynamic'):
       raise errors.UserError(f'{where}: a quantized head, or formats that differ between layers, are not supported')
     scheme = matrices.Scheme(bits, bool(config.get('sym', True)), None if size == -1 else size)
@@ -112,7 +112,8 @@ def float16(scale: np.ndarray, path: str) -> np.ndarray:
   with np.errstate(over='ignore'):
     made = scale.astype(np.float16)
   if not np.isfinite(made).all() or ((made == 0) & (scale != 0)).any():
-    raise errors.UserError(f'{path}: a scale of {np.max(np.abs(scale)):.3g} or {np.min(np.abs(scale)):.3g} leaves float16')
+    least, most = np.min(np.abs(scale)), np.max(np.abs(scale))
+    raise errors.UserError(f'{path}: a scale of {most:.3g} or {least:.3g} leaves float16')
   return made
 
 

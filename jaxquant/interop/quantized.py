@@ -1,4 +1,4 @@
-"""Directories that others quantized: which linears hold codes, in which tensors, and how what they read is quantized."""
+"""Directories that others quantized: which linears hold codes, in which tensors, and how their inputs are quantized."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 
-_READERS = {'gptq': gptq.GPTQ.read, 'awq': awq.AWQ.read, 'compressed-tensors': compressed_tensors.CompressedTensors.read}
+_READERS = {
+    'gptq': gptq.GPTQ.read, 'awq': awq.AWQ.read, 'compressed-tensors': compressed_tensors.CompressedTensors.read}
 
 
 class Linear(NamedTuple):
@@ -54,7 +55,8 @@ class Quantized:
   """
 
   def __init__(
-      self, config: Mapping[str, Any], names: names_lib.Names, abstract: dict, sites: Sequence[sites_lib.Site], where: str):
+      self, config: Mapping[str, Any], names: names_lib.Names, abstract: dict, sites: Sequence[sites_lib.Site],
+      where: str):
     """Reads a `quantization_config`.
 
     Args:
@@ -80,7 +82,8 @@ class Quantized:
       if (scheme := self._codec.scheme_of(module)) is None:
         continue
       if scheme.group_size and shape[0] % scheme.group_size:
-        raise errors.UserError(f'{where}: groups of {scheme.group_size} do not divide the {shape[0]} inputs of {module}')
+        raise errors.UserError(
+            f'{where}: groups of {scheme.group_size} do not divide the {shape[0]} inputs of {module}')
       layout = names.layout(f'{path}/kernel')._replace(transposed=False)
       self.linears[path] = Linear(module, layout, shape, scheme)
     self.activations = self._quantizers(sites, where) if everywhere else {}
@@ -118,8 +121,8 @@ class Quantized:
     matrix, gather = self._codec.decode(
         {suffix: folder.array(name) for suffix, name in names.items()}, linear.module, linear.shape[0], where)
     take = linear.layout.take
-    part = matrices.Matrix(*(np.ascontiguousarray(take(array)) for array in (matrix.codes, matrix.scale, matrix.zero_point)),
-                           matrix.scheme)
+    arrays = (matrix.codes, matrix.scale, matrix.zero_point)
+    part = matrices.Matrix(*(np.ascontiguousarray(take(array)) for array in arrays), matrix.scheme)
     if not np.isfinite(part.scale).all():
       raise errors.UserError(f'{where}: a scale is not finite')
     made = {'kernel': matrices.to_qtensor(part)}

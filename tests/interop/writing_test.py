@@ -66,7 +66,8 @@ class WritingTest(parameterized.TestCase):
     for name in one.directory.files:
       np.testing.assert_array_equal(one.directory.array(name), several.directory.array(name))
     index = json.loads((self.folder / 'several' / 'model.safetensors.index.json').read_text())
-    self.assertEqual(index['metadata']['total_size'], sum(one.directory.tensor(name).nbytes for name in one.directory.files))
+    total = sum(one.directory.tensor(name).nbytes for name in one.directory.files)
+    self.assertEqual(index['metadata']['total_size'], total)
 
   def test_existing_directory_is_left_alone(self):
     self.target.mkdir(parents=True)
