@@ -143,6 +143,6 @@ FAMILIES = {
 def find(config: dict) -> Family:
   """The names of the architecture of a `config.json`; raises `UserError` for one that is not known."""
   kind = config.get('model_type')
-  if kind not in FAMILIES:
+  if not isinstance(kind, str) or kind not in FAMILIES:
     raise errors.UserError(f'the architecture is {kind!r}; there are {", ".join(FAMILIES)}')
   return _OPT_POST_NORM if kind == 'opt' and not config.get('do_layer_norm_before', True) else FAMILIES[kind]

@@ -70,7 +70,7 @@ class Quantized:
       UserError: a format, or an option of it, that we do not know; or groups that do not divide a kernel.
     """
     self.method = config.get('quant_method')
-    if self.method not in _READERS:
+    if not isinstance(self.method, str) or self.method not in _READERS:
       raise errors.UserError(f'{where}: quant_method is {self.method!r}; there are {", ".join(_READERS)}')
     self._codec = _READERS[self.method](config, where)
     everywhere = isinstance(self._codec, compressed_tensors.CompressedTensors)
@@ -102,7 +102,7 @@ class Quantized:
       tree = trees.put(tree, f'{path}/kernel', qtensor.QTensor(
           struct((rows, outputs), jnp.uint8), struct((groups, outputs), jnp.float32),
           None if scheme.symmetric else struct((groups, outputs), jnp.uint8), fmt, -2, inputs))
-      if self._sorted:
+      if self._gathers:
         tree = trees.put(tree, f'{path}/input/gather', struct((inputs,), jnp.int32))
     return self.with_activations(tree)
 
@@ -126,11 +126,11 @@ class Quantized:
     if not np.isfinite(part.scale).all():
       raise errors.UserError(f'{where}: a scale is not finite')
     made = {'kernel': matrices.to_qtensor(part)}
-    return made | {'input': {'gather': gather}} if self._sorted else made
+    return made | {'input': {'gather': gather}} if self._gathers else made
 
   @property
-  def _sorted(self) -> bool:
-    return isinstance(self._codec, gptq.GPTQ) and self._codec.sorted
+  def _gathers(self) -> bool:
+    return isinstance(self._codec, gptq.GPTQ) and self._codec.in_any_order
 
   def _quantizers(self, sites, where) -> dict[str, quantizers.DynamicQuantizer]:
     """The quantizer of every site; linears that share one must ask for the same."""

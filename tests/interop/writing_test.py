@@ -9,7 +9,6 @@ from absl.testing import parameterized
 import numpy as np
 
 from jaxquant import errors
-from jaxquant.interop import export
 from jaxquant.interop import manifest
 from jaxquant.interop import source
 from jaxquant.interop import tensor_file

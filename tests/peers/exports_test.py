@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.calibration import driver
-from jaxquant.interop import directory
 from jaxquant.interop import source
 from jaxquant.interop import writing
 from jaxquant.layers import linear
