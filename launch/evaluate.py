@@ -3,8 +3,8 @@
   python -m launch.evaluate --model=DIR --text=FILE --workdir=OUT
 
 The model is a workdir, or a Hugging Face directory, whose own tokenizer and context length are used. A float model of a
-workdir is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are the learned ones, or
-calibrated on the tokens that the model was trained on); a quantized or imported model as it is.
+workdir is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are the learned ones,
+or calibrated on the tokens that the model was trained on); a quantized or imported model as it is.
 """
 
 import time
@@ -23,7 +23,8 @@ from launch import runtime
 from launch import scoring
 from launch import workdir as workdirs
 
-_LENGTH = flags.DEFINE_integer('length', None, 'Tokens of a window; by default the context length, of training for a workdir.')
+_LENGTH = flags.DEFINE_integer(
+    'length', None, 'Tokens of a window; by default the context length, of training for a workdir.')
 _BATCH = flags.DEFINE_integer(
     'batch_size', None, 'Windows evaluated at once; by default as many as make 8192 tokens, 32 at most.', lower_bound=1)
 _IMPLEMENTATION = flags.DEFINE_enum(

@@ -1,4 +1,4 @@
-"""Writes a quantized model in a format of others, for the engines that serve it: a directory as Hugging Face lays it out.
+"""Writes a quantized model in a format of others, for the engines that serve it, as a Hugging Face directory.
 
   python -m launch.export --model=WORKDIR --format=compressed-tensors --output=DIR
 

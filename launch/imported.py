@@ -56,7 +56,8 @@ class Imported:
     """Its own tokenizer; raises `UserError` if there is none that we read."""
     folder = self._source.directory
     if not folder.has('tokenizer.json'):
-      raise errors.UserError(f'{self.path} has no tokenizer.json; tokenizer.save_pretrained(DIR) of transformers makes one')
+      raise errors.UserError(
+          f'{self.path} has no tokenizer.json; tokenizer.save_pretrained(DIR) of transformers makes one')
     made = tokenizers.Tokenizer.load(folder.file('tokenizer.json'))
     if made.vocab_size > self.decoder.vocabulary:
       raise errors.UserError(f'{self.path}/tokenizer.json has {made.vocab_size} tokens, and the model embeds '
@@ -90,4 +91,5 @@ class Imported:
 
   @property
   def _description(self) -> str:
-    return f'{self.path}: {self._source.directory.config["model_type"]}, {self.decoder.layers} blocks of {self.decoder.width}'
+    kind = self._source.directory.config['model_type']
+    return f'{self.path}: {kind}, {self.decoder.layers} blocks of {self.decoder.width}'

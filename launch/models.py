@@ -1,4 +1,4 @@
-"""Models that a launcher takes: trained or quantized ones in a workdir of ours, or those of others in their directory."""
+"""Models that a launcher takes: trained or quantized ones in a workdir, or those of others in their directory."""
 
 import pathlib
 from typing import Any, Protocol

@@ -74,7 +74,7 @@ class Trained:
     return workdir.checkpoint_directory(self.path, self.variant, self.seed)
 
   def load(self, report=None) -> tuple[dict, str]:
-    """(the newest undamaged checkpoint's tree, which fits the architecture; a description); raises `CheckpointError`."""
+    """(the tree of the newest undamaged checkpoint, which fits the model; a description); raises `CheckpointError`."""
     restored = checkpoints.load_params(self.checkpoints, report=report)
     validate.validate(restored.state['params'], self.decoder)
     return restored.state['params'], f'{self.path} {self.variant} seed {self.seed} step {restored.step}'

@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, saved as their users save them. What needs them is skipped where it is missing."""
+"""Tiny random models of transformers, as their users save them; tests that need it are skipped where it is missing."""
 
 import functools
 import importlib.util
@@ -80,7 +80,8 @@ def saved(family: str, **options: Any) -> pathlib.Path:
   with torch.no_grad():
     for parameter in model.parameters():
       parameter.add_(0.1 * torch.randn_like(parameter))
-  folder = pathlib.Path(absltest.get_default_test_tmpdir()) / 'peers' / ''.join(filter(str.isalnum, f'{family}{options}'))
+  name = ''.join(filter(str.isalnum, f'{family}{options}'))
+  folder = pathlib.Path(absltest.get_default_test_tmpdir()) / 'peers' / name
   shutil.rmtree(folder, ignore_errors=True)
   model.save_pretrained(folder, **options)
   return folder

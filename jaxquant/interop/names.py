@@ -1,4 +1,4 @@
-"""Which tensors of a file an array of our tree is made of, and how: transposed, cut out of a fused one, rows left out."""
+"""Which tensor of a file an array of our tree is, and how: transposed, cut out of a fused one, rows left out."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -85,7 +85,8 @@ class Names:
     self._family, self._config = family, config
     present = set(present)
     first = family.root['embedding']
-    self._base = next((base for base in family.bases if f'{first.format(base=base)}.weight' in present), family.bases[0])
+    bases = (base for base in family.bases if f'{first.format(base=base)}.weight' in present)
+    self._base = next(bases, family.bases[0])
     self._present = present
     self.entries = {path: self._entry(path) for path in trees.arrays(validate.abstract_params(config))}
 

@@ -1,4 +1,4 @@
-"""Directories that others quantized: which linears hold codes, in which tensors, and how what they read is quantized."""
+"""Directories that others quantized: which linears hold codes, in which tensors, and how their inputs are quantized."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 
-_READERS = {'gptq': gptq.GPTQ.read, 'awq': awq.AWQ.read, 'compressed-tensors': compressed_tensors.CompressedTensors.read}
+_READERS = {
+    'gptq': gptq.GPTQ.read, 'awq': awq.AWQ.read, 'compressed-tensors': compressed_tensors.CompressedTensors.read}
 
 
 class Linear(NamedTuple):
@@ -54,7 +55,8 @@ class Quantized:
   """
 
   def __init__(
-      self, config: Mapping[str, Any], names: names_lib.Names, abstract: dict, sites: Sequence[sites_lib.Site], where: str):
+      self, config: Mapping[str, Any], names: names_lib.Names, abstract: dict, sites: Sequence[sites_lib.Site],
+      where: str):
     """Reads a `quantization_config`.
 
     Args:
@@ -68,7 +70,7 @@ class Quantized:
       UserError: a format, or an option of it, that we do not know; or groups that do not divide a kernel.
     """
     self.method = config.get('quant_method')
-    if self.method not in _READERS:
+    if not isinstance(self.method, str) or self.method not in _READERS:
       raise errors.UserError(f'{where}: quant_method is {self.method!r}; there are {", ".join(_READERS)}')
     self._codec = _READERS[self.method](config, where)
     everywhere = isinstance(self._codec, compressed_tensors.CompressedTensors)
@@ -80,7 +82,8 @@ class Quantized:
       if (scheme := self._codec.scheme_of(module)) is None:
         continue
       if scheme.group_size and shape[0] % scheme.group_size:
-        raise errors.UserError(f'{where}: groups of {scheme.group_size} do not divide the {shape[0]} inputs of {module}')
+        raise errors.UserError(
+            f'{where}: groups of {scheme.group_size} do not divide the {shape[0]} inputs of {module}')
       layout = names.layout(f'{path}/kernel')._replace(transposed=False)
       self.linears[path] = Linear(module, layout, shape, scheme)
     self.activations = self._quantizers(sites, where) if everywhere else {}
@@ -99,7 +102,7 @@ class Quantized:
       tree = trees.put(tree, f'{path}/kernel', qtensor.QTensor(
           struct((rows, outputs), jnp.uint8), struct((groups, outputs), jnp.float32),
           None if scheme.symmetric else struct((groups, outputs), jnp.uint8), fmt, -2, inputs))
-      if self._sorted:
+      if self._gathers:
         tree = trees.put(tree, f'{path}/input/gather', struct((inputs,), jnp.int32))
     return self.with_activations(tree)
 
@@ -118,16 +121,16 @@ class Quantized:
     matrix, gather = self._codec.decode(
         {suffix: folder.array(name) for suffix, name in names.items()}, linear.module, linear.shape[0], where)
     take = linear.layout.take
-    part = matrices.Matrix(*(np.ascontiguousarray(take(array)) for array in (matrix.codes, matrix.scale, matrix.zero_point)),
-                           matrix.scheme)
+    arrays = (matrix.codes, matrix.scale, matrix.zero_point)
+    part = matrices.Matrix(*(np.ascontiguousarray(take(array)) for array in arrays), matrix.scheme)
     if not np.isfinite(part.scale).all():
       raise errors.UserError(f'{where}: a scale is not finite')
     made = {'kernel': matrices.to_qtensor(part)}
-    return made | {'input': {'gather': gather}} if self._sorted else made
+    return made | {'input': {'gather': gather}} if self._gathers else made
 
   @property
-  def _sorted(self) -> bool:
-    return isinstance(self._codec, gptq.GPTQ) and self._codec.sorted
+  def _gathers(self) -> bool:
+    return isinstance(self._codec, gptq.GPTQ) and self._codec.in_any_order
 
   def _quantizers(self, sites, where) -> dict[str, quantizers.DynamicQuantizer]:
     """The quantizer of every site; linears that share one must ask for the same."""

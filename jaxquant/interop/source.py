@@ -111,8 +111,8 @@ class DirectorySource:
   def _is_nothing(self, name: str) -> bool:
     """Whether a tensor is the bias of zeros that some quantizers add where the architecture has none."""
     module, _, leaf = name.rpartition('.')
-    added = self.quantized and leaf == 'bias' and module in {linear.module for linear in self.quantized.linears.values()}
-    return bool(added) and not np.any(self.directory.array(name))
+    coded = {linear.module for linear in self.quantized.linears.values()} if self.quantized else ()
+    return leaf == 'bias' and module in coded and not np.any(self.directory.array(name))
 
   def _array(self, path: str) -> jax.Array:
     entry = self._floats[path]

@@ -211,6 +211,26 @@ class CompressedTensorsTest(parameterized.TestCase):
       compressed_tensors.CompressedTensors.read(config, 'config.json')
 
 
+class OddValuesTest(parameterized.TestCase):
+
+  @parameterized.parameters(gptq.GPTQ, awq.AWQ, compressed_tensors.CompressedTensors)
+  def test_of_every_key_are_read_or_refused(self, codec):
+    scheme = _matrix().scheme
+    groups = [(('Linear',), scheme, None)] if codec is compressed_tensors.CompressedTensors else scheme
+    config, refused = codec(groups).config(), 0
+    odd = (None, -1, 0, 4.0, 1.5, '', 'x', [], ['x'], [1], {}, {'x': 1}, True, 2**70)
+    for key in config:
+      for value in odd:
+        try:
+          read = codec.read({**config, key: value}, 'config.json')
+          scheme = read.scheme_of('model.x')
+          self.assertIn(type(scheme and scheme.bits), (int, type(None)))
+        except errors.UserError as error:
+          self.assertIn('config.json', str(error))
+          refused += 1
+    self.assertGreater(refused, 20)
+
+
 class MatricesTest(parameterized.TestCase):
 
   @parameterized.parameters('int3', 'int4', 'full_int8', 'uint4', 'uint8')

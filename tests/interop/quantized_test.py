@@ -1,4 +1,4 @@
-"""What is exported is read again as what it was: the same values in the same places; what contradicts itself is refused."""
+"""What is exported is read again as what it was; what contradicts itself, or has no place in a format, is refused."""
 
 import json
 import pathlib
@@ -10,10 +10,12 @@ import numpy as np
 
 from jaxquant import errors
 from jaxquant.interop import export
+from jaxquant.interop import matrices
 from jaxquant.interop import source
 from jaxquant.interop import tensor_file
 from jaxquant.interop import writing
 from jaxquant.models import validate
+from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
@@ -97,8 +99,8 @@ class QuantizedTest(parameterized.TestCase):
     name, order = 'model.layers.0.mlp.up_proj', np.random.default_rng(0).permutation(32)
     kernel = trees.get(params, 'layers/0/mlp/up/kernel')
     made = export.Export(params, opened.directory.config, 'gptq').codec
-    matrix = export.matrices.from_qtensor(kernel, 'x')
-    shuffled = made.encode(export.matrices.Matrix(
+    matrix = matrices.from_qtensor(kernel, 'x')
+    shuffled = made.encode(matrices.Matrix(
         matrix.codes[order], matrix.scale, matrix.zero_point, matrix.scheme), 'x')
     index = (np.arange(32) // 16).astype(np.int32)[order]
     self._change(folder, **{f'{name}.qweight': np.ascontiguousarray(shuffled['qweight']), f'{name}.g_idx': index})
@@ -112,7 +114,8 @@ class QuantizedTest(parameterized.TestCase):
     got = np.zeros((32, 64), np.float32)
     got[layer['input']['gather']] = quantize.dequantize(layer['kernel'])
     np.testing.assert_allclose(got, np.asarray(quantize.dequantize(kernel))[order], rtol=1e-3)
-    self.assertTrue(np.isfinite(networks.evaluator(opened.config, jit=networks.quick_jit)(whole, networks.tokens(2))).all())
+    evaluate = networks.evaluator(opened.config, jit=networks.quick_jit)
+    self.assertTrue(np.isfinite(evaluate(whole, networks.tokens(2))).all())
 
   def test_biases_of_zeros_that_the_architecture_lacks_are_nothing(self):
     _, _, folder = self._export('gptq')
@@ -189,7 +192,7 @@ class RefusalsTest(parameterized.TestCase):
       ('operand', 'layers/1/attention/value/quantizer', quantizers.ClipQuantizer(np.float32(-1), np.float32(1), 4), [
           'ClipQuantizer']),
       ('residual', 'layers/0/mlp_residual/scale', np.ones(32, np.float32), ['residual branch']),
-      ('training', 'layers/0/mlp/up/kernel_quantizer', quantizers.WeightQuantizer(export.matrices.formats.IntFormat(4)), [
+      ('training', 'layers/0/mlp/up/kernel_quantizer', quantizers.WeightQuantizer(formats.parse('int4')), [
           'WeightQuantizer']),
       ('unknown', 'layers/0/other', np.ones(2, np.float32), ['no place for it']))
   def test_what_no_format_has_a_place_for(self, path, value, words):
@@ -199,16 +202,16 @@ class RefusalsTest(parameterized.TestCase):
 
   def test_input_channels_and_mixed_schemes(self):
     params, origin = self._quantized()
-    kernel = quantize.quantize(np.ones((32, 64), np.float32), export.matrices.formats.parse('uint4'), axis=-1)
+    kernel = quantize.quantize(np.ones((32, 64), np.float32), formats.parse('uint4'), axis=-1)
     self._assert_refused(trees.put(params, 'layers/0/mlp/up/kernel', kernel), origin, 'gptq', 'input channels')
-    kernel = quantize.quantize(np.ones((32, 64), np.float32), export.matrices.formats.parse('uint4'), group_size=8)
+    kernel = quantize.quantize(np.ones((32, 64), np.float32), formats.parse('uint4'), group_size=8)
     params = trees.put(params, 'layers/0/mlp/up/kernel', kernel)
     self._assert_refused(params, origin, 'awq', 'one scheme', 'groups of 8', 'groups of 16')
     export.Export(params, origin, 'compressed-tensors')
 
   def test_parts_of_a_fused_tensor_must_agree(self):
     params, origin = self._quantized(family='bloom')
-    kernel = quantize.quantize(np.ones((32, 32), np.float32), export.matrices.formats.parse('uint4'), group_size=8)
+    kernel = quantize.quantize(np.ones((32, 32), np.float32), formats.parse('uint4'), group_size=8)
     self._assert_refused(trees.put(params, 'layers/0/attention/k/kernel', kernel), origin, 'compressed-tensors',
                          'layers/0/attention/', 'query_key_value is one tensor')
 

@@ -43,7 +43,7 @@ class SourceTest(parameterized.TestCase):
   def test_older_names_of_gains_and_biases(self):
     folder = self._folder('bert')
     opened = tensor_file.TensorFile(folder / 'model.safetensors')
-    rename = lambda name: name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta')
+    rename = lambda name: name.replace('Norm.weight', 'Norm.gamma').replace('Norm.bias', 'Norm.beta')
     arrays = {rename(name): np.array(opened.array(name)) for name in opened.tensors}
     self.assertIn('bert.embeddings.LayerNorm.beta', arrays)
     tensor_file.write(folder / 'model.safetensors', arrays)

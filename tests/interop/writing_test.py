@@ -9,7 +9,6 @@ from absl.testing import parameterized
 import numpy as np
 
 from jaxquant import errors
-from jaxquant.interop import export
 from jaxquant.interop import manifest
 from jaxquant.interop import source
 from jaxquant.interop import tensor_file
@@ -66,7 +65,8 @@ class WritingTest(parameterized.TestCase):
     for name in one.directory.files:
       np.testing.assert_array_equal(one.directory.array(name), several.directory.array(name))
     index = json.loads((self.folder / 'several' / 'model.safetensors.index.json').read_text())
-    self.assertEqual(index['metadata']['total_size'], sum(one.directory.tensor(name).nbytes for name in one.directory.files))
+    total = sum(one.directory.tensor(name).nbytes for name in one.directory.files)
+    self.assertEqual(index['metadata']['total_size'], total)
 
   def test_existing_directory_is_left_alone(self):
     self.target.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""launch.export: a quantized workdir becomes a directory that scores alike; what cannot be one is refused in one line."""
+"""launch.export: a quantized workdir becomes a directory that scores alike; what cannot be one is refused."""
 
 import json
 import math
@@ -50,7 +50,8 @@ class ExportsTest(parameterized.TestCase):
     self.assertIn('error', content['decisions']['layers/1/mlp/down'])
     got, want = self._score(self.target), launching.evaluations(self.workdir)[0]
     self.assertEqual((got['weights'], got['method']), (4, kind.removesuffix('_v2')))
-    self.assertLess(abs(math.log(got['perplexity'] / want['perplexity'])), 1e-6 if kind == 'compressed-tensors' else 1e-3)
+    tolerance = 1e-6 if kind == 'compressed-tensors' else 1e-3
+    self.assertLess(abs(math.log(got['perplexity'] / want['perplexity'])), tolerance)
 
   def test_format_of_an_export_changes(self):
     flags = [f'--model={self.workdir}', '--format=gptq_v2', f'--output={self.target}']
@@ -65,7 +66,8 @@ class ExportsTest(parameterized.TestCase):
     flags = [f'--model={self.workdir}', '--format=gptq_v2', f'--output={self.target}']
     self.assertEqual(launching.run('export', *flags).code, 0)
     again = self.target.with_name('again')
-    finished = launching.run('quantize', *_PTQ, f'--model={self.target}', f'--calibration={self.text}', f'--workdir={again}')
+    finished = launching.run(
+        'quantize', *_PTQ, f'--model={self.target}', f'--calibration={self.text}', f'--workdir={again}')
     self.assertEqual(finished.code, 2)
     self.assertEqual(finished.error, f'{self.target} is quantized already, by gptq\n')
     self.assertFalse(again.exists())

@@ -1,4 +1,4 @@
-"""A Hugging Face directory in place of a workdir: scored, quantized block by block, scored again; refused in one line."""
+"""A Hugging Face directory in place of a workdir: scored, quantized block by block, scored again; or refused."""
 
 import json
 import math
@@ -51,7 +51,8 @@ class ImportsTest(parameterized.TestCase):
     self.assertEqual((finished.code, finished.error), (0, ''))
     lines = [line for line in finished.output.splitlines() if line.startswith('calibrated ')]
     self.assertEqual([line.split()[1] for line in lines], ['layers/0', 'layers/1'])
-    self.assertCountEqual([path.name for path in (self.workdir / 'origin').iterdir()], ['config.json', 'tokenizer.json'])
+    carried = [path.name for path in (self.workdir / 'origin').iterdir()]
+    self.assertCountEqual(carried, ['config.json', 'tokenizer.json'])
     content = manifest.verify(self.workdir)
     self.assertEqual(content['provenance']['ptq']['methods'], ['gptq'])
     self.assertEqual(content['parameters']['layers/1/mlp/up/kernel']['group_size'], 16)

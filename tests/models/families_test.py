@@ -28,7 +28,7 @@ def _logits(style, params, implementation='simulated'):
 
 
 def _factors(params, site: sites_lib.Site, rng):
-  """Random scales of a site's channels, equal where one of the producer's is read repeatedly; shifts where they fold."""
+  """Random scales of a site's channels, equal where they repeat one of the producer's, and shifts where these fold."""
   features = trees.get(params, site.consumers[0])['kernel'].shape[0]
   tied = lambda values: folding.tied(jnp.asarray(values, jnp.float32), site)
   return tied(np.exp2(rng.uniform(-2, 2, features))), tied(rng.normal(size=features)) if site.shifts else None

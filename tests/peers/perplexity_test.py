@@ -1,4 +1,4 @@
-"""The perplexity of a model, and of what it is exported as, is that which transformers measures, to four digits and more."""
+"""The perplexity of a model, and of what it is exported as, is that which transformers measures."""
 
 import math
 import pathlib

@@ -17,7 +17,7 @@ _GROUP = 16
 
 
 def _written(folder: pathlib.Path, bits: int, symmetric: bool, grouped: bool, activations: str) -> np.ndarray:
-  """Writes a model that compressed-tensors quantized to `folder`: its logits for `peering.tokens`, before it is packed."""
+  """Writes a model that compressed-tensors quantized: its logits for `peering.tokens`, before it is packed."""
   torch, transformers = peering.libraries()
   quantization = importlib.import_module('compressed_tensors.quantization')
   utils = importlib.import_module('compressed_tensors.quantization.utils')
@@ -26,8 +26,8 @@ def _written(folder: pathlib.Path, bits: int, symmetric: bool, grouped: bool, ac
   weights = quantization.QuantizationArgs(
       num_bits=bits, type='int', symmetric=symmetric, strategy='group' if grouped else 'channel',
       group_size=_GROUP if grouped else None)
-  inputs = quantization.QuantizationArgs(
-      num_bits=8, type='int', symmetric=activations == 'full_int8', strategy='token', dynamic=True) if activations else None
+  inputs = None if not activations else quantization.QuantizationArgs(
+      num_bits=8, type='int', symmetric=False, strategy='token', dynamic=True)
   scheme = quantization.QuantizationScheme(targets=['Linear'], weights=weights, input_activations=inputs)
   quantization.apply_quantization_config(model, quantization.QuantizationConfig(
       config_groups={'group_0': scheme}, ignore=['lm_head'], quantization_status='frozen'))
