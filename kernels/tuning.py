@@ -64,8 +64,9 @@ def forced(configuration: Callable[[Problem], Any]) -> Iterator[None]:
 
 
 def key(problem: Problem) -> Problem:
-  """What measurements are filed under: tokens count in powers of two."""
-  return problem._replace(tokens=1 << max(0, problem.tokens - 1).bit_length())
+  """What measurements are filed under: tokens count in powers of two, and only groups have a body for 4-bit codes."""
+  return problem._replace(tokens=1 << max(0, problem.tokens - 1).bit_length(),
+                          four_bits=problem.four_bits and problem.step is not None)
 
 
 @functools.cache
