@@ -7,6 +7,7 @@ Measured configurations are data, one file for each kind of device: `data/nvidia
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -95,11 +96,11 @@ def _few(problem: Problem):
   split = 1
   while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k >= 8 * split:
     split *= 2
-  for warpgroups in (4, 2, 1):
-    for stages in (4, 3, 2, 1):
-      config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
-      if config.shared_memory(problem.layout) <= configs.SHARED_MEMORY:
-        return config
+  # One stage would leave a warpgroup without the next step while it works on this one.
+  for warpgroups, stages in itertools.product((4, 2, 1), (4, 3, 2)):
+    config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
+    if config.shared_memory(problem.layout) <= configs.SHARED_MEMORY:
+      return config
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
 
 
