@@ -56,7 +56,7 @@ def choose(problem: Problem, device: str = 'NVIDIA H200'):
 
 @contextlib.contextmanager
 def forced(configuration: Callable[[Problem], Any]) -> Iterator[None]:
-  """Within it, what is traced takes `configuration(problem)`: to measure, and to test a tiling where another is better."""
+  """Within it, what is traced takes `configuration(problem)`: to measure, and to test one that is not the choice."""
   _forced.append(configuration)
   try:
     yield

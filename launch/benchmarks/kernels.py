@@ -104,7 +104,7 @@ def _activations(bandwidth: float) -> list[dict]:
     seconds = kernel_timing.seconds([lambda: quantize(x)], _REPETITIONS.value)  # pylint: disable=cell-var-from-loop
     rows.append({'tokens': tokens, 'features': features, 'norm': norm, 'implementation': implementation,
                  'seconds': seconds, 'floor_seconds': floor})
-    print(f'int8 codes of {tokens} x {features}, norm {norm}, {implementation}: {1e6 * seconds:.2f}, a copy of the bytes '
+    print(f'int8 codes of {tokens} x {features}, norm {norm}, {implementation}: {1e6 * seconds:.2f}, a copy of as much '
           f'{1e6 * floor:.2f}', flush=True)
   return rows
 
