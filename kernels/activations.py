@@ -50,14 +50,15 @@ class Before(NamedTuple):
   scale: Any = None
 
 
-def quantize_activations(x, *, bits: int = 8, symmetric: bool = True, before: Before = Before(), implementation='xla'):
+def quantize_activations(
+    x, *, bits: int = 8, symmetric: bool = True, before: Before = Before(), implementation='xla'):
   """Codes of every token on a range of its own, which contains zero.
 
   Args:
     x: floating [..., K].
     bits: of the codes, 2 to 8.
-    symmetric: codes of +-(2^(bits-1) - 1), scale * code; else all 2^bits codes, from -2^(bits-1) on, with an offset that
-      makes zero a value. A token of zeros has scale 1.
+    symmetric: codes of +-(2^(bits-1) - 1), scale * code; else all 2^bits codes, from -2^(bits-1) on, with an offset
+      that makes zero a value. A token of zeros has scale 1.
     before: what happens to the activation first.
     implementation: `xla`, `mosaic_gpu`, or None for the fastest that takes the problem on this device.
 

@@ -7,6 +7,7 @@ Measured configurations are data, one file for each kind of device: `data/nvidia
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -55,7 +56,7 @@ def choose(problem: Problem, device: str = 'NVIDIA H200'):
 
 @contextlib.contextmanager
 def forced(configuration: Callable[[Problem], Any]) -> Iterator[None]:
-  """Within it, what is traced takes `configuration(problem)`: to measure, and to test a tiling where another is better."""
+  """Within it, what is traced takes `configuration(problem)`: to measure, and to test one that is not the choice."""
   _forced.append(configuration)
   try:
     yield
@@ -64,8 +65,9 @@ def forced(configuration: Callable[[Problem], Any]) -> Iterator[None]:
 
 
 def key(problem: Problem) -> Problem:
-  """What measurements are filed under: tokens count in powers of two."""
-  return problem._replace(tokens=1 << max(0, problem.tokens - 1).bit_length())
+  """What measurements are filed under: tokens count in powers of two, and only groups have a body for 4-bit codes."""
+  return problem._replace(tokens=1 << max(0, problem.tokens - 1).bit_length(),
+                          four_bits=problem.four_bits and problem.step is not None)
 
 
 @functools.cache
@@ -94,11 +96,11 @@ def _few(problem: Problem):
   split = 1
   while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k >= 8 * split:
     split *= 2
-  for warpgroups in (4, 2, 1):
-    for stages in (4, 3, 2, 1):
-      config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
-      if config.shared_memory(problem.layout) <= configs.SHARED_MEMORY:
-        return config
+  # One stage would leave a warpgroup without the next step while it works on this one.
+  for warpgroups, stages in itertools.product((4, 2, 1), (4, 3, 2)):
+    config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
+    if config.shared_memory(problem.layout) <= configs.SHARED_MEMORY:
+      return config
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
 
 

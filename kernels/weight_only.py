@@ -39,8 +39,8 @@ def weight_only_matmul(
   if implementation is not None and implementation not in _FUNCTIONS:
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
   if w_codes.shape != prepack.shape(layout, inputs, outputs):
-    raise ValueError(f'cannot contract activations of shape {x.shape} with codes of shape {w_codes.shape} in the layout '
-                     f'{layout.value}, for {outputs} outputs')
+    raise ValueError(f'cannot contract activations of shape {x.shape} with codes of shape {w_codes.shape} in the '
+                     f'layout {layout.value}, for {outputs} outputs')
   if w_scale.shape[1] not in (1, outputs) or inputs % groups or w_scale.dtype != jnp.float32:
     raise ValueError(f'w_scale {w_scale.dtype} {list(w_scale.shape)} does not fit {inputs} x {outputs} weights')
   if w_offset is not None and (w_offset.shape != w_scale.shape or w_offset.dtype != jnp.float32):

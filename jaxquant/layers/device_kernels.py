@@ -1,7 +1,7 @@
 """Kernels of linear layers as the matmuls of a GPU read them: made of a tree when it is loaded, never saved.
 
-`laid_out` rewrites a quantized tree; `linear` evaluates the result like the original, through `kernels`. A checkpoint is
-written from the original: this type has no name there.
+`laid_out` rewrites a quantized tree; `linear` evaluates the result like the original, through `kernels`. A checkpoint
+is written from the original: this type has no name there.
 """
 
 import dataclasses

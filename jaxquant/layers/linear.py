@@ -39,8 +39,8 @@ def linear(params: dict, x, *, implementation: str = 'simulated', transpose: boo
   Args:
     params: the dict above.
     x: activation [..., in], or an `inputs.Activation` prepared at the site that several linears share.
-    implementation: how codes meet codes. `simulated` and `xla` run everywhere and give the same bits; `mosaic_gpu` gives
-      the same integers before they are scaled; `auto` takes what is fastest for the problem on this device;
+    implementation: how codes meet codes. `simulated` and `xla` run everywhere and give the same bits; `mosaic_gpu`
+      gives the same integers before they are scaled; `auto` takes what is fastest for the problem on this device;
       `DEQUANTIZED` does without integers.
     transpose: contract with the kernel's last axis instead (a tied head reads the embedding's [vocabulary, in]).
 

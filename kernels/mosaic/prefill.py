@@ -73,7 +73,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
           product.copy(gmems, smems, slot, full.at[slot], k, n, m, shared)
 
       each_tile(copy_tile)
-      # The last arrivals are waited for too: no barrier is left between two phases, nor reached for when its block is gone.
+      # The last arrivals are waited for too: no barrier is left between two phases, or used when its block is gone.
       total = lax.div(grid[0] * grid[1] - lax.axis_index('cluster') + clusters - 1, clusters) * steps
 
       @pl.loop(lax.max(0, total - stages), total)

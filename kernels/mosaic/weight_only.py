@@ -1,4 +1,4 @@
-"""The implementation `mosaic_gpu` of `kernels.weight_only_matmul`: 4-bit weights by activations that are not quantized."""
+"""The implementation `mosaic_gpu` of `kernels.weight_only_matmul`: 4-bit weights by plain activations."""
 
 import functools
 import math

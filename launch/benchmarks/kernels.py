@@ -22,6 +22,7 @@ from launch import workdir
 from launch.benchmarks import kernel_columns
 from launch.benchmarks import kernel_sweep
 from launch.benchmarks import kernel_timing
+from launch.benchmarks import kernel_torch
 
 _SIZES = flags.DEFINE_list(
     'sizes', ['4096x4096', '14336x4096', '4096x14336'], 'Weights: outputs x inputs, separated by commas.')
@@ -41,7 +42,8 @@ def run() -> dict:
   environment = workdir.environment()
   if jax.default_backend() != 'gpu':
     raise errors.UserError(f'kernels are measured on a GPU; this is {environment["device"]}')
-  names = _columns(_SWEEP.value or _COLUMNS.value or list(kernel_columns.COLUMNS))
+  every = [*kernel_columns.COLUMNS, *(() if _SWEEP.value else kernel_torch.COLUMNS)]
+  names = _known(_SWEEP.value or _COLUMNS.value or every, every)
   sizes = [_integers(size, 'x', '--sizes') for size in _SIZES.value]
   tokens = [_integers(count, 'x', '--tokens')[0] for count in _TOKENS.value]
   if _SWEEP.value:
@@ -72,8 +74,11 @@ def run() -> dict:
 def _row(problem, names, bandwidth) -> dict:
   columns = {}
   for name in names:
-    column = kernel_columns.COLUMNS[name]
     try:
+      if name in kernel_torch.COLUMNS:
+        columns[name] = {'seconds': kernel_torch.COLUMNS[name].seconds(problem, _REPETITIONS.value)}
+        continue
+      column = kernel_columns.COLUMNS[name]
       calls = column.calls(problem)
       seconds = kernel_timing.seconds(calls, _REPETITIONS.value)
       columns[name] = {'seconds': seconds, 'floor_seconds': column.bytes(problem) / bandwidth}
@@ -82,7 +87,7 @@ def _row(problem, names, bandwidth) -> dict:
     except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:
       columns[name] = {'error': str(error).splitlines()[0][:200]}
   return {'outputs': problem.outputs, 'inputs': problem.inputs, 'tokens': problem.tokens, 'columns': columns,
-          'floor_seconds': kernel_columns.weight_bytes(problem, 4) / bandwidth,
+          'floor_seconds': kernel_columns.COLUMNS['w4a8'].bytes(problem) / bandwidth,
           'operations_seconds': 2 * math.prod(problem[:3]) / _INT8_PEAK}
 
 
@@ -99,14 +104,14 @@ def _activations(bandwidth: float) -> list[dict]:
     seconds = kernel_timing.seconds([lambda: quantize(x)], _REPETITIONS.value)  # pylint: disable=cell-var-from-loop
     rows.append({'tokens': tokens, 'features': features, 'norm': norm, 'implementation': implementation,
                  'seconds': seconds, 'floor_seconds': floor})
-    print(f'int8 codes of {tokens} x {features}, norm {norm}, {implementation}: {1e6 * seconds:.2f}, a copy of the bytes '
+    print(f'int8 codes of {tokens} x {features}, norm {norm}, {implementation}: {1e6 * seconds:.2f}, a copy of as much '
           f'{1e6 * floor:.2f}', flush=True)
   return rows
 
 
-def _columns(names: list[str]) -> list[str]:
-  if unknown := [name for name in names if name not in kernel_columns.COLUMNS]:
-    raise errors.UserError(f'no column {", ".join(unknown)}; there are {", ".join(kernel_columns.COLUMNS)}')
+def _known(names: list[str], every: list[str]) -> list[str]:
+  if unknown := [name for name in names if name not in every]:
+    raise errors.UserError(f'no column {", ".join(unknown)}; there are {", ".join(every)}')
   return names
 
 

@@ -1,6 +1,9 @@
 """Every kernel and configuration lowers for CUDA on any machine: types, layouts and shared memory fit."""
 
 import dataclasses
+import json
+import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -146,6 +149,18 @@ class TuningTest(parameterized.TestCase):
     self.assertIn(step, (None, config.tile_k))
     if isinstance(config, configs.Decode):
       self.assertGreaterEqual(config.tile_m, tokens)
+
+  def test_measured_configurations_stand_before_the_rule(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    problem = tuning.Problem(32, 4096, 4096, kernels.Layout.INT4)
+    config = configs.Decode(tile_m=32, stages=1)
+    entry = {'problem': {**problem._asdict(), 'layout': 'int4'}, 'config': configs.describe(config)}
+    (folder / 'nvidia_h200.json').write_text(json.dumps({'entries': [entry]}), encoding='utf-8')
+    with mock.patch.object(tuning, '_DATA', folder), mock.patch.object(tuning, 'measured', tuning.measured.__wrapped__):
+      for tokens, four_bits, found in ((17, False, True), (32, True, True), (16, False, False), (33, False, False)):
+        asked = problem._replace(tokens=tokens, four_bits=four_bits)
+        self.assertEqual(tuning.choose(asked), config if found else tuning.rule(asked))
+      self.assertEqual(tuning.choose(problem, 'NVIDIA H100'), tuning.rule(problem))
 
 
 if __name__ == '__main__':

@@ -115,7 +115,8 @@ class QuantizedMatmulTest(parameterized.TestCase):
 
   @parameterized.parameters(*kernels.IMPLEMENTATIONS)
   def test_under_vmap_it_is_a_product_for_each(self, implementation):
-    problems = [product_cases.problem(groups=(2, 4), offsets='both, per token', shape=(5, 24, 7), seed=seed) for seed in range(3)]
+    problems = [product_cases.problem(groups=(2, 4), offsets='both, per token', shape=(5, 24, 7), seed=seed)
+                for seed in range(3)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *problems)
     call = lambda a: kernels.quantized_matmul(**a, implementation=implementation)
     want = np.stack([_run(problem, implementation) for problem in problems])

@@ -21,7 +21,8 @@ _PREFILL = [
     configs.Prefill(tile_n=tile_n, tile_m=tile_m, tile_k=tile_k, stages=stages, warpgroups=warpgroups, panel=panel)
     for tile_n, tile_m, tile_k, stages, warpgroups, panel in (
         (64, 256, 128, 3, 2, 8), (64, 192, 128, 4, 2, 1), (64, 64, 256, 2, 2, 4), (128, 128, 128, 3, 2, 2),
-        (64, 128, 128, 4, 3, 8))] + [configs.Prefill(cluster=2, stages=3), configs.Prefill(128, 128, cluster=2, panel=2)]
+        (64, 128, 128, 4, 3, 8))
+] + [configs.Prefill(cluster=2, stages=3), configs.Prefill(128, 128, cluster=2, panel=2)]
 
 
 @pytest.mark.gpu
