@@ -124,7 +124,7 @@ def block_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...
   scales_pass = config.gated or config.activation == 'relu'
   return (
       sites.Site('attention/input', 'attention_norm', ('attention/q', 'attention/k', 'attention/v'), True,
-                 'attention_residual' if config.post_norm else None, shifts),
+                 'attention_residual' if config.post_norm else None, shifts, opens_attention=True),
       # Probabilities sum to one, so that a shift of the values passes through the mix, too.
       sites.Site('attention/o/input', 'attention/v', ('attention/o',), shifts=config.bias,
                  repeats=config.heads // config.kv_heads, run=config.head_dim, through=('attention/value',)),
