@@ -101,6 +101,8 @@ def prepare(params, model, config):
   if made.weight is not None:
     if not (linears := trees.matching(made.weight_pattern, trees.linears(tree))):
       raise errors.UserError(f'config.weight_pattern {made.weight_pattern!r} matches no linear layer')
+    if 'clip_search' in made.methods and not trees.matching(made.clip_pattern, linears):
+      raise errors.UserError(f'config.clip_pattern {made.clip_pattern!r} matches no linear layer that is quantized')
     for path in linears:
       made.weight.check(trees.get(tree, path)['kernel'].shape, path)
   if learned and mode != 'static':
@@ -122,8 +124,8 @@ def recipe(config, mode) -> recipes.Recipe:
   methods = tuple(config.methods)
   return recipes.Recipe(
       methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
-      allocated=config.allocation.bits is not None, weight_pattern=config.weight_pattern, activation=activation,
-      site_patterns=tuple(config.site_patterns),
+      allocated=config.allocation.bits is not None, weight_pattern=config.weight_pattern,
+      clip_pattern=config.clip_pattern, activation=activation, site_patterns=tuple(config.site_patterns),
       values=None if config.value_bits == 16 else config.value_bits, ranges=config.ranges, percentile=config.percentile)
 
 

@@ -87,6 +87,7 @@ def quantize() -> ml_collections.ConfigDict:
   config.weight_kind = 'int'  # int, full_int: symmetric; uint: asymmetric; dint: that with half steps around zero
   # Or outputs: scales that each input channel has for itself, which exclude quantized activations.
   config.group_along = 'inputs'
+  config.clip_pattern = r'.*'  # linears that clip_search clamps, out of those that are quantized
   config.activations = 4  # bits; 16 leaves activations as they are
   config.activation_mode = 'static'  # per tensor; or dynamic: per token
   config.activation_kind = 'uint'  # of dynamic codes: uint, int, or full_int, which is what others serve

@@ -25,6 +25,8 @@ class Site(NamedTuple):
     repeats, run: how often each run of the producer's channels is read (grouped key and value heads): channel
       (i * repeats + j) * run + k of the site is channel i * run + k of the producer, for every j < repeats.
     through: names of the operands that carry the producer's channels to the site.
+    opens_attention: whether the linears that read it are the queries, keys and values of an attention, whose errors
+      meet in its mix (the scope `inner`).
   """
 
   name: str
@@ -36,11 +38,7 @@ class Site(NamedTuple):
   repeats: int = 1
   run: int = 1
   through: tuple[str, ...] = ()
-
-
-def opens_attention(site: Site) -> bool:
-  """Whether the linears that read the site are the queries, keys and values of an attention."""
-  return site.name.rpartition('/')[0].rpartition('/')[2] == 'attention' and len(site.consumers) > 1
+  opens_attention: bool = False
 
 
 class Block(NamedTuple):

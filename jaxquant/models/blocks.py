@@ -148,9 +148,9 @@ def block_sites(config: model_config.TransformerConfig, opening: bool = True) ->
   scales_pass = config.gated or config.activation == 'relu'
   projections = ('attention/q', 'attention/k', 'attention/v')
   first = sites.Site('attention/input', 'attention_norm', projections, True,
-                     'attention_residual' if config.post_norm else None, shifts)
+                     'attention_residual' if config.post_norm else None, shifts, opens_attention=True)
   return (
-      first if opening else sites.Site('attention/input', None, projections, True),
+      first if opening else first._replace(producer=None, residual=None, shifts=False),
       # Probabilities sum to one, so that a shift of the values passes through the mix, too.
       sites.Site('attention/o/input', 'attention/v', ('attention/o',),
                  shifts=config.qkv_bias and config.output_bias,

@@ -1,18 +1,21 @@
 """Calibration of a function of your own: no model of this package, no launcher, a nested dict and what reads it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
+from jaxquant import errors
 from jaxquant.calibration import sites as sites_lib
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.numerics import trees
 
+Forward = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+Judges = Mapping[tuple[str, str], Callable[[Any, Any], Any]]
 
-def block(
-    forward: Callable[[Any, Any], tuple[Any, dict[str, Any]]], sites: Sequence[sites_lib.Site]) -> sites_lib.Block:
+
+def block(forward: Forward, sites: Sequence[sites_lib.Site], judges: Judges | None = None) -> sites_lib.Block:
   """The block that a function is.
 
   Args:
@@ -20,11 +23,22 @@ def block(
       linear layers are evaluated by `layers.linear.linear`, which runs whatever the tree holds; where several linears
       read one site, `layers.inputs.prepare` makes the activation that they share.
     sites: its sites, in the order in which they are computed.
+    judges: {(name of a site, scope): (params, activation of the site before its input specification) -> what a search
+      of that scope compares there} (`sites.Block.judge`). A site that opens an attention needs one for `inner`.
 
   Returns:
-    A Block. Searches are judged by what the linears that read a site put out.
+    A Block. Where there is no judge, searches compare what the linears that read the site put out.
+
+  Raises:
+    UserError: a judge of no site or scope, or an attention without one.
   """
-  block_sites = tuple(sites)
+  block_sites, judges = tuple(sites), dict(judges or {})
+  for name, scope in judges:
+    if scope not in sites_lib.SCOPES or name not in [site.name for site in block_sites]:
+      raise errors.UserError(f'a judge of {name!r} in {scope!r}, which is no site or none of the scopes '
+                             f'{", ".join(sites_lib.SCOPES)}')
+  if lost := [site.name for site in block_sites if site.opens_attention and (site.name, 'inner') not in judges]:
+    raise errors.UserError(f"{lost[0]} opens an attention: judges[{lost[0]!r}, 'inner'] is to compute its mix")
 
   def taps(params, x):
     y, activations = forward(params, x)
@@ -33,7 +47,8 @@ def block(
     return y, {**activations, **after}
 
   def judge(name, scope, params, x):
-    del scope
+    if (name, scope) in judges:
+      return judges[name, scope](params, x)
     prepared = inputs.prepare(trees.get(params, name), x)
     read = [trees.get(params, path) for site in block_sites if site.name == name for path in site.consumers]
     without = lambda layer: {key: value for key, value in layer.items() if key != 'input'}
@@ -43,10 +58,9 @@ def block(
 
 
 def staged(
-    forward: Callable[[Any, Any], tuple[Any, dict[str, Any]]], sites: Sequence[sites_lib.Site]
-) -> sites_lib.StagedModel:
-  """A model of one block, `block(forward, sites)`, at the root of its tree; calibration batches are its inputs.
+    forward: Forward, sites: Sequence[sites_lib.Site], judges: Judges | None = None) -> sites_lib.StagedModel:
+  """A model of one block, `block(forward, sites, judges)`, at the root of its tree; calibration batches are its inputs.
 
   A deeper model is a `StagedModel` of several blocks, so that only one has to be held at a time.
   """
-  return sites_lib.StagedModel(lambda params, x: x, (('', block(forward, sites)),))
+  return sites_lib.StagedModel(lambda params, x: x, (('', block(forward, sites, judges)),))

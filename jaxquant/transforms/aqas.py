@@ -8,7 +8,6 @@ The paper fuses the affine part of OPT's norms into the linears that follow, so 
 tensor, and leaves LLaMA's norms as they are: `norm_fusion`, a step before this one, does the former.
 """
 
-from jaxquant.calibration import sites
 from jaxquant.calibration import transform
 from jaxquant.numerics import quantizers
 from jaxquant.transforms import scale_search
@@ -24,7 +23,8 @@ def aqas(
     weight: grid of the linears; the paper's is 4 bits, asymmetric, one scale per output channel.
     activation: input quantizer of the site; the paper's is 8 bits, asymmetric, per token.
     candidates: values of a, evenly spaced from 0 to 1; no scales at all is a candidate too.
-    attention: judge q, k and v by the mix that the attention makes of them, as the paper does, and not one by one.
+    attention: judge q, k and v (a site that `opens_attention`) by the mix that the attention makes of them, as the
+      paper does, and not one by one.
     tokens: sampled for the search, in whole sequences.
 
   Returns:
@@ -32,7 +32,7 @@ def aqas(
   """
   grid = [i / (candidates - 1) for i in range(candidates)]
   exponents = [(0.0, 0.0), *((a, 1 - a) for a in grid)]
-  scope = lambda site: 'inner' if attention and sites.opens_attention(site) else 'linears'
+  scope = lambda site: 'inner' if attention and site.opens_attention else 'linears'
   return scale_search.fold_powers(
       claim, exponents, 'largest', centre=True, scope=scope, weight=weight, activation=activation,
       tokens=tokens)

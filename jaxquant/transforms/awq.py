@@ -1,6 +1,7 @@
 """AWQ (arXiv:2306.00978): input channels that matter scaled up before rounding, as far as the block's output gains.
 
-The published code continues with a clip search of every linear but q and k: `clip_search`, a step behind this one.
+The published code continues with a clip search of every linear but q and k: `clip_search`, a step behind this one that
+claims the others.
 """
 
 from jaxquant.calibration import transform

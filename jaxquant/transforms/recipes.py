@@ -29,6 +29,7 @@ class Recipe:
     allocated: whether kernels are rounded to grids that stand in the tree by then, such as an allocation of bits writes
       (`transforms.allocation`); folds are judged with `weight` still.
     weight_pattern: linears to quantize, a regular expression on the whole path.
+    clip_pattern: those of them that `clip_search` clamps.
     activation: bits of static ranges for the whole tensor; or a quantizer of dynamic ones; None for neither.
     site_patterns: sites that get it, and at which methods fold if something can be folded there: regular expressions on
       the whole name.
@@ -41,6 +42,7 @@ class Recipe:
   weight: quantizers.WeightQuantizer | None = quantizers.WeightQuantizer(formats.IntFormat(4))
   allocated: bool = False
   weight_pattern: str = r'layers/.*'
+  clip_pattern: str = r'.*'
   activation: int | quantizers.DynamicQuantizer | None = 4
   site_patterns: tuple[str, ...] = (r'layers/.*',)
   values: int | None = None
@@ -86,7 +88,8 @@ class Recipe:
     told = {'weight': None if self.allocated else self.weight, 'activation': self._judged()}
     steps = self._activations()
     for name, method in self._named('linears') if self.weight is not None else ():
-      steps.append(self._step(name, self.weight_pattern, told))
+      both = rf'(?=(?:{self.clip_pattern})\Z)(?:{self.weight_pattern})'
+      steps.append(self._step(name, both if name == 'clip_search' else self.weight_pattern, told))
       if method.chooses:
         told['weight'] = None  # the methods behind it find it in the tree
     return steps

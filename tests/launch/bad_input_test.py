@@ -135,6 +135,9 @@ class BadInputTest(parameterized.TestCase):
       ('group_size', 'quantize', [_PTQ, '--model={trained}', '--config.group_size=24'], [
           'layers/0', 'group size 24 does not divide 32']),
       ('pattern', 'quantize', [_PTQ, '--model={trained}', '--config.weight_pattern=blocks'], ["'blocks'"]),
+      ('clip_pattern', 'quantize', [
+          '--config=configs/ptq/awq_w4a16_g128.py', '--model={trained}', '--config.group_size=16',
+          '--config.clip_pattern=layers/1/.*'], ["config.clip_pattern 'layers/1/.*' matches no linear"]),
       ('mode', 'quantize', [_PTQ, '--model={trained}', '--config.activation_mode=lazy'], ["'lazy'", 'static, dynamic']),
       ('calibration', 'quantize', [_PTQ, '--model={trained}', '--calibration={folder}/latin.txt'], [
           'latin.txt', 'UTF-8']),

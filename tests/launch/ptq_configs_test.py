@@ -55,6 +55,19 @@ class ConfigsTest(parameterized.TestCase):
     logits = networks.evaluator(architecture, jit=networks.quick_jit)(result.params, networks.tokens(2, seed=3))
     self.assertTrue(jnp.isfinite(logits).all())
 
+  @parameterized.parameters(('awq_w3a16_g128', 'llama'), ('awq_w4a16_g128', 'opt'))
+  def test_the_clip_search_of_awq_leaves_queries_and_keys_alone(self, name, style):
+    params, architecture = networks.params(style), networks.config(style)
+    config = _config(name)
+    config.update(group_size=8, weight_pattern=r'layers/.*/(q|k|v|down)')
+    steps = quantize.recipe(config, None).steps(staging.model_sites(architecture))
+    awq, clipped = (driver.run(params, staging.staged(architecture), steps[:count], [networks.tokens(6)])
+                    for count in (1, 2))
+    changed = [path for path in trees.linears(params) if not jnp.array_equal(
+        trees.get(clipped.params, path)['kernel'], trees.get(awq.params, path)['kernel'])]
+    self.assertCountEqual(changed, ['layers/0/attention/v', 'layers/0/mlp/down'])
+    self.assertCountEqual([path for path, entry in clipped.decisions.items() if 'clip_search' in entry], changed)
+
 
 if __name__ == '__main__':
   absltest.main()

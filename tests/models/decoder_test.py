@@ -243,6 +243,8 @@ class SitesTest(parameterized.TestCase):
     for site in sites:
       self.assertTrue(site.producer is None or trees.get(params, site.producer), site)
       self.assertEqual(site.reads_residual, site.producer is not None and site.producer.endswith('norm'))
+      last = [path.rpartition('/')[2] for path in site.consumers]
+      self.assertEqual(site.opens_attention, last == ['q', 'k', 'v'], site)
 
   @parameterized.parameters('llama, wide heads', 'gpt2')
   def test_stages_one_after_the_other_are_the_model(self, style):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.calibration import sites
 from jaxquant.layers import inputs
@@ -27,6 +28,8 @@ _WEIGHT = quantizers.WeightQuantizer(formats.parse('dint4'))
 _ACTIVATION = quantizers.DynamicQuantizer(formats.parse('uint8'))
 _SITES = [sites.Site('hidden/input', 'norm', ('hidden/gate', 'hidden/up'), shifts=True),
           sites.Site('down/input', 'hidden/up', ('down',))]
+_MIXER = [sites.Site('mixer/input', None, ('query', 'key', 'value'), opens_attention=True),
+          sites.Site('out/input', 'value', ('out',))]
 
 
 class _Module(nnx.Module):
@@ -51,6 +54,18 @@ def _forward(params, x):
   gate, up = (linear.linear(params['hidden'][name], shared) for name in ('gate', 'up'))
   a = jax.nn.silu(gate) * up
   return linear.linear(params['down'], a), {'hidden/input': h, 'down/input': a}
+
+
+def _mix(params, x):
+  """An attention that calls nothing by that name, up to what its last linear reads."""
+  shared = inputs.prepare(trees.get(params, 'mixer/input'), x)
+  query, key, value = (linear.linear(params[name], shared) for name in ('query', 'key', 'value'))
+  return jax.nn.softmax(query @ jnp.swapaxes(key, -1, -2) / 4) @ value
+
+
+def _mixer(params, x):
+  mixed = _mix(params, x)
+  return linear.linear(params['out'], mixed), {'mixer/input': x, 'out/input': mixed}
 
 
 @functools.cache
@@ -108,6 +123,23 @@ class FunctionsTest(parameterized.TestCase):
     want = [h @ params['hidden'][name]['kernel'] + params['hidden'][name]['bias'] for name in ('gate', 'up')]
     np.testing.assert_allclose(
         block.judge('hidden/input', 'module', params, h), jnp.concatenate(want, axis=-1), rtol=1e-5, atol=1e-5)
+
+  def test_a_judge_of_its_own_says_what_an_attention_compares(self):
+    rng = np.random.default_rng(1)
+    params = {name: {'kernel': jnp.asarray(rng.normal(size=(16, 16)) / 4, jnp.float32)}
+              for name in ('query', 'key', 'value', 'out')}
+    block, x = functions.block(_mixer, _MIXER, {('mixer/input', 'inner'): _mix}), _batches()[0]
+    np.testing.assert_array_equal(block.judge('mixer/input', 'inner', params, x), _mix(params, x))
+    side_by_side = jnp.concatenate([x @ params[name]['kernel'] for name in ('query', 'key', 'value')], -1)
+    np.testing.assert_allclose(block.judge('mixer/input', 'linears', params, x), side_by_side, rtol=1e-5, atol=1e-5)
+
+  @parameterized.parameters(
+      ({}, "^mixer/input opens an attention: judges\\['mixer/input', 'inner'\\] is to compute its mix$"),
+      ({('mixer', 'inner'): _mix}, "^a judge of 'mixer' in 'inner', which is no site or none of the scopes linears, "),
+      ({('mixer/input', 'outer'): _mix}, "^a judge of 'mixer/input' in 'outer', which is no site"))
+  def test_refuses_an_attention_without_a_judge_and_a_judge_of_nothing(self, judges, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      functions.staged(_mixer, _MIXER, judges)
 
 
 if __name__ == '__main__':

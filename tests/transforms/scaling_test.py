@@ -62,9 +62,9 @@ def _activations():
   return x
 
 
-def _apply(factory, params=None):
+def _apply(factory, params=None, claim=_CLAIM):
   batches = [calibrating.batch({'mlp/input': _activations()[i : i + 2]}, i) for i in (0, 2, 4)]
-  params, record = calibrating.apply(factory, _CLAIM, params or _params(), batches)
+  params, record = calibrating.apply(factory, claim, params or _params(), batches)
   return params, record['mlp/input']
 
 
@@ -143,6 +143,13 @@ class SearchesTest(parameterized.TestCase):
     np.testing.assert_allclose(record['error'], self._error(params, scope, activation), rtol=1e-2)
     np.testing.assert_allclose(record['error_before'], self._error(_params(), scope, activation), rtol=1e-2)
     self.assertLess(record['error'], record['error_before'] / 1.5)
+
+  @parameterized.parameters((True, True, 'inner'), (True, False, 'linears'), (False, True, 'linears'))
+  def test_aqas_judges_what_opens_an_attention_by_its_mix_unless_told_not_to(self, opens, attention, scope):
+    claim = calibrating.claim('mlp/input', sites=[_SITE._replace(opens_attention=opens)], judge=_judge)
+    factory = functools.partial(aqas.aqas, weight=_WEIGHT, activation=_ACTIVATION, attention=attention)
+    _, record = _apply(factory, claim=claim)
+    np.testing.assert_allclose(record['error_before'], self._error(_params(), scope, _ACTIVATION), rtol=1e-2)
 
   def test_scales_that_suit_weights_alone_are_not_those_that_suit_both_operands(self):
     """Section 3.1 of AQAS: the same candidates, judged without and with the activation's 3 bits."""
