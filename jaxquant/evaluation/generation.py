@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
+from jaxquant.evaluation import batching
 from jaxquant.layers import sharding
 from jaxquant.models import config as model_config
 from jaxquant.models import decoding
 
 ENDED = -1  # in place of a token of a row that has ended
-_LEAST_WIDTH = 16
 
 
 class Sampling(NamedTuple):
@@ -58,7 +58,7 @@ def stream(
 ) -> Iterator[np.ndarray]:
   """Goes on with a batch of prompts, a token each at a time.
 
-  Prompts are filled up to a power of two, and so is the cache, so that few programs serve prompts of all lengths.
+  Prompts are filled up (evaluation.batching), and so is the cache, so that few programs serve prompts of all lengths.
 
   Args:
     params: a tree of the decoder, float or quantized.
@@ -85,10 +85,8 @@ def stream(
   if lengths.max() + limit > config.max_length:
     raise errors.UserError(f'a prompt of {lengths.max()} tokens and {limit} further ones exceed the model\'s context '
                            f'length of {config.max_length}')
-  slots = min(_filled(lengths.max() + limit), config.max_length)
-  tokens = np.zeros((len(prompts), min(_filled(lengths.max()), slots)), np.int32)
-  for row, prompt in zip(tokens, prompts):
-    row[:len(prompt)] = prompt
+  slots = min(batching.filled(lengths.max() + limit), config.max_length)
+  tokens = batching.rows(prompts, len(prompts), min(batching.filled(lengths.max()), slots))
   cache, counts = decoding.empty(config, len(prompts), slots), lengths
   key = jax.random.key(0) if key is None else key
   running = np.ones(len(prompts), bool)
@@ -109,8 +107,3 @@ def _advance(params, cache, tokens, counts, key, index, *, config, sampling, imp
   logits, cache = decoding.extend(params, cache, tokens, counts, config=config, implementation=implementation)
   chosen = choose(logits, jax.random.fold_in(key, index), sampling)
   return sharding.constrain_replicated(chosen), cache
-
-
-def _filled(length: int) -> int:
-  """The power of two to which a length is filled up."""
-  return max(_LEAST_WIDTH, 1 << (int(length) - 1).bit_length())
