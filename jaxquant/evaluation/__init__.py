@@ -6,6 +6,7 @@
   sentences        embeddings of texts by an encoder
   tasks            multiple choice and last words, from local files
   likelihood       how likely a continuation of a context is, what tasks score
+  harness          a model for lm-evaluation-harness
   batching         texts of different lengths in batches of few shapes
   generation       a decoder goes on with texts
   arithmetic_cost  cells of a multiply-accumulate unit, a model of what a weight format costs in hardware

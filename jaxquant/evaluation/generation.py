@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
+from jaxquant.data import streaming
+from jaxquant.data import tokenizers
 from jaxquant.evaluation import batching
 from jaxquant.layers import sharding
 from jaxquant.models import config as model_config
@@ -100,6 +102,44 @@ def stream(
       return
     yield np.where(running, chosen, ENDED)
     tokens, counts = chosen[:, None], np.ones_like(lengths)
+
+
+def texts(
+    params: Any, config: model_config.TransformerConfig, tokenizer: tokenizers.Tokenizer,
+    prompts: Sequence[Sequence[int]], *, until: Sequence[str] = (), **options: Any) -> list[str]:
+  """Goes on with a batch of prompts until one of the texts `until` occurs, which is cut off with what is behind it.
+
+  Args:
+    params, config, prompts: as for `stream`.
+    tokenizer: the model's.
+    until: none empty.
+    **options: of `stream`.
+
+  Returns:
+    The text behind each prompt.
+
+  Raises:
+    UserError: as `stream`.
+  """
+  streams = [streaming.TextStream(tokenizer, prompt) for prompt in prompts]
+  made, running = [''] * len(streams), set(range(len(streams)))
+
+  def extend(row, piece):
+    made[row] += piece
+    ends = [made[row].index(end) for end in until if end in made[row]]
+    if ends:
+      made[row] = made[row][:min(ends)]
+      running.discard(row)
+
+  for chosen in stream(params, config, prompts, **options):
+    for row in sorted(running):
+      if chosen[row] != ENDED:
+        extend(row, streams[row].add(chosen[row]))
+    if not running:
+      break
+  for row in sorted(running):
+    extend(row, streams[row].rest())
+  return made
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'sampling', 'implementation'), donate_argnames='cache')
