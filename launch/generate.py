@@ -3,8 +3,8 @@
   python -m launch.generate --model=DIR --prompt='Once upon a time'
 
 The model is a decoder in a workdir, float or quantized, or in a Hugging Face directory. It takes the likeliest tokens
-unless there is a temperature, and stops at the end of the text, after --tokens, or where its context is full. The text goes
-to standard output, the speed to standard error.
+unless there is a temperature, and stops at the end of the text, after --tokens, or where its context is full. The text
+goes to standard output, the speed to standard error.
 """
 
 import sys

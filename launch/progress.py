@@ -109,9 +109,10 @@ def blocks(say: Printer, done: str = 'calibrated') -> Callable[[driver.Progress]
 def finish(workdir, results: dict[str, Any], say: Printer) -> None:
   """Writes results and report, and prints the tables."""
   workdir.write_results(results)
-  for dataset in tables.datasets(results['evaluations']):
-    say('')
-    say(tables.format_text(tables.precision_table(results['evaluations'], dataset)))
+  for metric in ('perplexity', 'accuracy', 'normalized_accuracy'):
+    for dataset in tables.datasets(results['evaluations'], metric):
+      say('')
+      say(tables.format_text(tables.precision_table(results['evaluations'], dataset, metric)))
   if workdir.writes:
     say(f'\nreport: {page.write_report(workdir.path)}')
 

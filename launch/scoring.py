@@ -9,8 +9,10 @@ import numpy as np
 from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.data import loader
+from jaxquant.evaluation import likelihood
 from jaxquant.evaluation import perplexity
 from jaxquant.evaluation import precisions
+from jaxquant.evaluation import tasks
 from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
 from jaxquant.models import staging
@@ -75,17 +77,33 @@ def evaluate(
   return record(score, precision, text.name, model.variant, model.seed, say, method or models.method(model.methods))
 
 
+def evaluate_task(
+    params: Any, model: models.Model, task: tasks.Task, pairs: list[likelihood.Pair], say: progress.Printer, *,
+    precision: precisions.Precision, length: int, batch_tokens: int, implementation: str) -> dict[str, Any]:
+  """Scores a task, whose tokens are `pairs`: one record of `results.json`'s `evaluations`; also says it in a line."""
+  found = tasks.metrics(task, likelihood.score(
+      params, model.decoder, pairs, length=length, batch_tokens=batch_tokens, implementation=implementation,
+      mesh=sharding.data_mesh()))
+  figures = ', '.join(f'{name.replace("_", " ")} {value:.4g}' for name, value in found.items())
+  say(f'{model.variant} seed {model.seed} {task.name} {precision.name}: {figures}')
+  return {**_described(precision, task.name, model.variant, model.seed, models.method(model.methods)), **found}
+
+
 def record(
     score, precision, dataset: str, variant: str, seed: int, say: progress.Printer, method: str = 'rtn'
 ) -> dict[str, Any]:
   """The record of a score, said in a line; `method` is that of quantized weights."""
   say(f'{variant} seed {seed} {dataset} {precision.name}: perplexity {score.perplexity:.4g}, '
       f'{score.bits_per_byte:.4f} bits per byte')
+  return {**_described(precision, dataset, variant, seed, method), 'perplexity': score.perplexity,
+          'bits_per_byte': score.bits_per_byte, 'tokens': score.tokens}
+
+
+def _described(precision, dataset, variant, seed, method):
   return {
       'variant': variant, 'seed': seed, 'dataset': dataset, 'weights': precision.weights,
       'activations': precision.activations, 'activation_mode': precision.mode,
-      'method': method if precision.weights < 16 else 'none', 'perplexity': score.perplexity,
-      'bits_per_byte': score.bits_per_byte, 'tokens': score.tokens}
+      'method': method if precision.weights < 16 else 'none'}
 
 
 def described(params: Any) -> precisions.Precision:

@@ -58,13 +58,14 @@ class RequirementsTest(absltest.TestCase):
   def test_packages_import_what_is_required_and_all_of_it(self):
     required = _distributions(_setup()['options']['install_requires'])
     imported = self._imported(*source.PACKAGES, 'configs')
-    extras = _distributions(_setup()['options.extras_require']['parquet'])
+    extras = set().union(*(_distributions(_setup()['options.extras_require'][name]) for name in ('parquet', 'eval')))
     self.assertEmpty({name: lines for name, lines in imported.items() if name not in required | extras})
     self.assertEmpty(required - set(imported))
 
   def test_tests_import_what_is_required_or_in_the_extra(self):
     required = _distributions(_setup()['options']['install_requires'])
-    extra = set().union(*(_distributions(_setup()['options.extras_require'][name]) for name in ('test', 'peers')))
+    names = 'test', 'peers', 'eval'
+    extra = set().union(*(_distributions(_setup()['options.extras_require'][name]) for name in names))
     imported = self._imported('tests')
     self.assertEmpty({name: lines for name, lines in imported.items() if name not in required | extra})
 

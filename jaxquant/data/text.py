@@ -121,7 +121,12 @@ def _plain_documents(path: pathlib.Path, field: str) -> Iterator[str]:
     yield _decode(b''.join(lines), path, start)
 
 
-def _json_documents(path: pathlib.Path, field: str) -> Iterator[str]:
+def read_records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (where it stands, the object) for every line of a JSON Lines file that is not blank.
+
+  Raises:
+    errors.UserError: the file is missing, unreadable, damaged or not UTF-8, or a line is not a JSON object.
+  """
   position = 0
   with _open(path) as file:
     for number, line in enumerate(file, start=1):
@@ -136,9 +141,29 @@ def _json_documents(path: pathlib.Path, field: str) -> Iterator[str]:
         raise errors.UserError(f'{where}: the line is not valid JSON ({error.msg}, column {error.colno}).') from error
       if not isinstance(record, dict):
         raise errors.UserError(f'{where}: the line is not a JSON object.')
-      if field not in record:
-        raise errors.UserError(f'{where}: there is no field {field!r}; the fields are {", ".join(record) or "none"}.')
-      yield _as_text(record[field], where, field)
+      yield where, record
+
+
+def string_of(record: dict[str, Any], where: str, field: str) -> str:
+  """The text in a field of a record that stands at `where`; raises `errors.UserError` if there is none."""
+  if field not in record:
+    raise errors.UserError(f'{where}: there is no field {field!r}; the fields are {", ".join(record) or "none"}.')
+  return as_text(record[field], where, field)
+
+
+def as_text(value: Any, where: str, field: str) -> str:
+  """The value of a field as a text; raises `errors.UserError` if it is none."""
+  if not isinstance(value, str):
+    raise errors.UserError(f'{where}: the field {field!r} is {type(value).__name__}, not a string.')
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise errors.UserError(f'{where}: the field {field!r} holds half a surrogate pair, which is no text.') from error
+  return value
+
+
+def _json_documents(path: pathlib.Path, field: str) -> Iterator[str]:
+  return (string_of(record, where, field) for where, record in read_records(path))
 
 
 def _parquet_documents(path: pathlib.Path, field: str) -> Iterator[str]:
@@ -150,7 +175,7 @@ def _parquet_documents(path: pathlib.Path, field: str) -> Iterator[str]:
     for batch in file.iter_batches(columns=[field]):
       for value in batch.column(0).to_pylist():
         row += 1
-        yield _as_text(value, f'{path}, row {row}', field)
+        yield as_text(value, f'{path}, row {row}', field)
 
 
 @contextlib.contextmanager
@@ -185,16 +210,6 @@ def _decode(content: bytes, where: str | pathlib.Path, position: int = 0, final:
   except UnicodeDecodeError as error:
     raise errors.UserError(
         f'{where}: byte {position + error.start} is not UTF-8 ({error.reason}); convert the file to UTF-8.') from error
-
-
-def _as_text(value: Any, where: str, field: str) -> str:
-  if not isinstance(value, str):
-    raise errors.UserError(f'{where}: the field {field!r} is {type(value).__name__}, not a string.')
-  try:
-    value.encode()
-  except UnicodeEncodeError as error:
-    raise errors.UserError(f'{where}: the field {field!r} holds half a surrogate pair, which is no text.') from error
-  return value
 
 
 def _one_line(error: Exception) -> str:

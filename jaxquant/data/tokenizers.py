@@ -167,9 +167,17 @@ class Tokenizer:
 
     A text that spells out these special tokens itself is not given them twice.
     """
-    before = list(self._special_tokens_around()[0])
-    tokens = self.backend.encode(text, add_special_tokens=False).ids
+    before, tokens = self.start, self.encode_bare(text)
     return tokens if before and tokens[:len(before)] == before else before + tokens
+
+  def encode_bare(self, text: str) -> list[int]:
+    """Encodes a text without special tokens around it; those that it spells out are recognized."""
+    return self.backend.encode(text, add_special_tokens=False).ids
+
+  @functools.cached_property
+  def start(self) -> list[int]:
+    """The special tokens that the tokenizer puts in front of a text, often one or none."""
+    return self._special_tokens_around()[0]
 
   def decode(self, ids: np.ndarray) -> str:
     """Returns the text of token ids [tokens], special tokens included."""

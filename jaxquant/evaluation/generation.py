@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
+from jaxquant.data import streaming
+from jaxquant.data import tokenizers
+from jaxquant.evaluation import batching
 from jaxquant.layers import sharding
 from jaxquant.models import config as model_config
 from jaxquant.models import decoding
 
 ENDED = -1  # in place of a token of a row that has ended
-_LEAST_WIDTH = 16
 
 
 class Sampling(NamedTuple):
@@ -58,7 +60,7 @@ def stream(
 ) -> Iterator[np.ndarray]:
   """Goes on with a batch of prompts, a token each at a time.
 
-  Prompts are filled up to a power of two, and so is the cache, so that few programs serve prompts of all lengths.
+  Prompts are filled up (evaluation.batching), and so is the cache, so that few programs serve prompts of all lengths.
 
   Args:
     params: a tree of the decoder, float or quantized.
@@ -85,10 +87,8 @@ def stream(
   if lengths.max() + limit > config.max_length:
     raise errors.UserError(f'a prompt of {lengths.max()} tokens and {limit} further ones exceed the model\'s context '
                            f'length of {config.max_length}')
-  slots = min(_filled(lengths.max() + limit), config.max_length)
-  tokens = np.zeros((len(prompts), min(_filled(lengths.max()), slots)), np.int32)
-  for row, prompt in zip(tokens, prompts):
-    row[:len(prompt)] = prompt
+  slots = min(batching.filled(lengths.max() + limit), config.max_length)
+  tokens = batching.rows(prompts, len(prompts), min(batching.filled(lengths.max()), slots))
   cache, counts = decoding.empty(config, len(prompts), slots), lengths
   key = jax.random.key(0) if key is None else key
   running = np.ones(len(prompts), bool)
@@ -104,13 +104,46 @@ def stream(
     tokens, counts = chosen[:, None], np.ones_like(lengths)
 
 
+def texts(
+    params: Any, config: model_config.TransformerConfig, tokenizer: tokenizers.Tokenizer,
+    prompts: Sequence[Sequence[int]], *, until: Sequence[str] = (), **options: Any) -> list[str]:
+  """Goes on with a batch of prompts until one of the texts `until` occurs, which is cut off with what is behind it.
+
+  Args:
+    params, config, prompts: as for `stream`.
+    tokenizer: the model's.
+    until: none empty.
+    **options: of `stream`.
+
+  Returns:
+    The text behind each prompt.
+
+  Raises:
+    UserError: as `stream`.
+  """
+  streams = [streaming.TextStream(tokenizer, prompt) for prompt in prompts]
+  made, running = [''] * len(streams), set(range(len(streams)))
+
+  def extend(row, piece):
+    made[row] += piece
+    ends = [made[row].index(end) for end in until if end in made[row]]
+    if ends:
+      made[row] = made[row][:min(ends)]
+      running.discard(row)
+
+  for chosen in stream(params, config, prompts, **options):
+    for row in sorted(running):
+      if chosen[row] != ENDED:
+        extend(row, streams[row].add(chosen[row]))
+    if not running:
+      break
+  for row in sorted(running):
+    extend(row, streams[row].rest())
+  return made
+
+
 @functools.partial(jax.jit, static_argnames=('config', 'sampling', 'implementation'), donate_argnames='cache')
 def _advance(params, cache, tokens, counts, key, index, *, config, sampling, implementation):
   logits, cache = decoding.extend(params, cache, tokens, counts, config=config, implementation=implementation)
   chosen = choose(logits, jax.random.fold_in(key, index), sampling)
   return sharding.constrain_replicated(chosen), cache
-
-
-def _filled(length: int) -> int:
-  """The power of two to which a length is filled up."""
-  return max(_LEAST_WIDTH, 1 << (int(length) - 1).bit_length())

@@ -153,16 +153,17 @@ def _divergences(run: records.Run) -> Iterator[str]:
 
 
 def _precision(run: records.Run) -> str:
-  """A perplexity table for each dataset, bits per byte folded away."""
+  """A table of each metric for each dataset, bits per byte folded away."""
   evaluations = records.entries(run.results, 'evaluations')
-  perplexity, per_byte = (
+  *shown, per_byte = (
       ''.join(parts.precision_table(tables.precision_table(evaluations, dataset, metric))
               for dataset in tables.datasets(evaluations, metric))
-      for metric in ('perplexity', 'bits_per_byte')
+      for metric in tables.METRICS
   )
+  shown = ''.join(shown)
   lead = ('W and A are the bits of weights and activations. Bold is the best of a column; the stronger the shade of a '
           'cell, the more quantization costs the variant.')
-  return parts.section('Precision', perplexity + parts.details('Bits per byte', per_byte, opened=not perplexity), lead)
+  return parts.section('Precision', shown + parts.details('Bits per byte', per_byte, opened=not shown), lead)
 
 
 def _record(run: records.Run) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from jaxquant.report import frame
 from jaxquant.report import tables
 
-# A cell is fully shaded where quantization multiplies the perplexity by this factor.
-_FULL_SHADE = 10.0
+# A cell is fully shaded where quantization multiplies the perplexity, or divides the accuracy, by these factors.
+_FULL_SHADE, _FULL_SHADE_OF_ACCURACY = 10.0, 2.0
 _STRONGEST_SHADE = 0.5
 
 
@@ -70,7 +70,7 @@ def precision_table(found: tables.Table) -> str:
   """A precision table: the best value of each column in bold, cells shaded by what quantization costs the variant."""
   if not found.rows:
     return ''
-  best = {column: min((row.cells[column].mean for row in found.rows if column in row.cells), default=math.nan)
+  best = {column: (max if found.more_is_better else min)((row.cells[column].mean for row in found.rows if column in row.cells), default=math.nan)
           for column in found.columns} if len(found.rows) > 1 else {}
   headers = ''.join(f'<th>{html.escape(column)}</th>' for column in found.columns)
   if tables.has_ratio(found):
@@ -79,7 +79,7 @@ def precision_table(found: tables.Table) -> str:
   for row in found.rows:
     cells = ''
     for column, cell in zip([*found.columns, tables.RATIO], tables.row_cells(found, row)):
-      shade = _shade(row.ratios.get(column))
+      shade = _shade(row.ratios.get(column), found.more_is_better)
       style = f' style="background:rgb(var(--heat)/{shade:.2f})"' if shade else ''
       mean, *rest = html.escape(tables.format_cell(cell, found.seeds, '\n')).split('\n')
       mean = f'<b>{mean}</b>' if cell is not None and cell.mean == best.get(column) else mean
@@ -91,7 +91,10 @@ def precision_table(found: tables.Table) -> str:
   )
 
 
-def _shade(ratio: tables.Cell | None) -> float:
-  if ratio is None or math.isnan(ratio.mean) or ratio.mean <= 1:
+def _shade(ratio: tables.Cell | None, more_is_better: bool) -> float:
+  if ratio is None or math.isnan(ratio.mean):
     return 0.0
-  return _STRONGEST_SHADE * min(math.log(ratio.mean) / math.log(_FULL_SHADE), 1.0)
+  cost, full = ratio.mean, _FULL_SHADE
+  if more_is_better:
+    cost, full = 1 / ratio.mean if ratio.mean else math.inf, _FULL_SHADE_OF_ACCURACY
+  return _STRONGEST_SHADE * min(math.log(cost) / math.log(full), 1.0) if cost > 1 else 0.0

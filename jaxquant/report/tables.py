@@ -10,6 +10,8 @@ import numpy as np
 from jaxquant import errors
 from jaxquant.report import records
 
+# Metrics that have tables, and whether more of them is better.
+METRICS = {'perplexity': False, 'accuracy': True, 'normalized_accuracy': True, 'bits_per_byte': False}
 FULL_PRECISION = 'W16A16'
 TARGET = 'W4A4 static'
 RATIO = f'{TARGET} / own {FULL_PRECISION}'
@@ -49,6 +51,11 @@ class Table(NamedTuple):
   rows: tuple[Row, ...]
 
   @property
+  def more_is_better(self) -> bool:
+    """Whether the larger value is the better one."""
+    return METRICS[self.metric]
+
+  @property
   def seeds(self) -> int:
     """The largest number of seeds behind a cell."""
     return max((cell.count for row in self.rows for cell in row.cells.values()), default=0)
@@ -77,7 +84,7 @@ def precision_table(
     evaluations: the `evaluations` of a `results.json`. Of several with the same variant, method, precision and seed the
       last counts. Methods other than 'none' and 'rtn' get a row of their own, `variant + method`.
     dataset: which dataset; may be None if there is only one.
-    metric: 'perplexity' or 'bits_per_byte'.
+    metric: one of `METRICS`.
 
   Returns:
     The table; without rows if no evaluation has the metric.
@@ -127,7 +134,9 @@ def format_cell(cell: Cell | None, seeds: int = 1, separator: str = ' ') -> str:
 
 def caption(table: Table) -> str:
   """What the numbers of a table are, in a line without a full stop."""
-  text = f'{table.metric.replace("_", " ").capitalize()} on {table.dataset or "the evaluation data"}, lower is better'
+  better = 'higher' if table.more_is_better else 'lower'
+  name = table.metric.replace('_', ' ').capitalize()
+  text = f'{name} on {table.dataset or "the evaluation data"}, {better} is better'
   if table.seeds > 1:
     text += f'; mean ± sample standard deviation of {table.seeds} seeds'
   return text

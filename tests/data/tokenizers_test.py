@@ -124,6 +124,16 @@ class TokenizersTest(parameterized.TestCase):
     one, two = (tokenizer.backend.encode(word, add_special_tokens=False).ids for word in ('one', 'two'))
     self.assertEqual(tokenizer.encode_documents(['one', 'two']).tolist(), one + two)
 
+  @parameterized.named_parameters(('gpt2', _gpt2, 0), ('llama3', _llama3, 1), ('bert', _bert, 1))
+  def test_prompts_have_the_special_tokens_in_front_once_and_none_behind(self, make, count):
+    tokenizer = tokenizers.Tokenizer(make())
+    tokens = tokenizer.encode_prompt('one two')
+    self.assertEqual(tokens[count:], tokenizer.encode_bare('one two'))
+    self.assertEqual(tokens, tokenizer.encode_text('one two').tolist()[:len(tokens)])
+    self.assertEqual((tokenizer.encode_prompt(''), tokenizer.start), (tokens[:count], tokens[:count]))
+    spelled = ''.join(map(tokenizer.backend.id_to_token, tokens[:count])) + 'one two'
+    self.assertEqual(tokenizer.encode_prompt(spelled), tokens)
+
   def test_save_and_load_agree_and_stored_truncation_is_ignored(self):
     directory = pathlib.Path(self.create_tempdir().full_path)
     tokenizer = tokenizers.Tokenizer(_gpt2())

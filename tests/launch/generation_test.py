@@ -23,8 +23,8 @@ class GenerationTest(parameterized.TestCase):
     for family in ('llama', 'bert'):
       model_directories.write(cls.folder / family, family)
 
-  def _run(self, *flags, model='llama'):
-    return launching.run('generate', f'--model={self.folder / model}', *flags)
+  def _run(self, *flags, model='llama', devices=1):
+    return launching.run('generate', f'--model={self.folder / model}', *flags, devices=devices)
 
   def _tokens(self, limit, **options):
     opened = source.DirectorySource(self.folder / 'llama')
@@ -32,10 +32,10 @@ class GenerationTest(parameterized.TestCase):
     made = generation.stream(opened.whole(), opened.config, [prompt], limit=limit, **options)
     return [int(token) for (token,) in made]
 
-  @parameterized.parameters(((), {}), (('--temperature=2', '--top_p=0.9', '--sampling_seed=3'), dict(
-      sampling=generation.Sampling(2.0, 0.9), key=jax.random.key(3))))
-  def test_text_is_what_the_tokens_stand_for_and_the_speed_is_said(self, flags, options):
-    finished = self._run('--prompt=Hé', '--tokens=12', *flags)
+  @parameterized.parameters(((), {}, 1), ((), {}, 2), (('--temperature=2', '--top_p=0.9', '--sampling_seed=3'), dict(
+      sampling=generation.Sampling(2.0, 0.9), key=jax.random.key(3)), 1))
+  def test_text_is_what_the_tokens_stand_for_and_the_speed_is_said(self, flags, options, devices):
+    finished = self._run('--prompt=Hé', '--tokens=12', *flags, devices=devices)
     tokens = self._tokens(12, stop=[1], **options)
     self.assertEqual(finished.code, 0, finished)
     text = model_directories.tokenizer().decode(tokens, skip_special_tokens=False) + '\n'

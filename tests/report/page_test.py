@@ -207,6 +207,23 @@ class PageTest(parameterized.TestCase):
     cells = [''.join(_Checker(cell).texts) for cell in re.findall(r'<td[^>]*>.*?</td>', table)]
     self.assertEqual(cells, ['22.50 ± 3.54', '75.00 ± 35.36', '3.250 ± 1.061'])
 
+  def test_higher_accuracies_are_the_better_ones(self):
+    folder = self._folder(variants=('baseline',), seeds=1)
+    def change(results):
+      results['evaluations'] = [
+          {'variant': variant, 'weights': bits, 'activations': bits, 'activation_mode': 'static', 'dataset': 'choices',
+           'accuracy': value}
+          for variant, bits, value in (('a', 16, 0.5), ('a', 4, 0.4), ('b', 16, 0.25), ('b', 4, 0.3), ('c', 16, 0.4),
+                                       ('c', 4, 0.0))]
+    self._edit(folder, 'results.json', change)
+    caption, table = re.search(
+        r'<p class="caption">(Accuracy.*?)</p>.*?<table class="precision">(.*?)</table>', self._page(folder)).groups()
+    self.assertEqual(caption, 'Accuracy on choices, higher is better')
+    self.assertEqual(re.findall(r'<b>(.*?)</b>', table), ['0.5000', '0.4000'])
+    # What fell by a fifth is shaded a little, what rose not at all, and what fell to nothing fully.
+    shades = re.findall(r'rgb\(var\(--heat\)/([\d.]+)\)">(?:<b>)?([\d.]+)', table)
+    self.assertEqual(shades, [('0.16', '0.4000'), ('0.50', '0')])
+
   @parameterized.parameters(('evaluations', 'precision'), ('histograms', 'distributions'))
   def test_missing_results_leave_out_their_section_only(self, key, section):
     folder = self._folder(variants=('both',), seeds=1)
