@@ -114,13 +114,12 @@ def prepare(params, model, config):
 
 def recipe(config, mode) -> recipes.Recipe:
   """The recipe of a configuration; without a mode, activations are left as the tree has them."""
-  kind = lambda prefix, bits: f'{prefix}{bits}'
   activation = {'static': config.activations, 'dynamic': None}.get(mode)
   if mode == 'dynamic':
     activation = quantizers.DynamicQuantizer(
-        formats.parse(kind(config.activation_kind, config.activations)), config.activation_group_size,
+        formats.parse(f'{config.activation_kind}{config.activations}'), config.activation_group_size,
         config.activation_per_tensor)
-  weight = None if config.weights == 16 else _grid(config, kind(config.weight_kind, config.weights))
+  weight = None if config.weights == 16 else _grid(config, f'{config.weight_kind}{config.weights}')
   methods = tuple(config.methods)
   return recipes.Recipe(
       methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
