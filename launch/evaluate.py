@@ -3,9 +3,9 @@
   python -m launch.evaluate --model=DIR --text=FILE --tasks=FILE_OR_DIR --workdir=OUT
 
 The model is a workdir, or a Hugging Face directory, whose own tokenizer and context length are used. Tasks are multiple
-choice, or a last word to predict; jaxquant/evaluation/tasks.py has the form of their files. A float model of a workdir
-is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are the learned ones, or
-calibrated on the tokens that the model was trained on); a quantized or imported model as it is.
+choice, words to predict, or answers to generate; jaxquant/evaluation/tasks.py has the form of their files. A float model
+of a workdir is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are the learned
+ones, or calibrated on the tokens that the model was trained on); a quantized or imported model as it is.
 """
 
 import time
@@ -14,8 +14,8 @@ from absl import flags
 import jax
 
 from jaxquant import errors
-from jaxquant.evaluation import likelihood
 from jaxquant.evaluation import precisions
+from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
 from jaxquant.layers import sharding
 from launch import agreement
@@ -27,7 +27,8 @@ from launch import scoring
 from launch import workdir as workdirs
 
 _TASKS = flags.DEFINE_multi_string('tasks', [], 'Tasks to score: JSON Lines files, or directories of them.')
-_LENGTH = flags.DEFINE_integer('length', None, 'Tokens of a window; by default the context length, of training for a workdir.')
+_LENGTH = flags.DEFINE_integer(
+    'length', None, 'Tokens of a window; by default the context length, of training for a workdir.')
 _BATCH = flags.DEFINE_integer(
     'batch_size', None, 'Windows evaluated at once; by default as many as make 8192 tokens, 32 at most.', lower_bound=1)
 _IMPLEMENTATION = flags.DEFINE_enum(
@@ -67,9 +68,9 @@ def _open():
   if not 2 <= length <= model.decoder.max_length:
     raise errors.UserError(f'--length={length} does not lie between 2 and the model\'s {model.decoder.max_length}')
   tokenizer = model.tokenizer()
-  encoded = [(task, tasks.encode(task, tokenizer)) for task in found]
-  for _, pairs in encoded:
-    likelihood.check(model.decoder, pairs, length)
+  encoded = [(task, task_scores.encode(task, tokenizer)) for task in found]
+  for task, pairs in encoded:
+    task_scores.check(model.decoder, task, pairs, length)
   return model, encoded, length, workdirs.Workdir(runtime.WORKDIR.value, {
       'name': f'evaluation of {model.path.name}', 'model': model.architecture, 'texts': model_flags.text_names(),
       'tasks': list(_TASKS.value),
