@@ -22,7 +22,7 @@ class Imported:
     length: its context length.
   """
 
-  imported, variant, seed, methods = True, 'imported', 0, ()
+  imported, variant, seed = True, 'imported', 0
 
   def __init__(self, path: str):
     """Checks configuration, tensors and tokenizer; raises `UserError` for whatever is wrong with them."""
@@ -36,6 +36,11 @@ class Imported:
   def architecture(self) -> dict[str, Any]:
     """The architecture as JSON values."""
     return self.decoder.to_dict()
+
+  @property
+  def methods(self) -> tuple[str, ...]:
+    """The format that others quantized it in, which is what is known of their method; none for a float model."""
+    return (self._source.quantized.method,) if self._source.quantized else ()
 
   def load(self, report=None) -> tuple[dict, str]:
     """(the whole tree, a description)."""
@@ -51,7 +56,8 @@ class Imported:
     """Its own tokenizer; raises `UserError` if there is none that we read."""
     folder = self._source.directory
     if not folder.has('tokenizer.json'):
-      raise errors.UserError(f'{self.path} has no tokenizer.json; tokenizer.save_pretrained(DIR) of transformers makes one')
+      raise errors.UserError(
+          f'{self.path} has no tokenizer.json; tokenizer.save_pretrained(DIR) of transformers makes one')
     made = tokenizers.Tokenizer.load(folder.file('tokenizer.json'))
     if made.vocab_size > self.decoder.vocabulary:
       raise errors.UserError(f'{self.path}/tokenizer.json has {made.vocab_size} tokens, and the model embeds '
@@ -71,6 +77,19 @@ class Imported:
         shutil.copyfile(self._source.directory.file(name), origin / name)
     shutil.copyfile(self._source.directory.file('tokenizer.json'), folder / 'tokenizer.json')
 
+  def origin(self) -> directory.Directory:
+    """Its own directory."""
+    return self._source.directory
+
+  def provenance(self) -> dict[str, Any]:
+    """JSON values: what it was made from: its fingerprint."""
+    return {'source': {'directory': str(self.path), 'sha256': self._source.directory.fingerprint()}}
+
+  def decisions(self) -> dict[str, Any]:
+    """None: nothing is known of its calibration."""
+    return {}
+
   @property
   def _description(self) -> str:
-    return f'{self.path}: {self._source.directory.config["model_type"]}, {self.decoder.layers} blocks of {self.decoder.width}'
+    kind = self._source.directory.config['model_type']
+    return f'{self.path}: {kind}, {self.decoder.layers} blocks of {self.decoder.width}'

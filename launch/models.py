@@ -1,4 +1,4 @@
-"""Models that a launcher takes: trained or quantized ones in a workdir of ours, or those of others in their directory."""
+"""Models that a launcher takes: trained or quantized ones in a workdir, or those of others in their directory."""
 
 import pathlib
 from typing import Any, Protocol
@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from jaxquant import errors
 from jaxquant.calibration import stores
 from jaxquant.data import tokenizers
+from jaxquant.interop import directory
 from jaxquant.models import config as model_config
 from jaxquant.numerics import nodes
 from jaxquant.numerics import trees
@@ -49,6 +50,15 @@ class Model(Protocol):
 
   def carry(self, folder: pathlib.Path) -> None:
     """Copies to a workdir what a model is used with: tokenizer and configuration."""
+
+  def origin(self) -> directory.Directory:
+    """The configuration and the tokenizer that it was imported with; raises `UserError` if it was not imported."""
+
+  def provenance(self) -> dict[str, Any]:
+    """JSON values: what it was made from, and how."""
+
+  def decisions(self) -> dict[str, Any]:
+    """What its calibration measured and decided, by path."""
 
 
 def find(path: str, variant: str | None = None, seed: int | None = None) -> Model:

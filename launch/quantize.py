@@ -16,6 +16,7 @@ from jaxquant.calibration import memory
 from jaxquant.calibration import stores
 from jaxquant.data import text as text_lib
 from jaxquant.evaluation import precisions
+from jaxquant.interop import manifest
 from jaxquant.interop import source as source_lib
 from jaxquant.layers import sharding
 from jaxquant.models import staging
@@ -67,7 +68,7 @@ def main() -> None:
     store = block_store.BlockStore(workdir.blocks, run, say.error)
     result = driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say))
     workdir.write_decisions(result.decisions)
-    _save(workdir, model, result.params, say)
+    _save(workdir, model, result, {'run': run, **_provenance(model, config)}, say)
     evaluations = [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))
                    for text in texts]
   sizes = {'float32': 4 * trees.size(_abstract(loaded)), 'stored': scoring.stored_bytes(result.params)}
@@ -135,6 +136,8 @@ def _open(config):
     raise errors.UserError(f'config.activation_mode is {config.activation_mode!r}; '
                            f'there are {", ".join(precisions.MODES)}')
   model = model_flags.model()
+  if model.imported and model.methods:
+    raise errors.UserError(f'{model.path} is quantized already, by {models.method(model.methods)}')
   if _CALIBRATION.value:
     text_lib.check_readable(_CALIBRATION.value)
   elif model.imported:
@@ -165,13 +168,20 @@ def _mode(config) -> str:
   return config.activation_mode if config.activations < 16 else 'none'
 
 
-def _save(workdir, model, params, say):
+def _provenance(model, config) -> dict:
+  """JSON values: what was quantized, and how."""
+  return {'source': {'workdir': str(model.path), 'variant': model.variant, 'seed': model.seed}, 'ptq': config.to_dict(),
+          'calibration': list(_CALIBRATION.value)}
+
+
+def _save(workdir, model, result, made_from, say):
   saved = checkpoints.Checkpoints(workdir.checkpoints(model.variant, model.seed), keep_newest=1, report=say.error)
   if saved.latest_step() is None:
-    saved.save(0, {'params': params}, metadata={'model': model.architecture, 'source': str(model.path)})
+    saved.save(0, {'params': result.params}, metadata={'model': model.architecture, 'source': str(model.path)})
   saved.close()
   if jax.process_index() == 0:
     model.carry(workdir.path)
+    manifest.write(workdir.path, result.params, made_from, result.decisions, workdirs.MODEL)
     say(f'saved {workdir.checkpoints(model.variant, model.seed)}')
 
 

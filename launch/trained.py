@@ -7,6 +7,7 @@ from typing import Any
 from jaxquant import errors
 from jaxquant.data import token_file
 from jaxquant.data import tokenizers
+from jaxquant.interop import directory
 from jaxquant.models import config as model_config
 from jaxquant.models import validate
 from jaxquant.training import checkpoints
@@ -73,7 +74,7 @@ class Trained:
     return workdir.checkpoint_directory(self.path, self.variant, self.seed)
 
   def load(self, report=None) -> tuple[dict, str]:
-    """(the newest undamaged checkpoint's tree, which fits the architecture; a description); raises `CheckpointError`."""
+    """(the tree of the newest undamaged checkpoint, which fits the model; a description); raises `CheckpointError`."""
     restored = checkpoints.load_params(self.checkpoints, report=report)
     validate.validate(restored.state['params'], self.decoder)
     return restored.state['params'], f'{self.path} {self.variant} seed {self.seed} step {restored.step}'
@@ -90,6 +91,21 @@ class Trained:
     shutil.copy(self.path / 'tokenizer.json', folder / 'tokenizer.json')
     if (self.path / workdir.ORIGIN).is_dir():
       shutil.copytree(self.path / workdir.ORIGIN, folder / workdir.ORIGIN, dirs_exist_ok=True)
+
+  def origin(self) -> directory.Directory:
+    """The directory of what it was imported with; raises `UserError` if it was trained here."""
+    if not (self.path / workdir.ORIGIN).is_dir():
+      raise errors.UserError(f'{self.path} was not imported, so that it has no configuration that others know')
+    return directory.Directory(self.path / workdir.ORIGIN)
+
+  def provenance(self) -> dict[str, Any]:
+    """JSON values: what it was made from, and how."""
+    return {key: self.config[key] for key in ('source', 'ptq') if key in self.config}
+
+  def decisions(self) -> dict[str, Any]:
+    """What its calibration measured and decided, by path."""
+    path = self.path / workdir.DECISIONS
+    return workdir.read_json(path) if path.exists() else {}
 
   def training_tokens(self):
     """The tokens that it was trained on, [tokens]."""

@@ -9,6 +9,7 @@
   tokens/          tokenized texts
   checkpoints/     one directory for each variant and seed
   blocks/          finished blocks of a quantization under way
+  jaxquant_manifest.json    what every parameter of a quantized model is, where it comes from, checksums
   origin/          configuration and tokenizer of the directory that an imported model came from
 """
 
@@ -24,7 +25,9 @@ import jax
 
 from jaxquant import errors
 
-ORIGIN = 'origin'
+ORIGIN, DECISIONS = 'origin', 'decisions.json'
+# The files and folders that are the model itself.
+MODEL = ('checkpoints', ORIGIN, 'tokenizer.json')
 VARIANTS = ('baseline', 'qat', 'kurtosis', 'both')
 
 # What a run has to show for itself; before the first of them exists, a mended configuration may take its place.
@@ -96,7 +99,7 @@ class Workdir:
   def write_decisions(self, decisions: dict[str, Any]) -> None:
     """Replaces `decisions.json`."""
     if self.writes:
-      write_json(self.path / 'decisions.json', decisions)
+      write_json(self.path / DECISIONS, decisions)
 
   @property
   def blocks(self) -> pathlib.Path:

@@ -18,7 +18,7 @@ _MAY_IMPORT = {
     'jaxquant/numerics': _NUMERICS,
     'jaxquant/layers': _LAYERS,
     'jaxquant/models': _LAYERS + ('jaxquant.models', 'jaxquant.calibration.sites'),
-    'jaxquant/interop': _NUMERICS + ('jaxquant.data', 'jaxquant.models', 'jaxquant.interop'),
+    'jaxquant/interop': _NUMERICS + ('jaxquant.models', 'jaxquant.interop', 'jaxquant.calibration.sites'),
     'jaxquant/calibration': _NUMERICS + ('jaxquant.calibration',),
     'jaxquant/transforms': _NUMERICS + ('jaxquant.calibration', 'jaxquant.transforms'),
 }

@@ -35,6 +35,7 @@ CONFIGS = {
     'bert': dict(_BERT, model_type='bert', architectures=['BertForMaskedLM']),
     'roberta': dict(_BERT, model_type='roberta', architectures=['RobertaForMaskedLM'], max_position_embeddings=34),
 }
+CONFIGS['bert, no head'] = dict(CONFIGS['bert'], architectures=['BertModel'])
 CONFIGS['opt, post-norm'] = dict(CONFIGS['opt'], do_layer_norm_before=False, word_embed_proj_dim=16)
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, saved as their users save them. What needs them is skipped where it is missing."""
+"""Tiny random models of transformers, as their users save them; tests that need it are skipped where it is missing."""
 
 import functools
 import importlib.util
@@ -34,6 +34,8 @@ FAMILIES = {
     'llama, biases': ('LlamaForCausalLM', dict(_GROUPED, attention_bias=True, mlp_bias=True)),
     'llama, linear': ('LlamaForCausalLM', dict(
         _GROUPED, rope_parameters=dict(rope_type='linear', rope_theta=100.0, factor=2.0))),
+    # As wide as the packers of GPTQModel ask for.
+    'wide llama': ('LlamaForCausalLM', dict(_SIZES, hidden_size=128, intermediate_size=256)),
     'mistral': ('MistralForCausalLM', dict(_GROUPED, sliding_window=None)),
     'mistral, window': ('MistralForCausalLM', dict(_GROUPED, sliding_window=5)),
     'qwen2': ('Qwen2ForCausalLM', dict(_GROUPED, tie_word_embeddings=True)),
@@ -78,7 +80,8 @@ def saved(family: str, **options: Any) -> pathlib.Path:
   with torch.no_grad():
     for parameter in model.parameters():
       parameter.add_(0.1 * torch.randn_like(parameter))
-  folder = pathlib.Path(absltest.get_default_test_tmpdir()) / 'peers' / ''.join(filter(str.isalnum, f'{family}{options}'))
+  name = ''.join(filter(str.isalnum, f'{family}{options}'))
+  folder = pathlib.Path(absltest.get_default_test_tmpdir()) / 'peers' / name
   shutil.rmtree(folder, ignore_errors=True)
   model.save_pretrained(folder, **options)
   return folder

@@ -1,8 +1,8 @@
 """Sentence embeddings: what an encoder makes of whole texts, pooled over their tokens.
 
-As sentence-transformers does it: `mean` over all tokens, special ones included (Sentence-BERT, arXiv:1908.10084), or the
-`first` one, [CLS], alone; perhaps divided by its length, so that products are cosines. Texts of one length are evaluated
-at once, so that none is filled up and nothing has to be masked.
+As sentence-transformers does it: `mean` over all tokens, special ones included (Sentence-BERT, arXiv:1908.10084), or
+the `first` one, [CLS], alone; perhaps divided by its length, so that products are cosines. Texts of one length are
+evaluated at once, so that none is filled up and nothing has to be masked.
 """
 
 import functools

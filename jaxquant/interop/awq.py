@@ -38,7 +38,8 @@ class AWQ:
     bits, size = config.get('bits', config.get('w_bit', 4)), config.get('group_size', config.get('q_group_size', 128))
     version, skipped = str(config.get('version', 'gemm')).lower(), config.get('modules_to_not_convert') or ()
     if version != 'gemm' or bits != 4 or type(size) is not int or size == 0 or size < -1:
-      raise errors.UserError(f'{where}: version {version!r} with {bits!r} bits in groups of {size!r}; there is gemm with 4')
+      raise errors.UserError(
+          f'{where}: version {version!r} with {bits!r} bits in groups of {size!r}; there is gemm with 4')
     if not isinstance(skipped, (list, tuple)) or not all(isinstance(name, str) for name in skipped):
       raise errors.UserError(f'{where}: modules_to_not_convert is {skipped!r}')
     # Zero points stand in the file whether they are used or not.
@@ -63,7 +64,8 @@ class AWQ:
   def encode(self, matrix: matrices.Matrix, path: str) -> dict[str, np.ndarray]:
     """The tensors of a kernel; raises `UserError` if the outputs do not fill words, or a scale leaves float16."""
     if matrix.codes.shape[1] % len(ORDER):
-      raise errors.UserError(f'{path}: AWQ packs outputs by {len(ORDER)}, which does not divide {matrix.codes.shape[1]}')
+      raise errors.UserError(
+          f'{path}: AWQ packs outputs by {len(ORDER)}, which does not divide {matrix.codes.shape[1]}')
     return {'qweight': words.pack(_ordered(matrix.codes, ORDER), 4),
             'qzeros': words.pack(_ordered(matrix.zero_point, ORDER), 4), 'scales': gptq.float16(matrix.scale, path)}
 

@@ -19,6 +19,7 @@ from jaxquant.interop import words
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 
+_BITS = tuple(range(2, 9))
 PACKED, INTEGER = 'pack-quantized', 'int-quantized'
 # What else a file may ask for; we know only files that do not.
 _UNUSED = ('kv_cache_scheme', 'sparsity_config', 'transform_config', 'moe_sparsity_config')
@@ -35,7 +36,7 @@ class CompressedTensors:
   """
 
   def __init__(self, groups, ignored=(), layout: str = PACKED):
-    """Raises `UserError` for a scheme that the format does not have."""
+    """The format with these groups, linears left in floats, and layout of the codes."""
     self.groups, self.ignored, self.format = tuple(groups), tuple(ignored), layout
 
   @classmethod
@@ -43,7 +44,8 @@ class CompressedTensors:
     """The format of a `quantization_config`; raises `UserError` for a value that we do not know."""
     layout = config.get('format')
     if layout not in (PACKED, INTEGER):
-      raise errors.UserError(f'{where}: the format of compressed tensors is {layout!r}; there are {PACKED} and {INTEGER}')
+      raise errors.UserError(
+          f'{where}: the format of compressed tensors is {layout!r}; there are {PACKED} and {INTEGER}')
     if config.get('quantization_status') != 'compressed':
       raise errors.UserError(f'{where}: quantization_status is {config.get("quantization_status")!r}, not compressed')
     if asked := [key for key in _UNUSED if config.get(key)]:
@@ -151,12 +153,12 @@ def _scheme(weights: Any, where: str) -> matrices.Scheme:
   """The scheme that the entry `weights` describes."""
   weights = weights if isinstance(weights, dict) else {}
   bits, strategy, size = weights.get('num_bits'), weights.get('strategy'), weights.get('group_size')
-  known = (weights.get('type', 'int') == 'int' and bits in range(2, 9) and strategy in ('group', 'channel')
-           and not weights.get('actorder') and not weights.get('dynamic')
-           and (strategy == 'channel' or type(size) is int and size > 0))
+  known = (weights.get('type', 'int') == 'int' and type(bits) is int and bits in _BITS
+           and strategy in ('group', 'channel') and not weights.get('actorder')
+           and not weights.get('dynamic') and (strategy == 'channel' or type(size) is int and size > 0))
   if not known:
-    raise errors.UserError(f'{where}: weights {weights} are not supported: integers of 2 to 8 bits per channel or group, '
-                           'without actorder, are')
+    raise errors.UserError(f'{where}: weights {weights} are not supported: integers of 2 to 8 bits per channel or '
+                           'group, without actorder, are')
   return matrices.Scheme(bits, bool(weights.get('symmetric', True)), size if strategy == 'group' else None)
 
 
@@ -171,10 +173,12 @@ def _activation(group: Mapping[str, Any], where: str) -> quantizers.DynamicQuant
     raise errors.UserError(f'{where}: output_activations are not supported')
   if not (inputs := group.get('input_activations')):
     return None
-  known = (isinstance(inputs, dict) and inputs.get('type', 'int') == 'int' and inputs.get('num_bits') in range(2, 9)
+  known = (isinstance(inputs, dict) and inputs.get('type', 'int') == 'int'
+           and type(inputs.get('num_bits')) is int and inputs['num_bits'] in _BITS
            and inputs.get('dynamic') is True and inputs.get('strategy') == 'token')
   if not known:
-    raise errors.UserError(f'{where}: input_activations {inputs} are not supported: dynamic integers for each token are')
+    raise errors.UserError(
+        f'{where}: input_activations {inputs} are not supported: dynamic integers for each token are')
   symmetric = bool(inputs.get('symmetric', True))
   return quantizers.DynamicQuantizer(formats.IntFormat(inputs['num_bits'], symmetric, full=symmetric))
 

@@ -1,7 +1,7 @@
 """`config.json` as a TransformerConfig: tables of keys, of what an architecture fixes, and of what it does not support.
 
-Files of transformers 4 and 5 are read alike: the rotation is in `rope_theta` and `rope_scaling`, or in `rope_parameters`;
-the dtype in `torch_dtype` or `dtype`.
+Files of transformers 4 and 5 are read alike: the rotation is in `rope_theta` and `rope_scaling`, or in
+`rope_parameters`; the dtype in `torch_dtype` or `dtype`.
 """
 
 from collections.abc import Mapping
@@ -29,9 +29,10 @@ _KEYS = {
     'qwen2': _LLAMA,
     'qwen3': _LLAMA | {'qkv_bias': 'attention_bias', 'output_bias': 'attention_bias'},
     'opt': {
-        'vocabulary': 'vocab_size', 'width': 'hidden_size', 'layers': 'num_hidden_layers', 'heads': 'num_attention_heads',
-        'feed_forward': 'ffn_dim', 'max_length': 'max_position_embeddings', 'activation': 'activation_function',
-        'tied': 'tie_word_embeddings', 'bias': 'enable_bias', 'embedding_width': 'word_embed_proj_dim',
+        'vocabulary': 'vocab_size', 'width': 'hidden_size', 'layers': 'num_hidden_layers',
+        'heads': 'num_attention_heads', 'feed_forward': 'ffn_dim', 'max_length': 'max_position_embeddings',
+        'activation': 'activation_function', 'tied': 'tie_word_embeddings',
+        'bias': 'enable_bias', 'embedding_width': 'word_embed_proj_dim',
     },
     'bloom': {
         'vocabulary': 'vocab_size', 'width': ('hidden_size', 'n_embed'), 'layers': ('n_layer', 'num_hidden_layers'),
@@ -39,9 +40,9 @@ _KEYS = {
         'tied': 'tie_word_embeddings',
     },
     'gpt2': {
-        'vocabulary': 'vocab_size', 'width': 'n_embd', 'layers': 'n_layer', 'heads': 'n_head', 'feed_forward': 'n_inner',
-        'max_length': 'n_positions', 'norm_epsilon': 'layer_norm_epsilon', 'activation': 'activation_function',
-        'tied': 'tie_word_embeddings',
+        'vocabulary': 'vocab_size', 'width': 'n_embd', 'layers': 'n_layer', 'heads': 'n_head',
+        'feed_forward': 'n_inner', 'max_length': 'n_positions', 'norm_epsilon': 'layer_norm_epsilon',
+        'activation': 'activation_function', 'tied': 'tie_word_embeddings',
     },
     'bert': _BERT, 'roberta': _BERT, 'xlm-roberta': _BERT,
 }
@@ -81,6 +82,7 @@ _ROTATIONS = ('default', 'linear', 'llama3')
 _SIZES = ('vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'feed_forward', 'max_length',
           'sliding_window', 'embedding_width')
 _MOST = 2**24
+_LARGEST = 1e30  # of any other number; JAX takes no integer beyond 64 bits, so that they become floats
 
 
 def read(config: Mapping[str, Any], where: str = 'config.json') -> model_config.TransformerConfig:
@@ -107,9 +109,8 @@ def read(config: Mapping[str, Any], where: str = 'config.json') -> model_config.
     fields |= _rotation(config, where)
     if fields.get('head_dim') is None:
       fields.pop('head_dim', None)
-    if (window := _window(config, kind, fields.get('layers'), where)) is None:
-      fields.pop('sliding_window', None)
-    else:
+    fields.pop('sliding_window', None)
+    if (window := _window(config, kind, fields.get('layers'), where)) is not None:
       fields['sliding_window'] = window
   if kind in ('bloom', 'gpt2') and isinstance(fields.get('width'), int):
     fields.setdefault('feed_forward', 4 * fields['width'])
@@ -118,7 +119,8 @@ def read(config: Mapping[str, Any], where: str = 'config.json') -> model_config.
   if kind in ('roberta', 'xlm-roberta') and isinstance(fields['max_length'], int):
     fields['max_length'] -= families.FAMILIES[kind].skipped
   if not fields.get('causal', True):
-    fields['head'] = any('MaskedLM' in name or 'PreTraining' in name for name in config.get('architectures') or ['MaskedLM'])
+    named = str(config.get('architectures') or 'MaskedLM')
+    fields['head'] = 'MaskedLM' in named or 'PreTraining' in named
   activation = fields.get('activation', 'silu')
   if not isinstance(activation, str) or activation not in _ACTIVATIONS:
     raise errors.UserError(f'{where}: the activation is {activation!r}; there are {", ".join(_ACTIVATIONS)}')
@@ -129,15 +131,16 @@ def read(config: Mapping[str, Any], where: str = 'config.json') -> model_config.
 
 def _rotation(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   """Our fields of the rotary positions."""
-  values = config.get('rope_parameters') or {'rope_theta': config.get('rope_theta', 10_000.0),
-                                             **(config.get('rope_scaling') or {})}
-  if not isinstance(values, dict):
-    raise errors.UserError(f'{where}: rope_parameters is {values!r}')
+  stretched = config.get('rope_scaling') or {}
+  if not isinstance(values := config.get('rope_parameters') or stretched, dict):
+    raise errors.UserError(f'{where}: rope_parameters, or rope_scaling, is {values!r}')
+  values = {'rope_theta': config.get('rope_theta', 10_000.0), **values}
   kind = values.get('rope_type', values.get('type', 'default'))
-  if kind not in _ROTATIONS:
+  if not isinstance(kind, str) or kind not in _ROTATIONS:
     raise errors.UserError(f'{where}: the rope type is {kind!r}; there are {", ".join(_ROTATIONS)}')
   if values.get('partial_rotary_factor', 1.0) != 1.0:
-    raise errors.UserError(f'{where}: partial_rotary_factor is {values["partial_rotary_factor"]!r}; only 1.0 is supported')
+    raise errors.UserError(
+        f'{where}: partial_rotary_factor is {values["partial_rotary_factor"]!r}; only 1.0 is supported')
   keys = {'rope_theta': 'rope_theta'}
   if kind != 'default':
     keys['rope_factor'] = 'factor'
@@ -146,6 +149,8 @@ def _rotation(config: Mapping[str, Any], where: str) -> dict[str, Any]:
              'rope_original_length': 'original_max_position_embeddings'}
   if missing := [key for key in keys.values() if not isinstance(values.get(key), (int, float))]:
     raise errors.UserError(f'{where}: the rotation of type {kind} lacks {", ".join(missing)}')
+  if kind == 'llama3' and not values['low_freq_factor'] < values['high_freq_factor']:
+    raise errors.UserError(f'{where}: the rotation of type llama3 needs high_freq_factor above low_freq_factor')
   scaling = 'none' if kind == 'default' else kind
   return {'rope_scaling': scaling, **{ours: values[theirs] for ours, theirs in keys.items()}}
 
@@ -156,8 +161,13 @@ def _window(config: Mapping[str, Any], kind: str, layers: Any, where: str) -> in
     return None
   types = config.get('layer_types')
   if types is None and kind != 'mistral' and isinstance(layers, int):
-    full = min(config.get('max_window_layers', 28), layers)
+    full = config.get('max_window_layers', 28)
+    if type(full) is not int:
+      raise errors.UserError(f'{where}: max_window_layers is {full!r}')
+    full = min(full, layers)
     types = ['full_attention'] * full + ['sliding_attention'] * (layers - full)
+  if types is not None and not (isinstance(types, list) and all(isinstance(each, str) for each in types)):
+    raise errors.UserError(f'{where}: layer_types is {types!r}')
   kinds = set(types or ['sliding_attention'])
   if len(kinds) > 1:
     raise errors.UserError(f'{where}: some layers attend to a sliding window and some do not, which is not supported')
@@ -169,10 +179,12 @@ def _checked(fields: dict[str, Any], kind: str, where: str) -> model_config.Tran
   for name, value in fields.items():
     default = getattr(model_config.TransformerConfig, name, 0)
     wanted = type(default) if default is not None else int
-    right = isinstance(value, (int, float) if wanted is float else wanted) and isinstance(value, bool) == (wanted is bool)
+    right = isinstance(value, (int, float) if wanted is float else wanted)
+    right = right and isinstance(value, bool) == (wanted is bool) and (wanted is not float or 0 < value < _LARGEST)
     if not right or (wanted is int and not 0 <= value <= _MOST) or (name in _SIZES and value < 1):
       keys = _KEYS[kind].get(name, name)
       raise errors.UserError(f'{where}: {keys if isinstance(keys, str) else keys[0]} is {value!r}')
+    fields[name] = wanted(value)
   try:
     return model_config.TransformerConfig.from_dict(fields)
   except errors.UserError as error:

@@ -1,4 +1,4 @@
-"""A model directory as Hugging Face lays it out: `config.json`, `tokenizer.json`, and safetensors files, one or several.
+"""A model directory as Hugging Face lays it out: `config.json`, `tokenizer.json`, and one or several safetensors files.
 
 Nothing in it is executed, no file outside of it is read, and whatever is wrong with it is said in one line.
 """
@@ -114,6 +114,6 @@ class Directory:
     if not self.has(name):
       pickled = sorted(path.name for path in self.path.iterdir() if path.suffix in _PICKLED)
       if pickled:
-        raise errors.UserError(f'{self.path} has no {name}, only {pickled[0]}: pickles may run any program when they are '
-                               'read; convert it to safetensors: model.save_pretrained(DIR) of transformers does')
+        raise errors.UserError(f'{self.path} has no {name}, only {pickled[0]}: pickles may run any program when they '
+                               'are read; convert it to safetensors: model.save_pretrained(DIR) of transformers does')
     return tensor_file.TensorFile(self.file(name))

@@ -90,8 +90,8 @@ class Export:
     """The kernel of a tensor, of the three parts of a fused one; inputs stay in front."""
     parts = [matrices.from_qtensor(trees.get(self._params, path), path) for path in paths]
     join = functools.partial(layout._replace(transposed=False).give)
-    return matrices.Matrix(*(join(*(getattr(part, name) for part in parts)) for name in ('codes', 'scale', 'zero_point')),
-                           parts[0].scheme)
+    joined = (join(*(getattr(part, name) for part in parts)) for name in ('codes', 'scale', 'zero_point'))
+    return matrices.Matrix(*joined, parts[0].scheme)
 
   def _check(self) -> None:
     """Raises `UserError` for whatever has no place in files of others."""
@@ -146,7 +146,8 @@ class Export:
     if wrong := [path for path, pair in inside if pair[1] is not None]:
       raise errors.UserError(f'{wrong[0]}: its activations are quantized, and {kind} is a format of weights alone')
     if len(schemes) > 1:
-      raise errors.UserError(f'{kind} has one scheme for all linears, not {" and ".join(sorted(str(s) for s, _ in schemes))}')
+      several = ' and '.join(sorted(str(scheme) for scheme, _ in schemes))
+      raise errors.UserError(f'{kind} has one scheme for all linears, not {several}')
     (scheme, _), = schemes
     if wrong := [path for path, pair in inside if pair[0] is None]:
       raise errors.UserError(f'{wrong[0]}: {kind} quantizes all linears of the blocks, and this one is left in floats')
@@ -184,4 +185,5 @@ def _compressed(found, schemes, floats) -> compressed_tensors.CompressedTensors:
   for module, pair in found.items():
     if pair[0] is not None:
       groups.setdefault(pair, []).append(module)
-  return compressed_tensors.CompressedTensors([(tuple(modules), *pair) for pair, modules in groups.items()], floats, layout)
+  return compressed_tensors.CompressedTensors(
+      [(tuple(modules), *pair) for pair, modules in groups.items()], floats, layout)

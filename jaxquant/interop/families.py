@@ -16,8 +16,8 @@ class Family(NamedTuple):
   Attributes:
     bases: what may stand for `{base}`; the first is what we write.
     root: {path in our tree: name}, of what is not in a block.
-    block: the same of a block, paths relative to it. `closing_norm` is the norm that ends a post-norm block, in our tree
-      the first of the next block, and behind the last block `final_norm`.
+    block: the same of a block, paths relative to it. `closing_norm` is the norm that ends a post-norm block, in our
+      tree the first of the next block, and behind the last block `final_norm`.
     fused: `heads` or `parts` where one tensor holds queries, keys and values: side by side for each head, [heads, 3,
       head features], or [3, heads, head features]; its name is that of each of the three.
     transposed: whether the weights of linears are [out, in].
@@ -128,8 +128,11 @@ _BERT = Family(
 _ROBERTA = _BERT._replace(
     bases=('roberta.', ''),
     root={
-        **_BERT.root, 'transform': 'lm_head.dense', 'transform_norm': 'lm_head.layer_norm', 'head/bias': 'lm_head.bias'},
-    skipped=2, heads=('lm_head.decoder', 'pooler.dense'), ignored=(r'.*pooler\.dense\..*', r'.*position_ids', r'lm_head\.decoder\.(weight|bias)'))
+        **_BERT.root, 'transform': 'lm_head.dense', 'transform_norm': 'lm_head.layer_norm',
+        'head/bias': 'lm_head.bias',
+    },
+    skipped=2, heads=('lm_head.decoder', 'pooler.dense'),
+    ignored=(r'.*pooler\.dense\..*', r'.*position_ids', r'lm_head\.decoder\.(weight|bias)'))
 
 FAMILIES = {
     'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA, 'qwen3': _LLAMA, 'opt': _OPT, 'bloom': _BLOOM, 'gpt2': _GPT2,
@@ -140,6 +143,6 @@ FAMILIES = {
 def find(config: dict) -> Family:
   """The names of the architecture of a `config.json`; raises `UserError` for one that is not known."""
   kind = config.get('model_type')
-  if kind not in FAMILIES:
+  if not isinstance(kind, str) or kind not in FAMILIES:
     raise errors.UserError(f'the architecture is {kind!r}; there are {", ".join(FAMILIES)}')
   return _OPT_POST_NORM if kind == 'opt' and not config.get('do_layer_norm_before', True) else FAMILIES[kind]

@@ -25,14 +25,14 @@ class GPTQ:
   Attributes:
     scheme: of the kernels.
     version: one of `VERSIONS`.
-    sorted: whether groups may be in any order.
+    in_any_order: whether the inputs of a group may be any.
   """
 
   def __init__(self, scheme: matrices.Scheme, version: str = 'gptq', in_any_order: bool = False):
     """Raises `UserError` for a scheme that the format does not have."""
     if scheme.bits not in BITS:
       raise errors.UserError(f'GPTQ packs {", ".join(map(str, BITS))} bits, not {scheme.bits}')
-    self.scheme, self.version, self.sorted = scheme, version, in_any_order
+    self.scheme, self.version, self.in_any_order = scheme, version, in_any_order
 
   @classmethod
   def read(cls, config: Mapping[str, Any], where: str) -> 'GPTQ':
@@ -40,9 +40,9 @@ class GPTQ:
     bits, size, version = config.get('bits'), config.get('group_size', 128), config.get('checkpoint_format', 'gptq')
     if version not in VERSIONS:
       raise errors.UserError(f'{where}: checkpoint_format is {version!r}; there are {", ".join(VERSIONS)}')
-    if bits not in BITS or type(size) is not int or size == 0 or size < -1:
-      raise errors.UserError(f'{where}: {bits!r} bits in groups of {size!r}; there are {", ".join(map(str, BITS))} bits, '
-                             'and -1 for no groups')
+    if type(bits) is not int or bits not in BITS or type(size) is not int or size == 0 or size < -1:
+      raise errors.UserError(f'{where}: {bits!r} bits in groups of {size!r}; there are {", ".join(map(str, BITS))} '
+                             'bits, and -1 for no groups')
     if config.get('lm_head') or config.get('dynamic'):
       raise errors.UserError(f'{where}: a quantized head, or formats that differ between layers, are not supported')
     scheme = matrices.Scheme(bits, bool(config.get('sym', True)), None if size == -1 else size)
@@ -84,7 +84,7 @@ class GPTQ:
             'scales': float16(matrix.scale, path), 'g_idx': (np.arange(inputs) // size).astype(np.int32)}
 
   def decode(self, tensors: Mapping[str, np.ndarray], module: str, inputs: int, where: str):
-    """(the kernel, which of its inputs each of its rows reads, or None for their order).
+    """(the kernel, which of the inputs each of its rows reads).
 
     Raises:
       UserError: zero points contradict `sym`, as in files that say the wrong version; or groups are of unequal size.
@@ -98,15 +98,13 @@ class GPTQ:
           f'{where}: its zero points are not those of symmetric codes in a file of version {self.version!r}; is '
           'checkpoint_format, or sym, wrong?')
     codes = words.unpack(np.asarray(tensors['qweight']).T, bits, inputs).T
-    index, gather = np.asarray(tensors['g_idx']), None
-    size = inputs // groups
-    if (index != np.arange(inputs) // size).any():
-      if not self.sorted or (np.bincount(index, minlength=groups) != size).any():
-        raise errors.UserError(f'{where}: g_idx does not give {size} inputs to each of {groups} groups'
-                               + ('' if self.sorted else ' in their order, as desc_act says'))
-      gather = np.argsort(index, kind='stable').astype(np.int32)
-      codes = codes[gather]
-    return matrices.Matrix(codes, scales, zeros, self.scheme), gather
+    index, size = np.asarray(tensors['g_idx']), inputs // groups
+    ordered = np.sort(index) if self.in_any_order else index
+    if (ordered != np.arange(inputs) // size).any():
+      raise errors.UserError(f'{where}: g_idx does not give {size} inputs to each of {groups} groups'
+                             + ('' if self.in_any_order else ' in their order, as desc_act says'))
+    gather = np.argsort(index, kind='stable').astype(np.int32)
+    return matrices.Matrix(codes[gather], scales, zeros, self.scheme), gather
 
 
 def float16(scale: np.ndarray, path: str) -> np.ndarray:
@@ -114,7 +112,8 @@ def float16(scale: np.ndarray, path: str) -> np.ndarray:
   with np.errstate(over='ignore'):
     made = scale.astype(np.float16)
   if not np.isfinite(made).all() or ((made == 0) & (scale != 0)).any():
-    raise errors.UserError(f'{path}: a scale of {np.max(np.abs(scale)):.3g} or {np.min(np.abs(scale)):.3g} leaves float16')
+    least, most = np.min(np.abs(scale)), np.max(np.abs(scale))
+    raise errors.UserError(f'{path}: a scale of {most:.3g} or {least:.3g} leaves float16')
   return made
 
 

@@ -33,17 +33,21 @@ def describe(params: Any) -> dict[str, Any]:
   return found
 
 
-def write(folder: pathlib.Path, params: Any, provenance: dict[str, Any], decisions: dict[str, Any]) -> None:
-  """Writes the manifest of a directory, all of whose other files are there.
+def write(
+    folder: pathlib.Path, params: Any, provenance: dict[str, Any], decisions: dict[str, Any],
+    within: tuple[str, ...] = ()) -> None:
+  """Writes the manifest of a directory, all of whose files that it is to describe are there.
 
   Args:
     folder: the directory.
     params: the tree that its files hold.
     provenance: JSON values: what it was made from, and how.
     decisions: what calibration measured and decided, by path.
+    within: files and folders that it describes; all by default.
   """
   content = {'version': _VERSION, 'provenance': provenance, 'parameters': describe(params), 'decisions': decisions,
-             'files': {str(path.relative_to(folder)): _described(path) for path in _files(folder)}}
+             'within': list(within),
+             'files': {str(path.relative_to(folder)): _described(path) for path in _files(folder, within)}}
   partial = folder / f'{NAME}.partial'
   with open(partial, 'w', encoding='utf-8') as file:
     json.dump(content, file, indent=1)
@@ -60,10 +64,10 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
   """
   try:
     content = json.loads((folder / NAME).read_text(encoding='utf-8'))
-    written = content['files']
+    written, within = content['files'], tuple(content['within'])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.CheckpointError(f'{folder} has no readable {NAME}: {" ".join(str(error).split())}') from None
-  there = {str(path.relative_to(folder)): path for path in _files(folder)}
+  there = {str(path.relative_to(folder)): path for path in _files(folder, within)}
   for name in sorted({*written, *there}):
     if name not in there:
       raise errors.CheckpointError(f'{folder} lacks {name}, which it was written with')
@@ -74,8 +78,9 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(path for path in folder.rglob('*') if path.is_file() and path.name != NAME)
+def _files(folder: pathlib.Path, within: tuple[str, ...]) -> list[pathlib.Path]:
+  inside = lambda path: not within or path.relative_to(folder).parts[0] in within
+  return sorted(path for path in folder.rglob('*') if path.is_file() and path.name != NAME and inside(path))
 
 
 def _described(path: pathlib.Path) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def scheme(kernel: qtensor.QTensor, path: str) -> Scheme:
   if not isinstance(kernel.format, formats.IntFormat):
     raise errors.UserError(f'{path}: {kernel.format.name} has special codes, which no format of others knows')
   if kernel.axis != -2:
-    raise errors.UserError(f'{path}: its scales belong to input channels; other formats have them for outputs and groups')
+    raise errors.UserError(
+        f'{path}: its scales belong to input channels; other formats have them for outputs and groups')
   return Scheme(kernel.format.bits, kernel.format.symmetric, kernel.group_size if kernel.groups > 1 else None)
 
 

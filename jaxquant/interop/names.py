@@ -1,7 +1,7 @@
-"""Which tensors of a file an array of our tree is made of, and how: transposed, cut out of a fused one, rows left out."""
+"""Which tensor of a file an array of our tree is, and how: transposed, cut out of a fused one, rows left out."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +85,8 @@ class Names:
     self._family, self._config = family, config
     present = set(present)
     first = family.root['embedding']
-    self._base = next((base for base in family.bases if f'{first.format(base=base)}.weight' in present), family.bases[0])
+    bases = (base for base in family.bases if f'{first.format(base=base)}.weight' in present)
+    self._base = next(bases, family.bases[0])
     self._present = present
     self.entries = {path: self._entry(path) for path in trees.arrays(validate.abstract_params(config))}
 
@@ -111,16 +112,20 @@ class Names:
         part='qkv'.index(part[-1]) if fused else 0, heads=self._config.heads if fused else 1,
         skipped=self._family.skipped if module == 'positions' else 0)
 
-  def unused(self) -> list[str]:
-    """The tensors present that belong to no array, but for those that the family ignores."""
-    used = {entry.tensor for entry in self.entries.values()}
-    ignored = self._family.ignored + ((r'lm_head\.weight',) if self._config.tied else ())
-    return sorted(name for name in self._present - used if not any(re.fullmatch(pattern, name) for pattern in ignored))
+  def check_complete(self, where, expected: Iterable[str], is_nothing: Callable[[str], bool]) -> None:
+    """Raises `UserError` naming tensors that are missing or that belong to nothing.
 
-  def check_complete(self, where) -> None:
-    """Raises `UserError` naming tensors that are missing or that belong to nothing."""
-    missing = sorted({entry.tensor for entry in self.entries.values()} - self._present)
-    for names, problem in ((missing, 'lacks'), (self.unused(), 'holds tensors that the architecture has no place for:')):
+    Args:
+      where: the directory, for messages.
+      expected: all tensors that the tree is made of.
+      is_nothing: whether a tensor that is not one of them may be there all the same.
+    """
+    expected = set(expected)
+    ignored = self._family.ignored + ((r'lm_head\.weight',) if self._config.tied else ())
+    left = sorted(name for name in self._present - expected
+                  if not any(re.fullmatch(pattern, name) for pattern in ignored) and not is_nothing(name))
+    missing = sorted(expected - self._present)
+    for names, problem in ((missing, 'lacks'), (left, 'holds tensors that the architecture has no place for:')):
       if names:
         more = f' and {len(names) - 3} more' if len(names) > 3 else ''
         raise errors.UserError(f'{where} {problem} {", ".join(names[:3])}{more}')

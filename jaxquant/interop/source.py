@@ -14,23 +14,26 @@ from jaxquant.interop import configs
 from jaxquant.interop import directory
 from jaxquant.interop import families
 from jaxquant.interop import names
+from jaxquant.interop import quantized
+from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import trees
 
 # Arrays read at a time: enough to keep a disk and two cores busy, few enough to need little memory.
 _READERS = 4
 # Edge of the squares in which a kernel is transposed, which fit a processor's cache.
-_SQUARE = 256
+_SQUARE = 128
 _MASKS = ('[MASK]', '<mask>')
 
 
 class DirectorySource:
-  """The source (`calibration.stores.Source`) that is a Hugging Face directory.
+  """The source (`calibration.stores.Source`) that is a Hugging Face directory, float or quantized.
 
   Attributes:
     directory: the directory.
     config: the architecture.
-    names: of the tensors.
+    names: of the float tensors.
+    quantized: what is quantized, or None.
   """
 
   def __init__(self, path: str | os.PathLike[str], shardings: Callable[[tuple[int, ...]], Any] | None = None):
@@ -44,28 +47,40 @@ class DirectorySource:
       UserError: whatever is wrong with it.
     """
     self.directory = directory.Directory(path)
-    if method := (self.directory.config.get('quantization_config') or {}).get('quant_method'):
-      raise errors.UserError(f'{path} is quantized already, by the method {method}')
-    config = configs.read(self.directory.config, str(self.directory.path / directory.CONFIG))
+    where = str(self.directory.path / directory.CONFIG)
+    config = configs.read(self.directory.config, where)
     self.config = dataclasses.replace(config, mask_token=_mask_token(self.directory, config))
     self.names = names.Names(families.find(self.directory.config), self.config, self.directory.files)
     self._shardings = shardings or (lambda shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    self._abstract = validate.abstract_params(self.config)
+    self._abstract, self.quantized = validate.abstract_params(self.config), None
+    self._floats = dict(self.names.entries)
+    if (asked := self.directory.config.get('quantization_config')) is not None:
+      if not isinstance(asked, dict):
+        raise errors.UserError(f'{where}: quantization_config is {asked!r}')
+      self.quantized = quantized.Quantized(
+          asked, self.names, self._abstract, staging.model_sites(self.config), where)
+      for linear in self.quantized.linears:
+        del self._floats[f'{linear}/kernel']
     self._check()
+    if self.quantized:
+      self._abstract = self.quantized.abstract(self._abstract)
 
   def abstract(self) -> dict:
     """The whole tree as shapes."""
     return self._abstract
 
   def load(self, path: str) -> dict:
-    """The subtree of the block at `path`; for '' the tree without all blocks. Kernels are float32."""
+    """The subtree of the block at `path`; for '' the tree without all blocks. What floats is float32."""
     inside = lambda name: name.startswith(f'{path}/') if path else not name.startswith('layers/')
+    work = {name: self._array for name in self._floats if inside(name)}
+    work |= {name: self._layer for name in (self.quantized.linears if self.quantized else ()) if inside(name)}
     tree = {}
     with futures.ThreadPoolExecutor(_READERS) as pool:
-      wanted = [name for name in self.names.entries if inside(name)]
-      for name, array in zip(wanted, pool.map(self._array, wanted)):
-        tree = trees.put(tree, name[len(path) + 1:] if path else name, array)
-    return tree
+      for name, made in zip(work, pool.map(lambda name: work[name](name), work)):
+        name = name[len(path) + 1:] if path else name
+        for key, value in made.items() if isinstance(made, dict) else [('', made)]:
+          tree = trees.put(tree, f'{name}/{key}'.rstrip('/'), value)
+    return self.quantized.with_activations(tree, path) if self.quantized else tree
 
   def assemble(self, finished: dict[str, dict]) -> dict:
     """The whole tree, of finished blocks and of those that the directory still holds as they are."""
@@ -80,20 +95,34 @@ class DirectorySource:
     return self.assemble({})
 
   def _check(self):
-    where = self.directory.path
-    self.names.check_complete(where)
-    for path, leaf in trees.arrays(self._abstract).items():
-      entry = self.names.entries[path]
-      tensor = self.directory.tensor(entry.tensor)
-      if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != 'bfloat16':
-        raise errors.UserError(f'{where}: {entry.tensor} is {tensor.dtype.name}, not of a floating dtype')
-      if tensor.shape != (expected := entry.layout.shape(leaf.shape)):
-        raise errors.UserError(f'{where}: {entry.tensor} has shape {tensor.shape} instead of {expected}')
+    where, leaves = self.directory.path, trees.arrays(self._abstract)
+    expected = {entry.tensor: (None, entry.layout.shape(leaves[path].shape)) for path, entry in self._floats.items()}
+    if self.quantized:
+      expected |= self.quantized.tensors()
+    self.names.check_complete(where, expected, self._is_nothing)
+    for name, (dtype, shape) in expected.items():
+      tensor = self.directory.tensor(name)
+      floating = np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == 'bfloat16'
+      if not (floating if dtype is None else tensor.dtype == dtype):
+        raise errors.UserError(f'{where}: {name} is {tensor.dtype.name}, not {dtype or "of a floating dtype"}')
+      if tensor.shape != shape:
+        raise errors.UserError(f'{where}: {name} has shape {tensor.shape} instead of {shape}')
+
+  def _is_nothing(self, name: str) -> bool:
+    """Whether a tensor is the bias of zeros that some quantizers add where the architecture has none."""
+    module, _, leaf = name.rpartition('.')
+    coded = {linear.module for linear in self.quantized.linears.values()} if self.quantized else ()
+    return leaf == 'bias' and module in coded and not np.any(self.directory.array(name))
 
   def _array(self, path: str) -> jax.Array:
-    entry = self.names.entries[path]
-    view = entry.layout.take(self.directory.array(entry.tensor))
-    return jax.make_array_from_callback(view.shape, self._shardings(view.shape), lambda index: float32(view[index]))
+    entry = self._floats[path]
+    return self._placed(entry.layout.take(self.directory.array(entry.tensor)), float32)
+
+  def _layer(self, path: str) -> dict[str, Any]:
+    return jax.tree.map(self._placed, self.quantized.layer(path, self.directory))
+
+  def _placed(self, view: np.ndarray, copy=np.array) -> jax.Array:
+    return jax.make_array_from_callback(view.shape, self._shardings(view.shape), lambda index: copy(view[index]))
 
 
 def _mask_token(folder: directory.Directory, config):

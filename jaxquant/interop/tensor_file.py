@@ -101,7 +101,8 @@ class TensorFile:
       self._check(begin == end, f'{name} begins at byte {begin} of the data, where {end} is expected: '
                   'tensors overlap or leave a hole')
       end = begin + tensor.nbytes
-    self._check(end == size, f'its tensors take {end} bytes, and {size} are there: it is truncated or goes on behind them')
+    self._check(
+        end == size, f'its tensors take {end} bytes, and {size} are there: it is truncated or goes on behind them')
     return tensors, metadata
 
   def _tensor(self, name: str, entry: Any) -> Tensor:
@@ -114,8 +115,9 @@ class TensorFile:
     self._check(isinstance(entry['dtype'], str) and entry['dtype'] in DTYPES,
                 f'{name} is of dtype {entry["dtype"]!r}; there are {", ".join(DTYPES)}')
     tensor = Tensor(np.dtype(DTYPES[entry['dtype']]), tuple(shape), self._first + offsets[0])
-    self._check(offsets[1] - offsets[0] == tensor.nbytes,
-                f'{name}, {entry["dtype"]} {shape}, takes {tensor.nbytes} bytes, not those from {offsets[0]} to {offsets[1]}')
+    begin, end = offsets
+    self._check(end - begin == tensor.nbytes,
+                f'{name}, {entry["dtype"]} {shape}, takes {tensor.nbytes} bytes, not those from {begin} to {end}')
     return tensor
 
   def _unique(self, pairs):
@@ -131,7 +133,8 @@ class TensorFile:
       raise errors.UserError(f'{self.path} is no whole safetensors file: {problem}')
 
 
-def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def write(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
   """Writes arrays to a safetensors file, the widest dtypes first, so that each array is aligned to its dtype.
 
   Raises:

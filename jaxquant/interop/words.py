@@ -1,4 +1,4 @@
-"""Codes in 32-bit words, as the formats of others pack them: code i at bit i * bits, the least significant bit first."""
+"""Codes in 32-bit words, as the formats of others pack them: code i at bit i * bits, the least significant first."""
 
 import numpy as np
 

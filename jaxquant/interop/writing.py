@@ -1,4 +1,4 @@
-"""Writing a model directory so that it is whole or not there: into a folder of another name, which is renamed at the end."""
+"""Writing a model directory so that it is whole or not there: into a folder of another name, renamed at the end."""
 
 import json
 import os

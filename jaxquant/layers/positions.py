@@ -1,4 +1,4 @@
-"""Where a token stands: rotary embeddings in the half-split convention of Hugging Face checkpoints, and linear biases."""
+"""Where a token stands: rotary embeddings, in the half-split convention of Hugging Face, and linear biases."""
 
 import dataclasses
 import math

@@ -54,7 +54,8 @@ def make_attention(config, implementation, taps, **kwargs) -> attention.Attentio
       heads=config.heads, kv_heads=config.kv_heads, head_dim=config.head_dim, width=config.width,
       causal=config.causal, use_bias=config.qkv_bias, output_bias=config.output_bias, rotation=rotation(config),
       alibi=config.positions == 'alibi', window=config.sliding_window,
-      head_norm_epsilon=config.norm_epsilon if config.head_norm else None, backend=config.attention_backend, implementation=implementation, taps=taps,
+      head_norm_epsilon=config.norm_epsilon if config.head_norm else None, backend=config.attention_backend,
+      implementation=implementation, taps=taps,
       output_initializer=residual_initializer(config), **kwargs)
 
 

@@ -22,8 +22,8 @@ class TransformerConfig:
   """A transformer: a decoder, or an encoder with a masked-language-model head.
 
   LLaMA style: the defaults. OPT style: norm='layer', positions='learned', activation='relu', gated=False, bias=True,
-  tied=True; GPT-2 the same with activation='gelu_tanh'; BLOOM that with positions='alibi', embedding_norm=True; BERT the
-  same as OPT with activation='gelu', causal=False, post_norm=True, token_types=2.
+  tied=True; GPT-2 the same with activation='gelu_tanh'; BLOOM that with positions='alibi', embedding_norm=True; BERT
+  the same as OPT with activation='gelu', causal=False, post_norm=True, token_types=2.
 
   Attributes:
     vocabulary: token ids.

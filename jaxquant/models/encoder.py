@@ -3,7 +3,7 @@
 Paths in the parameter tree: `embedding`, `positions`, `types` (of segments), `layers/<i>/...` as in the decoder,
 `final_norm`, and the head: `transform` (a linear layer with the MLP's activation), `transform_norm`, `head`, which holds
 a bias and reads the embedding's kernel. With `post_norm`, BERT's embedding norm is `layers/0/attention_norm` and the norm
-that ends a block is the first of the next; that of the last block is `final_norm`. An encoder without a head ends there.
+that ends a block is the first of the next; that of the last block is `final_norm`, where one without a head ends.
 """
 
 from jaxquant.layers import linear

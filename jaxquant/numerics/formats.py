@@ -13,8 +13,9 @@ class IntFormat:
   """Integers of 2 to 8 bits.
 
   Symmetric codes are signed and restricted to +-(2^(bits-1) - 1), so that negation is exact and zero is a code; or they
-  run over the `full` range from -2^(bits-1), as others have it, with the largest magnitude half a step beyond the largest
-  code. Asymmetric codes run over 0 .. 2^bits - 1 and need a zero point (or a real-valued lower end) beside the scale.
+  run over the `full` range from -2^(bits-1), as others have it, with the largest magnitude half a step beyond the
+  largest code. Asymmetric codes run over 0 .. 2^bits - 1 and need a zero point (or a real-valued lower end) beside the
+  scale.
 
   Attributes:
     bits: bits of one code, 2 to 8.
@@ -146,5 +147,5 @@ def parse(name: str) -> Format:
   if match := re.fullmatch(r'dint([348])(?:/([48]))?', name):
     return DIntFormat(int(match[1]), special=1 / int(match[2] or 2))
   raise errors.UserError(
-      f'unknown number format {name!r}; there are int2 to int8, uint2 to uint8, full_int2 to full_int8, and dint3, dint4 and dint8, '
-      'or dint4/4 and dint4/8 for a special value of a quarter or an eighth of a step')
+      f'unknown number format {name!r}; there are int2 to int8, uint2 to uint8, full_int2 to full_int8, and dint3, '
+      'dint4 and dint8, or dint4/4 and dint4/8 for a special value of a quarter or an eighth of a step')

@@ -85,6 +85,22 @@ class ConfigsTest(parameterized.TestCase):
     for word in words:
       self.assertIn(word, message)
 
+  @parameterized.parameters(*model_directories.CONFIGS)
+  def test_odd_values_of_every_key_are_read_or_refused(self, family):
+    odd = (None, -1, 0, 1.5, '', 'x', [], ['x'], [1], {}, {'x': 1}, True, 2**70, float('nan'), float('inf'))
+    keys = (*model_directories.CONFIGS[family], 'rope_scaling', 'rope_parameters', 'layer_types', 'head_dim',
+            'use_sliding_window', 'max_window_layers', 'hidden_act', 'activation_function', 'n_inner', 'seq_length')
+    refused = 0
+    for key in keys:
+      for value in odd:
+        try:
+          values = configs.read(_config(family, **{key: value})).to_dict()
+          self.assertIsInstance(values['norm_epsilon'], float)
+          self.assertLess(max(v for v in values.values() if isinstance(v, int)), 2**25)
+        except errors.UserError:
+          refused += 1
+    self.assertGreater(refused, 5 * len(model_directories.CONFIGS[family]))
+
 
 if __name__ == '__main__':
   absltest.main()

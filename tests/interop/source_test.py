@@ -11,6 +11,7 @@ from jaxquant.calibration import driver
 from jaxquant.calibration import stores
 from jaxquant.interop import names
 from jaxquant.interop import source
+from jaxquant.interop import tensor_file
 from jaxquant.layers import sharding
 from jaxquant.models import staging
 from jaxquant.models import validate
@@ -38,6 +39,16 @@ class SourceTest(parameterized.TestCase):
     changed = jax.tree.map(lambda x: x + 1, opened.load('layers/0'))
     assembled = opened.assemble({'layers/0': changed, '': opened.load('')})
     jax.tree.map(np.testing.assert_array_equal, assembled['layers'], {'0': changed, '1': want['layers']['1']})
+
+  def test_older_names_of_gains_and_biases(self):
+    folder = self._folder('bert')
+    opened = tensor_file.TensorFile(folder / 'model.safetensors')
+    rename = lambda name: name.replace('Norm.weight', 'Norm.gamma').replace('Norm.bias', 'Norm.beta')
+    arrays = {rename(name): np.array(opened.array(name)) for name in opened.tensors}
+    self.assertIn('bert.embeddings.LayerNorm.beta', arrays)
+    tensor_file.write(folder / 'model.safetensors', arrays)
+    want = model_directories.params(model_directories.CONFIGS['bert'])
+    jax.tree.map(np.testing.assert_array_equal, source.DirectorySource(folder).whole(), want)
 
   def test_arrays_lie_as_they_are_asked_to(self):
     mesh = sharding.data_mesh()

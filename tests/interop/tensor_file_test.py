@@ -1,4 +1,4 @@
-"""Safetensors files: what is written is read again, and whatever is wrong with a file is one line, never another error."""
+"""Safetensors files: what is written is read again; whatever is wrong with a file is one line, never another error."""
 
 import json
 import pathlib

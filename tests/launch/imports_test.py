@@ -1,4 +1,4 @@
-"""A Hugging Face directory in place of a workdir: scored, quantized block by block, scored again; refused in one line."""
+"""A Hugging Face directory in place of a workdir: scored, quantized block by block, scored again; or refused."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from jaxquant.evaluation import perplexity
+from jaxquant.interop import manifest
 from jaxquant.interop import source
 from tests import launching
 from tests import model_directories
@@ -50,7 +51,12 @@ class ImportsTest(parameterized.TestCase):
     self.assertEqual((finished.code, finished.error), (0, ''))
     lines = [line for line in finished.output.splitlines() if line.startswith('calibrated ')]
     self.assertEqual([line.split()[1] for line in lines], ['layers/0', 'layers/1'])
-    self.assertCountEqual([path.name for path in (self.workdir / 'origin').iterdir()], ['config.json', 'tokenizer.json'])
+    carried = [path.name for path in (self.workdir / 'origin').iterdir()]
+    self.assertCountEqual(carried, ['config.json', 'tokenizer.json'])
+    content = manifest.verify(self.workdir)
+    self.assertEqual(content['provenance']['ptq']['methods'], ['gptq'])
+    self.assertEqual(content['parameters']['layers/1/mlp/up/kernel']['group_size'], 16)
+    self.assertIn('origin/config.json', content['files'])
     quantized, = launching.evaluations(self.workdir)
     self.assertEqual((quantized['variant'], quantized['method'], quantized['weights']), ('imported', 'gptq', 4))
     again = self.workdir.with_name('again')
@@ -66,8 +72,7 @@ class ImportsTest(parameterized.TestCase):
       ('architecture', 'evaluate', {'model_type': 'mamba'}, [], ["'mamba'", 'llama']),
       ('rope', 'evaluate', {'rope_scaling': {'rope_type': 'yarn'}}, [], ["'yarn'"]),
       ('quantized', 'evaluate', {'quantization_config': {'quant_method': 'fp8'}}, [], ['fp8']),
-      ('no_head', 'evaluate', {'model_type': 'bert', 'architectures': ['BertModel'], 'hidden_act': 'gelu'}, [], [
-          'no place for', 'lm_head']),
+      ('no_head', 'evaluate', {'family': 'bert, no head'}, [], ['has no language-model head']),
       ('shape', 'quantize', {'intermediate_size': 63}, [*_PTQ, '--calibration={text}'], ['instead of']))
   def test_refused(self, launcher, changes, flags, words):
     model = model_directories.write(self.create_tempdir().full_path, **changes)

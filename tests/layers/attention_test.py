@@ -93,7 +93,8 @@ class AttentionTest(parameterized.TestCase):
   def _module(self, rope_theta):
     return attention.Attention(
         heads=_HEADS, kv_heads=_KV_HEADS, head_dim=_DIM, width=_WIDTH, use_bias=True, output_bias=True,
-        rotation=rope_theta and positions.Rotation(rope_theta),        output_initializer=jax.nn.initializers.normal(0.5))
+        rotation=rope_theta and positions.Rotation(rope_theta),
+        output_initializer=jax.nn.initializers.normal(0.5))
 
   def _reference(self, params, x, rope_theta, quantized=()):
     project = lambda name, x: np.asarray(x, np.float64) @ params[name]['kernel'] + params[name]['bias']

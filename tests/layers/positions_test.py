@@ -3,7 +3,6 @@
 import functools
 
 from absl.testing import absltest
-import jax
 import jax.numpy as jnp
 import numpy as np
 

@@ -28,7 +28,7 @@ def _logits(style, params, implementation='simulated'):
 
 
 def _factors(params, site: sites_lib.Site, rng):
-  """Random scales of a site's channels, equal where one of the producer's is read repeatedly; shifts where they fold."""
+  """Random scales of a site's channels, equal where they repeat one of the producer's, and shifts where these fold."""
   features = trees.get(params, site.consumers[0])['kernel'].shape[0]
   tied = lambda values: folding.tied(jnp.asarray(values, jnp.float32), site)
   return tied(np.exp2(rng.uniform(-2, 2, features))), tied(rng.normal(size=features)) if site.shifts else None
@@ -54,7 +54,8 @@ class FamiliesTest(parameterized.TestCase):
     broken = folding.consumed(params, site, *_factors(params, site, rng))
     self.assertGreater(np.abs(_logits(style, broken) - want).max(), 1e-3 * np.abs(want).max())
 
-  @parameterized.product(style=list(networks.FAMILIES), methods=[
+  # The blocks of the others are those of these.
+  @parameterized.product(style=[style for style in networks.FAMILIES if style not in ('gpt2', 'roberta')], methods=[
       ('awq', 'round_to_nearest'), ('outlier_suppression', 'gptq')])
   def test_methods_run_to_codes_that_evaluate_alike(self, style, methods):
     config = networks.config(style, layers=_LAYERS)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.calibration import driver
-from jaxquant.interop import directory
 from jaxquant.interop import source
 from jaxquant.interop import writing
 from jaxquant.layers import linear
@@ -56,8 +55,8 @@ class CompressedTensorsTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, rtol=0, atol=atol * np.abs(want).max())
 
   @parameterized.parameters(
-      'llama2', 'llama3', 'llama, biases', 'mistral, window', 'qwen2', 'qwen3', 'opt', 'opt, post-norm', 'bloom', 'bert',
-      'roberta')
+      'llama2', 'llama3', 'llama, biases', 'mistral, window', 'qwen2', 'qwen3', 'opt', 'opt, post-norm', 'bloom',
+      'bert', 'roberta')
   def test_4_bit_weights_of_every_family(self, family):
     opened, params = quantized(peering.saved(family), 'int4')
     self._assert_agrees(opened, params, self._export(opened, params))

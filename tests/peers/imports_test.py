@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from jaxquant.interop import source
-from jaxquant.models import staging
 from tests import networks
 from tests import peering
 

@@ -1,0 +1,93 @@
+"""launch.export: a quantized workdir becomes a directory that scores alike; what cannot be one is refused."""
+
+import json
+import math
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from jaxquant.interop import manifest
+from tests import launching
+from tests import model_directories
+
+_PTQ = ('--config=configs/ptq/gptq_w4a16_g128.py', '--config.group_size=16', '--config.calibration_windows=8',
+        '--config.weight_kind=uint')
+
+
+class ExportsTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = launching.folder() / 'exports'
+    cls.text = launching.folder() / 'validation.txt'
+    model = model_directories.write(cls.folder / 'model')
+    cls.workdir = cls.folder / 'quantized'
+    finished = launching.run('quantize', *_PTQ, f'--model={model}', f'--workdir={cls.workdir}',
+                             f'--calibration={cls.text}', f'--text={cls.text}')
+    if finished.code:
+      raise AssertionError(finished)
+
+  def setUp(self):
+    super().setUp()
+    self.target = pathlib.Path(self.create_tempdir().full_path) / 'exported'
+
+  def _score(self, model):
+    workdir = self.target.with_name('scored')
+    finished = launching.run('evaluate', f'--model={model}', f'--workdir={workdir}', f'--text={self.text}')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    return launching.evaluations(workdir)[0]
+
+  @parameterized.parameters('compressed-tensors', 'gptq_v2', 'awq')
+  def test_exported_scores_as_what_it_was_made_from(self, kind):
+    finished = launching.run('export', f'--model={self.workdir}', f'--format={kind}', f'--output={self.target}')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    self.assertIn(f'{self.target}: {kind}, ', finished.output)
+    content = manifest.verify(self.target)
+    self.assertEqual(content['provenance']['ptq']['methods'], ['gptq'])
+    self.assertEqual(content['provenance']['source']['workdir'], str(self.folder / 'model'))
+    self.assertIn('error', content['decisions']['layers/1/mlp/down'])
+    got, want = self._score(self.target), launching.evaluations(self.workdir)[0]
+    self.assertEqual((got['weights'], got['method']), (4, kind.removesuffix('_v2')))
+    tolerance = 1e-6 if kind == 'compressed-tensors' else 1e-3
+    self.assertLess(abs(math.log(got['perplexity'] / want['perplexity'])), tolerance)
+
+  def test_format_of_an_export_changes(self):
+    flags = [f'--model={self.workdir}', '--format=gptq_v2', f'--output={self.target}']
+    self.assertEqual(launching.run('export', *flags).code, 0)
+    other = self.target.with_name('other')
+    finished = launching.run('export', f'--model={self.target}', '--format=awq', f'--output={other}')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    self.assertEqual(json.loads((other / 'config.json').read_text())['quantization_config']['quant_method'], 'awq')
+    self.assertEqual(self._score(other)['method'], 'awq')
+
+  def test_quantized_twice_is_refused(self):
+    flags = [f'--model={self.workdir}', '--format=gptq_v2', f'--output={self.target}']
+    self.assertEqual(launching.run('export', *flags).code, 0)
+    again = self.target.with_name('again')
+    finished = launching.run(
+        'quantize', *_PTQ, f'--model={self.target}', f'--calibration={self.text}', f'--workdir={again}')
+    self.assertEqual(finished.code, 2)
+    self.assertEqual(finished.error, f'{self.target} is quantized already, by gptq\n')
+    self.assertFalse(again.exists())
+
+  @parameterized.named_parameters(
+      ('no_output', ['--model={quantized}'], ['--output=DIR']),
+      ('format', ['--model={quantized}', '--output={target}', '--format=gguf'], ['gguf', 'compressed-tensors']),
+      ('there_already', ['--model={quantized}', '--output={quantized}'], ['exists already']),
+      ('float', ['--model={model}', '--output={target}'], ['no integer codes']),
+      ('not_imported', ['--model={trained}', '--output={target}'], ['was not imported']))
+  def test_refused(self, flags, words):
+    trained = launching.trained() if '{trained}' in flags[0] else None
+    finished = launching.run('export', *(flag.format(
+        quantized=self.workdir, model=self.folder / 'model', target=self.target, trained=trained) for flag in flags))
+    self.assertEqual(finished.code, 2, finished)
+    self.assertLen(finished.error.splitlines(), 1)
+    for word in words:
+      self.assertIn(word, finished.error)
+    self.assertFalse(self.target.exists())
+
+
+if __name__ == '__main__':
+  absltest.main()
