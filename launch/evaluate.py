@@ -39,7 +39,7 @@ _BATCH_TOKENS = 8192
 
 
 def main() -> None:
-  """Scores the texts of the flags."""
+  """Scores the texts and tasks of the flags."""
   started = time.monotonic()
   say = progress.Printer()
   with jax.set_mesh(sharding.data_mesh()):
