@@ -2,10 +2,10 @@
 
   python -m launch.evaluate --model=DIR --text=FILE --tasks=FILE_OR_DIR --workdir=OUT
 
-The model is a workdir, or a Hugging Face directory, whose own tokenizer and context length are used. Tasks are multiple
-choice, words to predict, or answers to generate; jaxquant/evaluation/tasks.py has the form of their files. A float model
-of a workdir is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are the learned
-ones, or calibrated on the tokens that the model was trained on); a quantized or imported model as it is.
+The model is a workdir, or a Hugging Face directory, whose own tokenizer and context length are used. Tasks are
+multiple choice, words to predict, or answers to generate; jaxquant/evaluation/tasks.py has the form of their files. A
+float model of a workdir is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are
+the learned ones, or calibrated on the tokens that the model was trained on); a quantized or imported model as it is.
 """
 
 import time
