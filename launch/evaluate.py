@@ -2,10 +2,10 @@
 
   python -m launch.evaluate --model=DIR --text=FILE --tasks=FILE_OR_DIR --workdir=OUT
 
-The model is a workdir, or a Hugging Face directory, whose own tokenizer and context length are used. Tasks are multiple
-choice, or a last word to predict; jaxquant/evaluation/tasks.py has the form of their files. A float model of a workdir
-is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are the learned ones, or
-calibrated on the tokens that the model was trained on); a quantized or imported model as it is.
+The model is a workdir, or a Hugging Face directory, whose own tokenizer and context length are used. Tasks are
+multiple choice, words to predict, or answers to generate; jaxquant/evaluation/tasks.py has the form of their files. A
+float model of a workdir is scored at W16A16, W16A4, W4A16 and W4A4 (static and dynamic activations; static ranges are
+the learned ones, or calibrated on the tokens that the model was trained on); a quantized or imported model as it is.
 """
 
 import time
@@ -14,8 +14,8 @@ from absl import flags
 import jax
 
 from jaxquant import errors
-from jaxquant.evaluation import likelihood
 from jaxquant.evaluation import precisions
+from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
 from jaxquant.layers import sharding
 from launch import agreement
@@ -39,7 +39,7 @@ _BATCH_TOKENS = 8192
 
 
 def main() -> None:
-  """Scores the texts of the flags."""
+  """Scores the texts and tasks of the flags."""
   started = time.monotonic()
   say = progress.Printer()
   with jax.set_mesh(sharding.data_mesh()):
@@ -68,9 +68,9 @@ def _open():
   if not 2 <= length <= model.decoder.max_length:
     raise errors.UserError(f'--length={length} does not lie between 2 and the model\'s {model.decoder.max_length}')
   tokenizer = model.tokenizer()
-  encoded = [(task, tasks.encode(task, tokenizer)) for task in found]
-  for _, pairs in encoded:
-    likelihood.check(model.decoder, pairs, length)
+  encoded = [(task, task_scores.encode(task, tokenizer)) for task in found]
+  for task, pairs in encoded:
+    task_scores.check(model.decoder, task, pairs, length)
   return model, encoded, length, workdirs.Workdir(runtime.WORKDIR.value, {
       'name': f'evaluation of {model.path.name}', 'model': model.architecture, 'texts': model_flags.text_names(),
       'tasks': list(_TASKS.value),

@@ -16,14 +16,12 @@ import jax
 from jaxquant import errors
 from jaxquant.data import streaming
 from jaxquant.evaluation import generation
-from jaxquant.interop import directory
 from jaxquant.layers import sharding
 from launch import agreement
 from launch import model_flags
 from launch import progress
 from launch import runtime
 from launch import scoring
-from launch import workdir
 
 _PROMPT = flags.DEFINE_string('prompt', None, 'The text to go on with.')
 _TOKENS = flags.DEFINE_integer(
@@ -50,7 +48,7 @@ def main() -> None:
     count, started = 0, None
     for (token,) in generation.stream(
         params, model.decoder, [prompt], limit=limit, sampling=sampling, key=jax.random.key(_KEY.value),
-        stop=_end_tokens(model, tokenizer), implementation=_IMPLEMENTATION.value):
+        stop=scoring.end_tokens(model, tokenizer), implementation=_IMPLEMENTATION.value):
       _write(text.add(token))
       count += 1
       if count == _UNTIMED_TOKENS:
@@ -87,17 +85,6 @@ def _open():
     raise errors.UserError(f'--prompt has {len(prompt)} tokens, which leaves {max(room, 0)} of the model\'s context of '
                            f'{model.decoder.max_length}' + (f' for --tokens={limit}' if limit > 0 else ''))
   return model, tokenizer, prompt, limit, sampling
-
-
-def _end_tokens(model, tokenizer) -> list[int]:
-  """The tokens that end a text: what the tokenizer names so, and those that the model came with."""
-  found = [tokenizer.end_of_text]
-  folder = model.path if model.imported else model.path / workdir.ORIGIN
-  opened = directory.Directory(folder) if folder.is_dir() else None
-  for name in ('generation_config.json', directory.CONFIG):
-    ends = opened.json(name).get('eos_token_id') if opened and opened.has(name) else None
-    found += ends if isinstance(ends, list) else [ends]
-  return sorted({token for token in found if isinstance(token, int)})
 
 
 def _write(piece: str) -> None:

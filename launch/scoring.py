@@ -9,10 +9,13 @@ import numpy as np
 from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.data import loader
+from jaxquant.data import tokenizers
 from jaxquant.evaluation import likelihood
 from jaxquant.evaluation import perplexity
 from jaxquant.evaluation import precisions
+from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
+from jaxquant.interop import directory
 from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
 from jaxquant.models import staging
@@ -23,6 +26,7 @@ from jaxquant.transforms import recipes
 from launch import corpora
 from launch import models
 from launch import progress
+from launch import workdir
 
 # How codes meet codes (layers.linear).
 IMPLEMENTATIONS = ('simulated', 'xla', 'auto', 'mosaic_gpu')
@@ -81,9 +85,10 @@ def evaluate_task(
     params: Any, model: models.Model, task: tasks.Task, pairs: list[likelihood.Pair], say: progress.Printer, *,
     precision: precisions.Precision, length: int, batch_tokens: int, implementation: str) -> dict[str, Any]:
   """Scores a task, whose tokens are `pairs`: one record of `results.json`'s `evaluations`; also says it in a line."""
-  found = tasks.metrics(task, likelihood.score(
-      params, model.decoder, pairs, length=length, batch_tokens=batch_tokens, implementation=implementation,
-      mesh=sharding.data_mesh()))
+  tokenizer = model.tokenizer()
+  found = task_scores.score(
+      params, model.decoder, tokenizer, task, pairs, length=length, stop=end_tokens(model, tokenizer),
+      batch_tokens=batch_tokens, implementation=implementation, mesh=sharding.data_mesh())
   figures = ', '.join(f'{name.replace("_", " ")} {value:.4g}' for name, value in found.items())
   say(f'{model.variant} seed {model.seed} {task.name} {precision.name}: {figures}')
   return {**_described(precision, task.name, model.variant, model.seed, models.method(model.methods)), **found}
@@ -104,6 +109,17 @@ def _described(precision, dataset, variant, seed, method):
       'variant': variant, 'seed': seed, 'dataset': dataset, 'weights': precision.weights,
       'activations': precision.activations, 'activation_mode': precision.mode,
       'method': method if precision.weights < 16 else 'none'}
+
+
+def end_tokens(model: models.Model, tokenizer: tokenizers.Tokenizer) -> list[int]:
+  """The tokens that end a text: what the tokenizer names so, and those that the model came with."""
+  found = [tokenizer.end_of_text]
+  folder = model.path if model.imported else model.path / workdir.ORIGIN
+  opened = directory.Directory(folder) if folder.is_dir() else None
+  for name in ('generation_config.json', directory.CONFIG):
+    ends = opened.json(name).get('eos_token_id') if opened and opened.has(name) else None
+    found += ends if isinstance(ends, list) else [ends]
+  return sorted({token for token in found if isinstance(token, int)})
 
 
 def described(params: Any) -> precisions.Precision:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+BATCH_TOKENS = 8192  # evaluated at once, about, unless told otherwise
 _LEAST_WIDTH = 16
 
 

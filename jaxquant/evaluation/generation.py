@@ -106,32 +106,52 @@ def stream(
 
 def texts(
     params: Any, config: model_config.TransformerConfig, tokenizer: tokenizers.Tokenizer,
-    prompts: Sequence[Sequence[int]], *, until: Sequence[str] = (), **options: Any) -> list[str]:
-  """Goes on with a batch of prompts until one of the texts `until` occurs, which is cut off with what is behind it.
+    prompts: Sequence[Sequence[int]], *, limit: int, until: Sequence[str] = (), length: int | None = None,
+    batch_tokens: int = batching.BATCH_TOKENS, **options: Any) -> list[str]:
+  """Goes on with prompts until one of the texts `until` occurs, which is cut off with what is behind it.
 
   Args:
-    params, config, prompts: as for `stream`.
+    params, config, limit: as for `stream`.
     tokenizer: the model's.
+    prompts: of tokens each; of those that leave no room for `limit` more, the beginning is cut off.
     until: none empty.
+    length: tokens that the model sees at most; its `max_length` by default.
+    batch_tokens: tokens of a batch, about; the longest prompts come first.
     **options: of `stream`.
 
   Returns:
     The text behind each prompt.
 
   Raises:
-    UserError: as `stream`.
+    UserError: as `stream`; or `limit` leaves no room for a prompt.
   """
-  streams = [streaming.TextStream(tokenizer, prompt) for prompt in prompts]
+  length = length or config.max_length
+  if limit >= length:
+    raise errors.UserError(f'{limit} tokens to generate leave no room for a prompt in the {length} that the model sees')
+  prompts = [list(prompt)[limit - length:] for prompt in prompts]
+  order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+  made = [''] * len(prompts)
+  while order:
+    count = max(1, batch_tokens // (len(prompts[order[0]]) + limit))
+    batch, order = order[:count], order[count:]
+    streams = [streaming.TextStream(tokenizer, prompts[i]) for i in batch]
+    steps = stream(params, config, [prompts[i] for i in batch], limit=limit, **options)
+    for i, text in zip(batch, _joined(streams, steps, until)):
+      made[i] = text
+  return made
+
+
+def _joined(streams, steps, until) -> list[str]:
+  """The text of each row of `stream`'s steps; reads no further once all have come to an end."""
   made, running = [''] * len(streams), set(range(len(streams)))
 
   def extend(row, piece):
     made[row] += piece
-    ends = [made[row].index(end) for end in until if end in made[row]]
-    if ends:
+    if ends := [made[row].index(end) for end in until if end in made[row]]:
       made[row] = made[row][:min(ends)]
       running.discard(row)
 
-  for chosen in stream(params, config, prompts, **options):
+  for chosen in steps:
     for row in sorted(running):
       if chosen[row] != ENDED:
         extend(row, streams[row].add(chosen[row]))

@@ -15,6 +15,7 @@ from lm_eval.api import model
 
 from jaxquant import errors
 from jaxquant.data import tokenizers
+from jaxquant.evaluation import batching
 from jaxquant.evaluation import generation
 from jaxquant.evaluation import likelihood
 from jaxquant.models import config as model_config
@@ -32,7 +33,7 @@ class HarnessModel(model.TemplateLM):
 
   def __init__(
       self, params: Any, config: model_config.TransformerConfig, tokenizer: tokenizers.Tokenizer, *,
-      length: int | None = None, stop: Sequence[int] = (), batch_tokens: int = likelihood.BATCH_TOKENS, key=None,
+      length: int | None = None, stop: Sequence[int] = (), batch_tokens: int = batching.BATCH_TOKENS, key=None,
       implementation: str = 'simulated', mesh: jax.sharding.Mesh | None = None):
     """Makes the model.
 
@@ -101,7 +102,7 @@ class HarnessModel(model.TemplateLM):
     return totals
 
   def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-    """What the model goes on with after each context; those that are generated alike at once, the longest first.
+    """What the model goes on with after each context; those that are generated alike at once.
 
     Raises:
       UserError: a task asks for a way of generation that there is not.
@@ -113,20 +114,14 @@ class HarnessModel(model.TemplateLM):
       groups.setdefault(repr(sorted(request.args[1].items())), []).append(i)
     for indices in groups.values():
       limit, until, sampling = _options(requests[indices[0]].args[1])
-      room = self.max_length - limit
-      if room < 1:
-        raise errors.UserError(f'{limit} tokens to generate leave no context in the {self.max_length} of the model')
-      prompts = {i: self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id] for i in indices}
-      indices.sort(key=lambda i: -len(prompts[i]))
-      rows = max(1, self._batch_tokens // (len(prompts[indices[0]]) + limit))
-      for start in range(0, len(indices), rows):
-        batch = indices[start : start + rows]
-        texts = generation.texts(
-            self._params, self._config, self._tokenizer, [prompts[i] for i in batch], limit=limit, until=until,
-            sampling=sampling, key=self._key, stop=self._stop, implementation=self._implementation)
-        for i, text in zip(batch, texts):
-          made[i] = text
-          self.cache_hook.add_partial('generate_until', requests[i].args, text)
+      prompts = [self.tok_encode(requests[i].args[0]) or [self.prefix_token_id] for i in indices]
+      texts = generation.texts(
+          self._params, self._config, self._tokenizer, prompts, limit=limit, until=until, length=self.max_length,
+          batch_tokens=self._batch_tokens, sampling=sampling, key=self._key, stop=self._stop,
+          implementation=self._implementation)
+      for i, text in zip(indices, texts):
+        made[i] = text
+        self.cache_hook.add_partial('generate_until', requests[i].args, text)
     return made
 
   def _scored(self, pairs):

@@ -22,8 +22,6 @@ from jaxquant.models import config as model_config
 from jaxquant.models import staging
 from jaxquant.training import losses
 
-BATCH_TOKENS = 8192
-
 
 class Likelihood(NamedTuple):
   """Of a continuation.
@@ -77,7 +75,7 @@ def check(config: model_config.TransformerConfig, pairs: Sequence[Pair], length:
 
 def score(
     params: Any, config: model_config.TransformerConfig, pairs: Sequence[Pair], *, length: int | None = None,
-    batch_tokens: int = BATCH_TOKENS, implementation: str = 'simulated', mesh: jax.sharding.Mesh | None = None
+    batch_tokens: int = batching.BATCH_TOKENS, implementation: str = 'simulated', mesh: jax.sharding.Mesh | None = None
 ) -> list[Likelihood]:
   """Scores continuations, those of like lengths at once.
 

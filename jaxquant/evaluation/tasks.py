@@ -3,43 +3,47 @@
   multiple choice   {"context": "2 + 2 =", "choices": [" 3", " 4"], "answer": 1}
   last word         {"text": "... and then he closed the door"}, whose last word is predicted, as in LAMBADA
   continuation      {"context": "...", "continuation": " door"}, the same with the border drawn by hand
+  generation        {"context": "Q: 2 + 2?\\nA:", "answer": "4"}, optionally with "until": ["\\n"], texts that end
+                    what is generated, and "tokens": 64, how many are at most; these are the defaults
 
 Context and what follows it are joined as they stand, so that what follows begins with its blank. Other fields, such as
-an identifier, do not matter. All lines of a file are of one kind.
-
-Scores: of multiple choice, how often the likeliest choice is the answer (accuracy), and the likeliest per byte of its
-text (normalized accuracy: longer choices are less likely for that alone); else how often the likeliest tokens are the
-continuation (accuracy), and the perplexity of the continuations, a continuation and not a token counting as one.
+an identifier, do not matter. All lines of a file are of one kind. `evaluation.task_scores` has what is measured.
 """
 
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxquant import errors
 from jaxquant.data import text
-from jaxquant.data import tokenizers
-from jaxquant.evaluation import likelihood
 
+CHOICE, LAST_WORD, CONTINUATION, GENERATION = 'multiple choice', 'last word', 'continuation', 'generation'
 _SUFFIXES = ('.jsonl', '.jsonl.gz')
 
 
 class Example(NamedTuple):
-  """One question: continuations of a context, of which `answer` is right; one alone is to be predicted."""
+  """One question.
+
+  Attributes:
+    context: what the model reads.
+    continuations: the choices; or what is to be predicted or generated, alone.
+    answer: which of them is right.
+    until: texts that end what is generated.
+    tokens: that are generated at most.
+  """
 
   context: str
   continuations: tuple[str, ...]
   answer: int = 0
+  until: tuple[str, ...] = ('\n',)
+  tokens: int = 64
 
 
 class Task(NamedTuple):
-  """A file of examples, called as it is without its suffix; in each is a choice, or in none."""
+  """A file of examples of one kind, called as it is without its suffix."""
 
   name: str
-  choice: bool
+  kind: str
   examples: tuple[Example, ...]
 
 
@@ -68,40 +72,6 @@ def read(paths: Sequence[str]) -> list[Task]:
   return list(tasks.values())
 
 
-def encode(task: Task, tokenizer: tokenizers.Tokenizer) -> list[likelihood.Pair]:
-  """The tokens of all continuations of a task, one after the other; raises `UserError` naming the task."""
-  try:
-    return [likelihood.encode_pair(tokenizer, example.context, continuation)
-            for example in task.examples for continuation in example.continuations]
-  except errors.UserError as error:
-    raise errors.UserError(f'task {task.name}: {error}') from error
-
-
-def metrics(task: Task, likelihoods: Sequence[likelihood.Likelihood]) -> dict[str, Any]:
-  """The scores of a task, from the likelihoods of what `encode` gave, in its order.
-
-  Returns:
-    `examples`, `accuracy`, `accuracy_error` (standard error of the mean; NaN for one example), and
-    `normalized_accuracy` or `perplexity`.
-  """
-  remaining, right, normalized, nats = iter(likelihoods), [], [], 0.0
-  for example in task.examples:
-    found = [next(remaining) for _ in example.continuations]
-    if task.choice:
-      values = np.array([each.nats for each in found])
-      sizes = np.array([len(continuation.encode()) for continuation in example.continuations])
-      right.append(int(np.argmax(values)) == example.answer)
-      normalized.append(int(np.argmax(values / sizes)) == example.answer)
-    else:
-      right.append(found[0].greedy)
-      nats -= found[0].nats
-  mean = nats / len(right)
-  other = {'normalized_accuracy': float(np.mean(normalized))} if task.choice else {
-      'perplexity': math.exp(mean) if mean < 700 else math.inf}
-  error = float(np.std(right, ddof=1) / len(right) ** 0.5) if len(right) > 1 else math.nan
-  return {'examples': len(right), 'accuracy': float(np.mean(right)), 'accuracy_error': error, **other}
-
-
 def _read(path: pathlib.Path) -> Task:
   examples, kinds = [], set()
   for where, record in text.read_records(path):
@@ -112,21 +82,33 @@ def _read(path: pathlib.Path) -> Task:
       raise errors.UserError(f'{where}: a {kind}, unlike the lines before it; a task is of one kind')
   if not examples:
     raise errors.UserError(f'{path}: the file holds no example')
-  return Task(path.name.partition('.')[0], kinds == {'multiple choice'}, tuple(examples))
+  return Task(path.name.partition('.')[0], kinds.pop(), tuple(examples))
 
 
 def _example(record: dict[str, Any], where: str) -> tuple[Example, str]:
   """The example in a line, and its kind."""
   if 'choices' in record:
-    return _choice(record, where), 'multiple choice'
+    return _choice(record, where), CHOICE
   if 'continuation' in record:
     example = Example(text.string_of(record, where, 'context'), (text.string_of(record, where, 'continuation'),))
-    return _not_blank(example, where), 'continuation'
+    return _not_blank(example, where), CONTINUATION
+  if 'answer' in record:
+    return _not_blank(_generated(record, where), where), GENERATION
   if 'text' not in record:
-    raise errors.UserError(f'{where}: there is no field "choices", "continuation" or "text"; the fields are '
+    raise errors.UserError(f'{where}: there is no field "choices", "continuation", "answer" or "text"; the fields are '
                            f'{", ".join(record) or "none"}')
   context, blank, word = text.string_of(record, where, 'text').rpartition(' ')
-  return _not_blank(Example(context, (blank + word,)), where), 'last word'
+  return _not_blank(Example(context, (blank + word,)), where), LAST_WORD
+
+
+def _generated(record: dict[str, Any], where: str) -> Example:
+  example = Example(text.string_of(record, where, 'context'), (text.string_of(record, where, 'answer'),))
+  until, tokens = record.get('until', list(example.until)), record.get('tokens', example.tokens)
+  if not isinstance(until, list) or not all(isinstance(end, str) and end for end in until):
+    raise errors.UserError(f'{where}: the field "until" is no list of texts')
+  if type(tokens) is not int or tokens < 1:
+    raise errors.UserError(f'{where}: the field "tokens" is {tokens!r}, not a positive number')
+  return example._replace(until=tuple(until), tokens=tokens)
 
 
 def _choice(record: dict[str, Any], where: str) -> Example:

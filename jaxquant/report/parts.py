@@ -70,7 +70,8 @@ def precision_table(found: tables.Table) -> str:
   """A precision table: the best value of each column in bold, cells shaded by what quantization costs the variant."""
   if not found.rows:
     return ''
-  best = {column: (max if found.more_is_better else min)((row.cells[column].mean for row in found.rows if column in row.cells), default=math.nan)
+  better = max if found.more_is_better else min
+  best = {column: better((row.cells[column].mean for row in found.rows if column in row.cells), default=math.nan)
           for column in found.columns} if len(found.rows) > 1 else {}
   headers = ''.join(f'<th>{html.escape(column)}</th>' for column in found.columns)
   if tables.has_ratio(found):

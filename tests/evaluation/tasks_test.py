@@ -1,16 +1,15 @@
 """Files of tasks are read as they are meant or refused by line, and their scores are those of the definition."""
 
 import json
-import math
 import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from jaxquant import errors
-from jaxquant.evaluation import likelihood
 from jaxquant.evaluation import tasks
 
+_GENERATION = {'context': 'a', 'answer': 'b'}
 _CHOICE = {'id': 7, 'context': 'a', 'choices': [' b', ' cd'], 'answer': 1}
 
 
@@ -26,13 +25,16 @@ class TasksTest(parameterized.TestCase):
 
   def test_kinds(self):
     choices, = tasks.read([self._write(_CHOICE, '', {**_CHOICE, 'answer': 0})])
-    self.assertEqual(choices, tasks.Task('task', True, (
+    self.assertEqual(choices, tasks.Task('task', tasks.CHOICE, (
         tasks.Example('a', (' b', ' cd'), 1), tasks.Example('a', (' b', ' cd'), 0))))
     words, = tasks.read([self._write({'text': 'He closed the  door'}, {'text': 'word'})])
-    self.assertEqual(words, tasks.Task('task', False, (
+    self.assertEqual(words, tasks.Task('task', tasks.LAST_WORD, (
         tasks.Example('He closed the ', (' door',)), tasks.Example('', ('word',)))))
     drawn, = tasks.read([self._write({'context': 'a ', 'continuation': 'b c'})])
-    self.assertEqual(drawn.examples, (tasks.Example('a ', ('b c',)),))
+    self.assertEqual(drawn, tasks.Task('task', tasks.CONTINUATION, (tasks.Example('a ', ('b c',)),)))
+    made, = tasks.read([self._write(_GENERATION, {**_GENERATION, 'until': ['.', '\n'], 'tokens': 3})])
+    self.assertEqual(made, tasks.Task('task', tasks.GENERATION, (
+        tasks.Example('a', ('b',), 0, ('\n',), 64), tasks.Example('a', ('b',), 0, ('.', '\n'), 3))))
 
   def test_directories_hold_a_task_in_each_file(self):
     self._write(_CHOICE, name='one.jsonl')
@@ -55,6 +57,8 @@ class TasksTest(parameterized.TestCase):
       ({**_CHOICE, 'answer': True}, 'task.jsonl:2: .*"answer" is True'),
       ({'choices': [' b', ' c'], 'answer': 0}, "task.jsonl:2: there is no field 'context'"),
       ({'text': 'a b'}, 'task.jsonl:2: a last word, unlike'),
+      ({**_GENERATION, 'until': '.'}, 'task.jsonl:2: .*"until" is no list'),
+      ({**_GENERATION, 'tokens': 0}, 'task.jsonl:2: .*"tokens" is 0'),
       ({'text': 'a '}, 'task.jsonl:2: what is to be predicted is blank'))
   def test_lines_that_are_no_example_are_refused(self, line, words):
     with self.assertRaisesRegex(errors.UserError, words):
@@ -64,24 +68,6 @@ class TasksTest(parameterized.TestCase):
     for path, words in ((self._write(''), 'holds no example'), (str(self.folder / 'no.jsonl'), 'cannot be read')):
       with self.assertRaisesRegex(errors.UserError, words):
         tasks.read([path])
-
-  def test_choices_are_the_likeliest_and_the_likeliest_per_byte(self):
-    # Four bytes and one, as UTF-8: the likeliest per character would be another.
-    made = tasks.Task('task', True, tuple(tasks.Example('a', ('äö', 'b'), answer) for answer in (0, 1, 1)))
-    nats = [(-3.0, -1.0), (-3.0, -1.0), (-5.0, -1.0)]
-    got = tasks.metrics(made, [likelihood.Likelihood(each, False) for pair in nats for each in pair])
-    self.assertEqual((got['examples'], got['accuracy']), (3, 2 / 3))
-    self.assertAlmostEqual(got['normalized_accuracy'], 2 / 3)  # The first and the third.
-    self.assertAlmostEqual(got['accuracy_error'], math.sqrt(2 / 9 / 2))
-    self.assertEqual(set(got), {'examples', 'accuracy', 'accuracy_error', 'normalized_accuracy'})
-
-  def test_words_are_right_where_greedy_and_perplex_by_their_mean(self):
-    made = tasks.Task('task', False, (tasks.Example('a', (' b',)), tasks.Example('a', (' c',))))
-    got = tasks.metrics(made, [likelihood.Likelihood(-1.0, True), likelihood.Likelihood(-3.0, False)])
-    self.assertEqual((got['examples'], got['accuracy']), (2, 0.5))
-    self.assertAlmostEqual(got['perplexity'], math.exp(2))
-    self.assertTrue(math.isnan(tasks.metrics(made._replace(examples=made.examples[:1]), [
-        likelihood.Likelihood(-1.0, True)])['accuracy_error']))
 
 
 if __name__ == '__main__':

@@ -8,13 +8,14 @@ from absl.testing import parameterized
 import numpy as np
 
 from jaxquant.data import tokenizers
-from jaxquant.evaluation import likelihood
+from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
 from jaxquant.interop import source
 from tests import launching
 from tests import model_directories
 
 _CHOICES = [{'context': 'The', 'choices': [' cat', ' list', ' an object'], 'answer': i % 3} for i in range(4)]
+_ANSWERS = [{'context': 'The', 'answer': answer, 'tokens': 4} for answer in ('cat', 'list')]
 _WORDS = [{'text': text} for text in ('a list of the', 'in the', 'one of them')]
 
 
@@ -25,7 +26,7 @@ class TasksTest(parameterized.TestCase):
     super().setUpClass()
     cls.folder = launching.folder() / 'tasks'
     (cls.folder / 'both').mkdir(parents=True)
-    for name, lines in (('choices', _CHOICES), ('words', _WORDS)):
+    for name, lines in (('answers', _ANSWERS), ('choices', _CHOICES), ('words', _WORDS)):
       (cls.folder / 'both' / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     (cls.folder / 'bad.jsonl').write_text('{"context": "a", "choices": [" b", " c"]}')
     (cls.folder / 'long.jsonl').write_text(json.dumps({'context': 'a', 'continuation': ' b' * 40}))
@@ -45,17 +46,18 @@ class TasksTest(parameterized.TestCase):
     opened = source.DirectorySource(self.folder / 'llama')
     tokenizer = tokenizers.Tokenizer.load(self.folder / 'llama')
     recorded = {record['dataset']: record for record in launching.evaluations(self.workdir)}
-    self.assertEqual(list(recorded), ['choices', 'words'])
+    self.assertEqual(list(recorded), ['answers', 'choices', 'words'])
     for task in tasks.read([str(self.folder / 'both')]):
-      scores = likelihood.score(opened.whole(), opened.config, tasks.encode(task, tokenizer))
-      for name, value in tasks.metrics(task, scores).items():
+      pairs = task_scores.encode(task, tokenizer)
+      scores = task_scores.score(opened.whole(), opened.config, tokenizer, task, pairs, stop=[tokenizer.end_of_text])
+      for name, value in scores.items():
         np.testing.assert_allclose(recorded[task.name][name], value, rtol=1e-4)
 
   def test_workdir_at_every_precision_in_table_and_report(self):
     finished = self._run(launching.trained(), f'--tasks={self.folder / "both"}', '--variant=both')
     self.assertEqual((finished.code, finished.error), (0, ''))
     recorded = launching.evaluations(self.workdir)
-    self.assertLen(recorded, 10)
+    self.assertLen(recorded, 15)
     page = (self.workdir / 'report.html').read_text()
     for caption in ('Accuracy on choices, higher is better', 'Normalized accuracy on choices, higher is better',
                     'Accuracy on words, higher is better', 'Perplexity on words, lower is better'):
@@ -66,7 +68,7 @@ class TasksTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('missing', 'llama', 'nowhere.jsonl', ['nowhere.jsonl']),
       ('bad_line', 'llama', 'bad.jsonl', ['bad.jsonl:1', 'answer']),
-      ('long_word', 'llama', 'long.jsonl', ['80 tokens', '32']),
+      ('long_word', 'llama', 'long.jsonl', ['task long', '80 tokens', '32']),
       ('empty_folder', 'llama', 'llama', ['holds no task']),
       ('encoder', 'bert', 'both', ['encoder']))
   def test_refused(self, model, task, words):

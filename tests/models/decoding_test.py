@@ -1,5 +1,7 @@
 """Decoding with a cache gives the logits of the whole forward, token by token, whatever family and whatever tree."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -96,6 +98,9 @@ class DecodingTest(parameterized.TestCase):
     got = self._assert_decodes(made, config)
     plain = networks.evaluator(config, jit=networks.quick_jit)(params, networks.tokens(len(_LENGTHS)))
     self.assertGreater(np.abs(got - plain).max(), 0.01)
+
+  def test_configurations_that_rematerialize(self):
+    self._assert_decodes(networks.params('llama'), dataclasses.replace(networks.config('llama'), remat=True))
 
   def test_integer_products(self):
     config = networks.config('llama')

@@ -17,6 +17,7 @@ from jaxquant import errors
 from jaxquant.data import tokenizers
 from jaxquant.evaluation import generation
 from jaxquant.evaluation import likelihood
+from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
 from jaxquant.interop import source
 from jaxquant.numerics import formats
@@ -103,10 +104,10 @@ class HarnessTest(parameterized.TestCase):
     tokenizer, params = self._tokenizer(kind), self._packed() if packed else self.params
     results, _ = self._run(self.harness.HarnessModel(params, self.config, tokenizer), 'choices', 'words')
     for task in tasks.read([str(self.folder / 'tasks' / f'{name}.jsonl') for name in ('choices', 'words')]):
-      want = tasks.metrics(task, likelihood.score(params, self.config, tasks.encode(task, tokenizer)))
+      want = task_scores.score(params, self.config, tokenizer, task, task_scores.encode(task, tokenizer))
       got = results[task.name]
       self.assertAlmostEqual(got['acc'], want['accuracy'], delta=1e-9)
-      if task.choice:
+      if task.kind == tasks.CHOICE:
         self.assertAlmostEqual(got['acc_bytes'], want['normalized_accuracy'], delta=1e-9)
         self.assertBetween(got['acc'], 0.05, 0.95)
       else:
@@ -149,7 +150,8 @@ class HarnessTest(parameterized.TestCase):
     model = self.harness.HarnessModel(self.params, self.config, tokenizer)
     request = lambda text, **kwargs: mock.Mock(args=(text, {'max_gen_toks': 8, **kwargs}))
     whole = generation.texts(
-        self.params, self.config, tokenizer, [tokenizer.encode_prompt('the cat')], limit=8, stop=[tokenizer.end_of_text])
+        self.params, self.config, tokenizer, [tokenizer.encode_prompt('the cat')], limit=8,
+        stop=[tokenizer.end_of_text])
     cut = model.generate_until([request('the cat', until=whole[0][3:5]), request('the cat')])
     self.assertEqual(cut, [whole[0][:whole[0].index(whole[0][3:5])], whole[0]])
     # The end of a long context is what is gone on with.
