@@ -69,7 +69,8 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def score(
     params: Any, config: model_config.TransformerConfig, tokens: np.ndarray, text_bytes: int, *,
-    length: int | None = None, batch_size: int = 32, implementation: str = 'simulated', mesh: jax.sharding.Mesh | None = None) -> Score:
+    length: int | None = None, batch_size: int = 32, implementation: str = 'simulated',
+    mesh: jax.sharding.Mesh | None = None) -> Score:
   """Scores a tokenized text.
 
   Args:
