@@ -5,12 +5,15 @@ the tests marked so, and leaves the device to JAX.
 """
 
 import os
+import pathlib
 import shutil
 import tempfile
 
 from absl import flags
+import pytest
 
 _SCRATCH = tempfile.mkdtemp(prefix='jaxquant-tests-')
+_MOST_MAPS = 30_000
 
 
 def pytest_configure(config):
@@ -20,6 +23,16 @@ def pytest_configure(config):
   if config.option.markexpr == 'not gpu':
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget_programs():
+  """Lets go of compiled programs before Linux aborts the process: each takes memory maps, of which there are 65,530."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > _MOST_MAPS:
+    import jax  # pylint: disable=g-import-not-at-top  # most workers have it by then
+    jax.clear_caches()
 
 
 def pytest_unconfigure():

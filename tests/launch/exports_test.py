@@ -47,7 +47,7 @@ class ExportsTest(parameterized.TestCase):
     content = manifest.verify(self.target)
     self.assertEqual(content['provenance']['ptq']['methods'], ['gptq'])
     self.assertEqual(content['provenance']['source']['workdir'], str(self.folder / 'model'))
-    self.assertIn('error', content['decisions']['layers/1/mlp/down'])
+    self.assertIn('error', content['decisions']['layers/1/mlp/down']['gptq'])
     got, want = self._score(self.target), launching.evaluations(self.workdir)[0]
     self.assertEqual((got['weights'], got['method']), (4, kind.removesuffix('_v2')))
     tolerance = 1e-6 if kind == 'compressed-tensors' else 1e-3

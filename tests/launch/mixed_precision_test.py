@@ -69,7 +69,7 @@ class MixedPrecisionTest(absltest.TestCase):
 
   def assert_within_budget(self, workdir):
     """Every linear is saved on the grid that was decided, all together within the budget, and not all on the same."""
-    decisions, params = _decisions(workdir), models.Model(str(workdir)).load().state['params']
+    decisions, params = _decisions(workdir), models.find(str(workdir)).load()[0]
     stored, weights, names = 0, 0, set()
     for path in _LINEARS:
       kernel, choice = trees.get(params, path)['kernel'], decisions[path]['allocation']
@@ -97,12 +97,12 @@ class MixedPrecisionTest(absltest.TestCase):
   def test_scores_are_those_of_the_folded_tree(self):
     """Rounding the kernels as they are would cost something else: the folds changed them."""
     config = importlib.import_module('configs.ptq.allocation_gptq_w4a16_g64').get_config()
-    model = models.Model(str(launching.trained()), 'baseline')
+    model = models.find(str(launching.trained()), 'baseline')
     config.update(methods=('awq', 'gptq'), **_OPTIONS)
     asked, stages = quantize.budget(config), staging.staged(model.decoder)
     folds = quantize.recipe(config, None).folds(staging.model_sites(model.decoder))
     batches = scoring.calibration_batches(model.training_tokens(), 8, model.length, seed=0)
-    params = model.load().state['params']
+    params, _ = model.load()
     measured = lambda steps: driver.run(params, stages, [*steps, *asked.steps()], batches).decisions
     folded, unfolded, found = measured(folds), measured([]), _decisions(self.straight)
     changed = 0
@@ -116,7 +116,7 @@ class MixedPrecisionTest(absltest.TestCase):
     self.assertGreater(changed, 3)
 
   def test_precision_is_the_mean_of_the_codes(self):
-    params = models.Model(str(self.straight)).load().state['params']
+    params = models.find(str(self.straight)).load()[0]
     kernels = [trees.get(params, path)['kernel'] for path in _LINEARS]
     mean = np.average([k.format.bits for k in kernels], weights=[math.prod(k.shape) for k in kernels])
     self.assertEqual([entry['weights'] for entry in launching.evaluations(self.straight)], [round(mean, 2)])
