@@ -11,6 +11,7 @@ from jaxquant.data import loader
 from jaxquant.evaluation import outliers
 from jaxquant.evaluation import perplexity
 from jaxquant.evaluation import precisions
+from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
 from jaxquant.numerics import trees
 from jaxquant.training import checkpoints
@@ -124,7 +125,8 @@ def measure(job: Job, params: Any, variant: str, seed: int, results: dict) -> No
   options = {'learned': static is params, 'weight_pattern': config.ptq.weight_pattern,
              'group_size': config.ptq.group_size}
   for precision in experiment.precisions:
-    tree = precisions.rewrite(static, precision, **options)
+    tree = device_kernels.prepared(
+        precisions.rewrite(static, precision, **options), config.evaluation.implementation)
     for text in job.corpus.validation:
       job.stop.check(f'{variant}, seed {seed} is trained, its evaluation not finished')
       score = perplexity.score(

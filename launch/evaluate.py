@@ -14,9 +14,11 @@ from absl import flags
 import jax
 
 from jaxquant import errors
+from jaxquant.evaluation import batching
 from jaxquant.evaluation import precisions
 from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
+from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
 from launch import agreement
 from launch import model_flags
@@ -31,11 +33,7 @@ _LENGTH = flags.DEFINE_integer(
     'length', None, 'Tokens of a window; by default the context length, of training for a workdir.')
 _BATCH = flags.DEFINE_integer(
     'batch_size', None, 'Windows evaluated at once; by default as many as make 8192 tokens, 32 at most.', lower_bound=1)
-_IMPLEMENTATION = flags.DEFINE_enum(
-    'implementation', 'simulated', scoring.IMPLEMENTATIONS,
-    'How codes meet codes: float or int8 products, the same bits.')
-
-_BATCH_TOKENS = 8192
+_IMPLEMENTATION = scoring.define_implementation()
 
 
 def main() -> None:
@@ -46,9 +44,11 @@ def main() -> None:
     model, encoded, length, workdir = agreement.agree(_open)
     params, description = model.load(say.error)
     say(description)
-    texts, batch_size = model_flags.texts(model.tokenizer()), _BATCH.value or min(32, max(1, _BATCH_TOKENS // length))
+    texts, batch_size = model_flags.texts(model.tokenizer()), _BATCH.value or min(
+        32, max(1, batching.BATCH_TOKENS // length))
     evaluations = []
     for precision, tree in _trials(params, model):
+      tree = device_kernels.prepared(tree, _IMPLEMENTATION.value)
       options = {'precision': precision, 'length': length, 'implementation': _IMPLEMENTATION.value}
       evaluations += [scoring.evaluate(tree, model, text, say, batch_size=batch_size, **options) for text in texts]
       evaluations += [scoring.evaluate_task(

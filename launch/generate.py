@@ -16,6 +16,7 @@ import jax
 from jaxquant import errors
 from jaxquant.data import streaming
 from jaxquant.evaluation import generation
+from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
 from launch import agreement
 from launch import model_flags
@@ -29,9 +30,7 @@ _TOKENS = flags.DEFINE_integer(
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'Divides the logits; 0 takes the likeliest token.')
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Draws from the fewest tokens that have this probability together.')
 _KEY = flags.DEFINE_integer('sampling_seed', 0, 'Of the draws: the same seed draws the same text.')
-_IMPLEMENTATION = flags.DEFINE_enum(
-    'implementation', 'simulated', scoring.IMPLEMENTATIONS,
-    'How codes meet codes: float or int8 products, the same bits.')
+_IMPLEMENTATION = scoring.define_implementation()
 
 _DEFAULT_TOKENS = 128
 # The prompt and the first step are compiled while their tokens are waited for.
@@ -43,7 +42,7 @@ def main() -> None:
   say = progress.Printer()
   with jax.set_mesh(sharding.data_mesh()):
     model, tokenizer, prompt, limit, sampling = agreement.agree(_open)
-    params, _ = model.load(say.error)
+    params = device_kernels.prepared(model.load(say.error)[0], _IMPLEMENTATION.value)
     text = streaming.TextStream(tokenizer, prompt)
     count, started = 0, None
     for (token,) in generation.stream(

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from absl import flags
 import jax
 import numpy as np
 
@@ -16,7 +17,6 @@ from jaxquant.evaluation import precisions
 from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
 from jaxquant.interop import directory
-from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
 from jaxquant.models import staging
 from jaxquant.numerics import qtensor
@@ -30,10 +30,16 @@ from launch import workdir
 
 # How codes meet codes (layers.linear).
 IMPLEMENTATIONS = ('simulated', 'xla', 'auto', 'mosaic_gpu')
-# For which the weights are laid out once, if there is a GPU.
-_LAID_OUT = ('auto', 'mosaic_gpu')
 
 _CALIBRATION_WINDOWS = 64
+
+
+def define_implementation() -> flags.FlagHolder[str]:
+  """Defines the flag of the launchers that evaluate a model."""
+  return flags.DEFINE_enum(
+      'implementation', 'simulated', IMPLEMENTATIONS,
+      'How codes meet codes: simulated by floats or by int8 products of XLA, the same bits; mosaic_gpu, the kernels for '
+      'Hopper; auto, the fastest for the problem on this device.')
 
 
 def calibration_batches(tokens: np.ndarray, windows: int, length: int, seed: int) -> list:
@@ -73,8 +79,6 @@ def evaluate(
     implementation: str = 'simulated', method: str | None = None) -> dict[str, Any]:
   """Scores a text: one record of `results.json`'s `evaluations`; also says it in a line."""
   precision = precision or described(params)
-  if implementation in _LAID_OUT and jax.default_backend() == 'gpu':
-    params = device_kernels.laid_out(params)
   score = perplexity.score(
       params, model.decoder, text.tokens, text.num_bytes, length=length or model.length, batch_size=batch_size,
       implementation=implementation, mesh=sharding.data_mesh())

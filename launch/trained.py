@@ -27,20 +27,18 @@ class Trained:
 
   imported = False
 
-  def __init__(self, path: str | None, variant: str | None = None, seed: int | None = None):
+  def __init__(self, path: str, variant: str | None = None, seed: int | None = None):
     """Finds the model.
 
     Args:
-      path: a workdir of `launch.train` or `launch.quantize`.
+      path: a workdir of `launch.train` or `launch.quantize`; it holds a `config.json`.
       variant: which of its variants; the last of `workdir.VARIANTS` that it holds by default.
       seed: which of its seeds; the smallest by default.
 
     Raises:
-      UserError: the directory is missing, is no workdir, or lacks that variant or seed.
+      UserError: the directory is no workdir, or lacks that variant or seed.
     """
     self.path = pathlib.Path(path)
-    if not (self.path / 'config.json').is_file():
-      raise errors.UserError(f'{path} is not a workdir: it has no config.json')
     self.config = workdir.read_json(self.path / 'config.json')
     folder = self.path / 'checkpoints'
     found = [p.name.rpartition('-seed') for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []

@@ -102,7 +102,7 @@ class Export:
         continue
       problem = None
       if path in self._names.entries:
-        if isinstance(value, qtensor.QTensor) and parent in names_lib.TABLES:
+        if isinstance(value, qtensor.QTensor) and parent in trees.TABLES:
           problem = 'formats of others keep tables of embeddings in floats'
       elif parent in specified and key == 'quantizer':
         if not isinstance(value, quantizers.DynamicQuantizer):
@@ -124,7 +124,7 @@ class Export:
     """The codec of the format for the schemes of the tree."""
     found = {}
     for path in trees.linears(self._params):
-      if path in names_lib.TABLES:
+      if path in trees.TABLES:
         continue
       kernel = trees.get(self._params, path)['kernel']
       scheme = matrices.scheme(kernel, path) if isinstance(kernel, qtensor.QTensor) else None

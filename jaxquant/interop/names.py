@@ -15,8 +15,6 @@ from jaxquant.numerics import trees
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
 # Older files say gamma and beta.
 _OLD_LEAVES = {'weight': 'gamma', 'bias': 'beta'}
-# Linears that are looked up row by row.
-TABLES = ('embedding', 'positions', 'types')
 
 
 class Layout(NamedTuple):
@@ -108,7 +106,7 @@ class Names:
     module, _, leaf = path.rpartition('/')
     fused = self._family.fused if (part := module[-11:]) in ('attention/q', 'attention/k', 'attention/v') else ''
     return Layout(
-        transposed=self._family.transposed and leaf == 'kernel' and module not in TABLES, fused=fused,
+        transposed=self._family.transposed and leaf == 'kernel' and module not in trees.TABLES, fused=fused,
         part='qkv'.index(part[-1]) if fused else 0, heads=self._config.heads if fused else 1,
         skipped=self._family.skipped if module == 'positions' else 0)
 

@@ -76,7 +76,7 @@ class Quantized:
     everywhere = isinstance(self._codec, compressed_tensors.CompressedTensors)
     self.linears: dict[str, Linear] = {}
     for path in trees.linears(abstract):
-      if path in names_lib.TABLES or not (everywhere or path.startswith('layers/')):
+      if path in trees.TABLES or not (everywhere or path.startswith('layers/')):
         continue
       module, shape = names.module(path), trees.get(abstract, path)['kernel'].shape
       if (scheme := self._codec.scheme_of(module)) is None:

@@ -18,8 +18,7 @@ from jaxquant.numerics import quantize
 from jaxquant.numerics import trees
 from kernels import prepack
 
-# Names of layers whose kernel is a table that is looked up, and perhaps a head that reads it transposed.
-TABLES = ('embedding', 'positions', 'types')
+_OF_GPUS = ('auto', 'mosaic_gpu')
 
 
 @functools.partial(
@@ -74,23 +73,24 @@ def integers(kernel: qtensor.QTensor):
   return codes, kernel.scale, offset, fmt.bits
 
 
-def laid_out(params: dict, tables: tuple[str, ...] = TABLES) -> dict:
+def prepared(params: dict, implementation: str) -> dict:
+  """The tree as `implementation` (layers.linear) reads it fastest here: laid out where it may run a GPU's kernels."""
+  return laid_out(params) if implementation in _OF_GPUS and jax.default_backend() == 'gpu' else params
+
+
+def laid_out(params: dict) -> dict:
   """The tree with the kernels of its linear layers laid out for a GPU.
 
   Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or
   at the site above it, and else for 16-bit ones; weights of 5 to 8 bits, dINT's multiples among them, take a byte.
-  Others, and kernels with scales per input, stay as they are.
-
-  Args:
-    params: the tree.
-    tables: names of layers to leave alone.
+  Others, tables, and kernels with scales per input stay as they are.
   """
   sites = set(trees.inputs(params))
   for path in trees.linears(params):
     kernel = trees.get(params, path)['kernel']
     parent, _, name = path.rpartition('/')
     below = lambda place, entry: f'{place}/{entry}' if place else entry
-    if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or name in tables:
+    if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or name in trees.TABLES:
       continue
     converted = _convert(kernel, bool({below(path, 'input'), below(parent, 'input')} & sites))
     if converted is not None:

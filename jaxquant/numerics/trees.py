@@ -11,6 +11,9 @@ import numpy as np
 from jaxquant import errors
 from jaxquant.numerics import nodes
 
+# Linears whose kernel is a table that is looked up row by row, and perhaps a head that reads it transposed.
+TABLES = ('embedding', 'positions', 'types')
+
 
 def get(tree: dict, path: str, default: Any = None) -> Any:
   """The subtree at `path` (`a/b/c`; the empty path is the tree itself), or `default` where there is none."""

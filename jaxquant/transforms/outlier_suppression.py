@@ -5,8 +5,6 @@ With z_j = (max_t X_tj + min_t X_tj) / 2 and X' = X - z, the scales are s_j(t) =
 t for all channels, and no channel is ever scaled up.
 """
 
-import functools
-
 import jax.numpy as jnp
 
 from jaxquant.calibration import channels
@@ -60,39 +58,39 @@ def outlier_suppression(
     for site in claim.sites:
       extrema, sample = state[site.name]['extrema'], state[site.name]['sample']
       low, high = -folding.tied(-extrema.low, site), folding.tied(extrema.high, site)
-      centre = (low + high) / 2 if shift and site.shifts else jnp.zeros_like(low)
+      centred = shift and site.shifts
+      centre = (low + high) / 2 if centred else jnp.zeros_like(low)
       magnitude = jnp.maximum(high - centre, centre - low)
       largest = jnp.maximum(jnp.max(magnitude), jnp.finfo(jnp.float32).tiny)
       scales_of = lambda t: jnp.maximum(1.0, magnitude / t[:, None])
-      judge = lambda t, shift: scale_search.judged(
-          params, claim.block, site, _scope(site), sample, scales_of(t), shift=shift, weight=weight,
-          activation=activation)
-      errors = {'error_before': judge(largest[None], None)[0], 'error_shifted': judge(largest[None], centre)[0]}
-      threshold, error = largest, errors['error_shifted']
+
+      def judge(t, weights=1.0):
+        """Errors of thresholds [n], the shift multiplied by `weights` [n]."""
+        shifts = jnp.broadcast_to(weights, t.shape)[:, None] * centre if centred else None
+        return scale_search.judged(
+            params, claim.block, site, _scope(site), sample, scales_of(t), shifts=shifts, weight=weight,
+            activation=activation)
+
+      thresholds = largest * (jnp.arange(candidates, 0, -1) / candidates) if scale else largest[None]
+      # Neither shift nor scale, the shift alone, and every `_STRIDE`th threshold, as one compiled search.
+      coarse = jnp.concatenate([largest[None], thresholds[::_STRIDE]])
+      found = judge(coarse, (jnp.arange(len(coarse)) > 0).astype(jnp.float32))
+      threshold, error = largest, found[1]
       if scale:
-        threshold, error = _least(functools.partial(judge, shift=centre), largest, candidates)
+        # The error is a smooth valley with small steps where codes flip: the rest is sought around the best.
+        around = _STRIDE * jnp.argmin(found[1:]) + jnp.arange(1 - _STRIDE, _STRIDE)
+        around = thresholds[jnp.clip(around, 0, candidates - 1)]
+        errors = judge(around)
+        # Of equal thresholds the largest.
+        threshold, error = around[jnp.argmin(errors)], jnp.min(errors)
       chosen = scales_of(threshold[None])[0]
       record[site.name] = {
           'threshold': threshold, 'scaled': jnp.sum(chosen > 1), 'shift': jnp.max(jnp.abs(centre)), 'error': error,
-          **errors}
-      params = folding.fold(params, site, chosen, centre if shift and site.shifts else None)
+          'error_shifted': found[1], 'error_before': found[0]}
+      params = folding.fold(params, site, chosen, centre if centred else None)
     return params, record, {}
 
   return transform.Transform(init, observe, search)
-
-
-def _least(errors_of, largest, candidates: int):
-  """The threshold of least error among k / candidates of the largest, and its error; of equal ones, the larger.
-
-  Every `_STRIDE`th is tried, the largest among them, and then those around the best: the error is a smooth valley with
-  small steps where codes flip.
-  """
-  thresholds = largest * jnp.arange(candidates, 0, -1) / candidates
-  coarse = jnp.arange(0, candidates, _STRIDE)
-  around = coarse[jnp.argmin(errors_of(thresholds[coarse]))] + jnp.arange(1 - _STRIDE, _STRIDE)
-  around = thresholds[jnp.clip(around, 0, candidates - 1)]
-  errors = errors_of(around)
-  return around[jnp.argmin(errors)], jnp.min(errors)
 
 
 def _scope(site: sites.Site) -> str:

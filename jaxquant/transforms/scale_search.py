@@ -55,7 +55,7 @@ def candidate(
 
 def judged(
     params: Any, block: sites.Block, site: sites.Site, scope: str, sample: samples.SequenceSample, scales: Any, *,
-    shift: Any = None, weight: quantizers.WeightQuantizer | None = None, activation: Any = None):
+    shifts: Any = None, weight: quantizers.WeightQuantizer | None = None, activation: Any = None):
   """Errors of candidates against the full-precision block.
 
   Args:
@@ -63,7 +63,8 @@ def judged(
     block, site, scope: where and how outputs are compared, see `sites.Block.judge`.
     sample: activations of the site before its input specification.
     scales: float32 [candidates, features].
-    shift, weight, activation: as for `candidate`, the same for all.
+    shifts: the same, or None.
+    weight, activation: as for `candidate`, the same for all.
 
   Returns:
     float32 [candidates]: squared differences summed over features, mean over tokens.
@@ -71,11 +72,12 @@ def judged(
   judge = lambda tree: block.judge(site.name, scope, tree, sample.filled())
   reference = judge(trees.put(params, site.name, None)).astype(jnp.float32)
 
-  def error(scale):
+  def error(candidate_fold):
+    scale, shift = candidate_fold
     output = judge(candidate(params, site, scale, shift, weight, activation))
     return sample.mean_square(output.astype(jnp.float32) - reference)
 
-  return jax.lax.map(error, scales)
+  return jax.lax.map(error, (scales, shifts))
 
 
 def fold_powers(

@@ -21,15 +21,8 @@ from kernels.mosaic import tiles
 def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Prefill):
   """The scaled product.
 
-  Args:
-    x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `config.tile_k`.
-    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`), N a multiple of `config.outputs`
-      times `config.cluster`.
-    terms: the epilogue's vectors, those of tokens as long as whole tiles.
-    groups: `products.Groups`, or None for one scale an output.
-    layout: of `w`.
-    out_dtype: bfloat16, float16 or float32.
-    config: the tiling.
+  The arguments are those of `decode.matmul`, but N is a multiple of `config.outputs` times `config.cluster`, and vectors
+  of tokens are as long as whole tiles.
 
   Returns:
     [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.

@@ -6,6 +6,8 @@ import pickle
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
@@ -87,7 +89,9 @@ class DirectoryTest(parameterized.TestCase):
     model_directories.write(self.folder)
     (self.folder / 'model.safetensors').rename(self.folder / 'weights.safetensors')
     (self.folder / 'model.safetensors').symlink_to('weights.safetensors')
-    source.DirectorySource(self.folder)
+    self.assertEqual(
+        jax.tree.map(jnp.shape, source.DirectorySource(self.folder).whole()),
+        jax.tree.map(jnp.shape, source.DirectorySource(self.folder).abstract()))
 
   @parameterized.named_parameters(
       ('missing_file', {'model.norm.weight': 'model-00003-of-00002.safetensors'}, ['has no model-00003-of-00002']),
