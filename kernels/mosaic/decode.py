@@ -100,8 +100,12 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
       if lanes > 1:
         @pl.when(lane > 0)
         def _():
-          plgpu.async_store_smem(
-              sums, sums_smem.at[lane - 1], summed, cluster_idx=0, cluster_dim='split', optimized=False)
+          if config.split > 1:
+            plgpu.async_store_smem(
+                sums, sums_smem.at[lane - 1], summed, cluster_idx=0, cluster_dim='split', optimized=False)
+          else:  # the instruction above is illegal where there is no cluster
+            sums_smem[lane - 1] = sums
+            plgpu.barrier_arrive(summed)
 
       @pl.when(lane == 0)
       def _():

@@ -17,9 +17,17 @@ def smem(shape: tuple[int, ...], dtype):
   return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
+# Of a multiprocessor; each warpgroup of 128 threads gets them by the 8 a thread.
+_REGISTERS = 65_536 // 128
+
+
 def registers(warpgroups: int, copying: int = 40) -> int:
-  """Registers of a thread that computes, where one warpgroup with `copying` copies: 65,536 in all, 255 at most."""
-  return min(256, (512 - copying) // warpgroups) // 8 * 8
+  """Registers of a thread that computes, where one warpgroup more copies with `copying` registers.
+
+  A block starts with equal shares; what it does not get then it cannot get later, and would wait for without end.
+  """
+  started = _REGISTERS // (warpgroups + 1) // 8 * 8 * (warpgroups + 1)
+  return min(256, (started - copying) // warpgroups // 8 * 8)
 
 
 # jax 0.10 wants an index beside the reference, later versions warn of one.

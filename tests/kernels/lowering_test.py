@@ -15,6 +15,7 @@ from kernels import prepack
 from kernels import tuning
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
+from kernels.mosaic import tiles
 
 _SIZES = ((4096, 4096), (14336, 4096), (4096, 14336))  # outputs, inputs
 _TOKENS = (1, 16, 64, 256, 8192)
@@ -55,7 +56,7 @@ class LoweringTest(parameterized.TestCase):
   @parameterized.parameters(
       configs.Prefill(cluster=2), configs.Prefill(128, 128, stages=5, cluster=2, panel=1),
       configs.Prefill(64, 128, 128, 4, warpgroups=3), configs.Prefill(64, 64, 256, 3), configs.Decode(8, 256, 6, 2, 4),
-      configs.Decode(64, 128, 4, 2, 2), configs.Decode(16, 256, 2, 4, 8))
+      configs.Decode(64, 128, 4, 2, 2), configs.Decode(16, 256, 2, 4, 8), configs.Decode(8, 256, 4, 4))
   def test_configurations_that_a_sweep_tries(self, config):
     tokens, outputs = config.tile_m * 2, 768
     with tuning.forced(lambda _: config):
@@ -149,6 +150,13 @@ class TuningTest(parameterized.TestCase):
     self.assertIn(step, (None, config.tile_k))
     if isinstance(config, configs.Decode):
       self.assertGreaterEqual(config.tile_m, tokens)
+
+  @parameterized.parameters(1, 2, 3, 4)
+  def test_a_block_never_waits_for_registers_that_it_did_not_start_with(self, warpgroups):
+    started = 65_536 // (128 * (warpgroups + 1)) // 8 * 8
+    more = tiles.registers(warpgroups, copying=40)
+    self.assertLessEqual(warpgroups * more + 40, (warpgroups + 1) * started)
+    self.assertGreaterEqual(more, started)
 
   def test_measured_configurations_stand_before_the_rule(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
