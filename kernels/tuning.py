@@ -27,7 +27,7 @@ class Problem(NamedTuple):
   Attributes:
     tokens, outputs, inputs: of the product; `inputs` is padded.
     layout: of the weights.
-    step: None for one scale an output; else the inputs of a step, 128 or 64, that share scales.
+    group: None for one scale an output; else the inputs that share scales: 128, 64 or 32.
     four_bits: whether the activations' codes have at most 4 bits.
   """
 
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
   outputs: int
   inputs: int
   layout: prepack.Layout
-  step: int | None = None
+  group: int | None = None
   four_bits: bool = False
 
 
@@ -67,7 +67,7 @@ def forced(configuration: Callable[[Problem], Any]) -> Iterator[None]:
 def key(problem: Problem) -> Problem:
   """What measurements are filed under: tokens count in powers of two, and only groups have a body for 4-bit codes."""
   return problem._replace(tokens=1 << max(0, problem.tokens - 1).bit_length(),
-                          four_bits=problem.four_bits and problem.step is not None)
+                          four_bits=problem.four_bits and problem.group is not None)
 
 
 @functools.cache
@@ -91,15 +91,18 @@ def _few(problem: Problem):
   """Few tokens: enough blocks for every multiprocessor, and all of a block's memory in flight."""
   tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
   wide = problem.layout is prepack.Layout.INT4_WIDE
-  tile_k = problem.step or (256 if problem.inputs % 256 == 0 and not wide else 128)
+  tile_k = 256 if problem.inputs % 256 == 0 and not wide else 128
   blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
+  if not wide and 2 * configs.CORES > blocks >= configs.CORES * 3 // 2:
+    # One block of twice the outputs for each multiprocessor reads the activations once for both halves.
+    return configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(problem.layout, problem.group)
   split = 1
-  while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k >= 8 * split:
+  while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k > 16 * split:
     split *= 2
   # One stage would leave a warpgroup without the next step while it works on this one.
-  for warpgroups, stages in itertools.product((4, 2, 1), (4, 3, 2)):
+  for warpgroups, stages in itertools.product((2, 1), (4, 3, 2)):
     config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
-    if config.shared_memory(problem.layout) <= configs.SHARED_MEMORY:
+    if config.shared_memory(problem.layout, problem.group) <= configs.SHARED_MEMORY:
       return config
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
 
@@ -111,7 +114,10 @@ def _many(problem: Problem):
     # The border of a tile costs what 48 of its tokens do: its inputs are read, its sums written.
     return math.ceil(tiles / configs.CORES) * (config.tile_n / 64) * (config.tile_m + 48)
 
-  # Sums in float32 beside those of the step leave registers for 128 tokens.
-  sizes = (256, 192, 128, 64) if problem.step is None else (128, 64)
-  candidates = [configs.Prefill(tile_m=tile_m, tile_k=problem.step or 128).deepest(problem.layout) for tile_m in sizes]
+  # Sums in float32 beside those of a group leave registers for 128 tokens, and masked weights of small ones for fewer.
+  sizes = (256, 192, 128, 64) if problem.group is None else (128, 64) if problem.group > 32 else (64,)
+  # With two groups a step, the sums of the first are scaled while the second is multiplied.
+  tile_k = 256 if problem.group == 128 and problem.inputs % 256 == 0 else 128
+  candidates = [configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(problem.layout, problem.group)
+                for tile_m in sizes]
   return min(candidates, key=cost)

@@ -116,7 +116,7 @@ class ProductCases(parameterized.TestCase):
     self.check(problem(bits=bits, scales=scales, shape=shape), bits, layout=layout, out_dtype=out_dtype)
 
   @parameterized.product(
-      bits=[(4, 4), (8, 4)], group=[64, 128, 256], offsets=['none', 'w', 'both, scalar'],
+      bits=[(4, 4), (8, 4)], group=[32, 64, 128, 256], offsets=['none', 'w', 'both, scalar'],
       shape=[(3, 512, 96), (130, 768, 192)])
   def test_groups(self, bits, group, offsets, shape):
     arguments = problem(bits=bits, groups=(1, shape[-2] // group), offsets=offsets, bias=True, shape=shape)

@@ -20,9 +20,9 @@ def _of_token(layout: prepack.Layout) -> int:
   return 2 if layout is prepack.Layout.INT4_WIDE else 1
 
 
-def _scales(outputs: int, tokens: int) -> int:
-  """Bytes of the scales, offsets and row sums of a step, if there are groups."""
-  return 4 * (2 * outputs + max(32, tokens))
+def _scales(outputs: int, tokens: int, parts: float) -> int:
+  """Bytes of the scales, offsets and row sums of a step of so many groups."""
+  return int(4 * (2 * outputs + max(32, tokens)) * parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +54,16 @@ class Prefill:
     """Outputs of a tile."""
     return self.tile_n * self.warpgroups
 
-  def shared_memory(self, layout: prepack.Layout) -> int:
-    """Bytes of shared memory."""
+  def shared_memory(self, layout: prepack.Layout, group: int | None = None) -> int:
+    """Bytes of shared memory for weights of a layout with scales for each `group` inputs."""
     step = (self.tile_m * _of_token(layout) + self.outputs // _per_byte(layout)) * self.tile_k
-    step += _scales(self.outputs, self.tile_m)
+    step += _scales(self.outputs, self.tile_m, self.tile_k / group if group else 0)
     return self.stages * step + self.warpgroups * 2 * self.tile_n * 64 * 2
 
-  def deepest(self, layout: prepack.Layout, most: int = 6) -> 'Prefill':
+  def deepest(self, layout: prepack.Layout, group: int | None = None, most: int = 6) -> 'Prefill':
     """The same with as many stages as fit, from 1 up to `most`."""
     deeper = [dataclasses.replace(self, stages=stages) for stages in range(2, most + 1)]
-    fitting = [config for config in deeper if config.shared_memory(layout) <= SHARED_MEMORY]
+    fitting = [config for config in deeper if config.shared_memory(layout, group) <= SHARED_MEMORY]
     return fitting[-1] if fitting else dataclasses.replace(self, stages=1)
 
 
@@ -89,10 +89,10 @@ class Decode:
   split: int = 1
   float8: bool = False
 
-  def shared_memory(self, layout: prepack.Layout) -> int:
-    """Bytes of shared memory."""
+  def shared_memory(self, layout: prepack.Layout, group: int | None = None) -> int:
+    """Bytes of shared memory for weights of a layout with scales for each `group` inputs."""
     step = (self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
-    step += _scales(self.TILE_N, self.tile_m)
+    step += _scales(self.TILE_N, self.tile_m, self.tile_k / group if group else 0)
     partial = 4 * self.TILE_N * self.tile_m
     return self.stages * self.warpgroups * step + partial * max(1, self.warpgroups * self.split - 1) + partial
 

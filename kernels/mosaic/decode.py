@@ -51,7 +51,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
       return lax.div(steps - lane + lanes - 1, lanes)
 
     def copy():
-      plgpu.set_max_registers(40, action='decrease')
+      plgpu.set_max_registers(tiles.COPYING, action='decrease')
       # Read by a copy, for which the vectors need not cover a whole tile.
       for i, index in enumerate(of_tokens):
         plgpu.copy_gmem_to_smem(vector_refs[index].at[pl.ds(m, tokens_smem.shape[1])], tokens_smem.at[i], scales)

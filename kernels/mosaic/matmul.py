@@ -49,9 +49,11 @@ def _check(operands, layout, x_bits, w_bits, out_dtype):
   if layout is prepack.Layout.INT4_WIDE:
     raise NotImplementedError(f'the layout {layout.value} is for activations that are not quantized')
   groups, length = operands['w_scale'].shape[0], operands['x_codes'].shape[-1]
-  if groups > 1 and (length // groups % 64 or length % prepack.PADDING):
-    raise NotImplementedError(f'it takes groups of a multiple of 64 inputs, {prepack.PADDING} of which divide all of '
+  if groups > 1 and (length // groups % 32 or length % prepack.PADDING):
+    raise NotImplementedError(f'it takes groups of a multiple of 32 inputs, {prepack.PADDING} of which divide all of '
                               f'them, not groups of {length // groups} of {length}')
+  if groups > 1 and length // groups % 64 and layout is prepack.Layout.ROWS:
+    raise NotImplementedError(f'it takes groups of {length // groups} inputs of weights of 4 bits only')
   stored_bits = 8 if layout is prepack.Layout.INT4 else w_bits
   if length // groups > (most := _LARGEST_INT32 >> (x_bits + stored_bits - 2)):
     raise NotImplementedError(f'its sums over more than {most} inputs may exceed int32')
@@ -74,8 +76,8 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
     w = prepack.prepack(w, layout)
 
   tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
-  step = None if groups == 1 else 64 if inputs // groups % 128 else 128
-  config = tuning.choose(tuning.Problem(tokens, outputs, length, layout, step, x_bits <= 4))
+  group = None if groups == 1 else math.gcd(inputs // groups, 128)
+  config = tuning.choose(tuning.Problem(tokens, outputs, length, layout, group, x_bits <= 4))
   # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
   # be a multiple of 8. For many tokens, vectors are read without a copy and have to cover whole tiles.
   rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
@@ -106,11 +108,11 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
       rank_one.append((of_outputs(w_offset[0]), of_tokens(of_token)))
   else:
     repeat = lambda v: jnp.pad(
-        jnp.repeat(v, inputs // groups // step, axis=0), ((0, 0), (0, len(w) - v.shape[1])))
+        jnp.repeat(v, inputs // groups // group, axis=0), ((0, 0), (0, len(w) - v.shape[1])))
     scaled = products.Groups(repeat(w_scale), factor=factor)
     if w_offset is not None:
       scaled = dataclasses.replace(
-          scaled, offset=repeat(w_offset), row_sums=_row_sums(x, row_sums, step, max(covered, 32)))
+          scaled, offset=repeat(w_offset), row_sums=_row_sums(x, row_sums, group, max(covered, 32)))
   terms = epilogue.Terms(
       scale, of_tokens(x_scale), tuple(rank_one), None if bias is None else of_outputs(bias), factor)
 
@@ -120,9 +122,9 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
   return y[:tokens, :outputs].reshape(*batch, outputs)
 
 
-def _row_sums(x, row_sums, step: int, covered: int):
-  """Sums of the codes of each step, float32 [steps, covered]; those of whole groups are at hand."""
+def _row_sums(x, row_sums, group: int, covered: int):
+  """Sums of the codes of each group of the kernel, float32 [groups, covered]; those of whole groups are at hand."""
   *_, inputs = x.shape
-  if inputs // row_sums.shape[1] != step:
-    row_sums = jnp.sum(x.reshape(-1, inputs // step, step), axis=-1, dtype=jnp.float32)
+  if inputs // row_sums.shape[1] != group:
+    row_sums = jnp.sum(x.reshape(-1, inputs // group, group), axis=-1, dtype=jnp.float32)
   return jnp.pad(row_sums.T, ((0, 0), (0, covered - len(row_sums))))

@@ -18,6 +18,10 @@ from kernels.mosaic import products
 from kernels.mosaic import tiles
 
 
+# Tokens of a tile up to which the vectors of its terms are loaded first.
+_EARLY = 64
+
+
 def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Prefill):
   """The scaled product.
 
@@ -40,7 +44,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
   def kernel(*refs):
     gmems, refs = refs[: product.copies], refs[product.copies :]
     vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
-    *smems, out_smem, full, free = refs
+    *smems, out_smem, full, free, barriers = refs
     group = lax.axis_index('group')
 
     def each_tile(body):
@@ -52,7 +56,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
         body(first, m * config.tile_m, loop.local_index * steps)
 
     def copy():
-      plgpu.set_max_registers(40, action='decrease')
+      plgpu.set_max_registers(tiles.COPYING, action='decrease')
 
       def copy_tile(n, m, before):
         @pl.loop(0, steps)
@@ -75,6 +79,12 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
 
     def compute():
       plgpu.set_max_registers(tiles.registers(config.warpgroups), action='increase')
+      turns = None
+      if groups is not None:
+        turns = products.Turns(barriers, group, lax.rem(group + 1, config.warpgroups))
+
+        # Before the first turn is after the last: this arrival is the first one's, whose wait is below.
+        pl.when(group == config.warpgroups - 1)(turns.leave)
 
       def compute_tile(n, m, before):
         def loop(body, carry):
@@ -88,11 +98,15 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
           return lax.fori_loop(0, steps, step, carry)
 
         mine = group * config.tile_n
-        sums = product.sums(loop, smems, pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m))
-        loaded = epilogue.load(terms, vector_refs, chunk, n + mine, m)
-        epilogue.store(sums, loaded, out_gmem, out_smem.at[group], chunk, n + mine, m)
+        load = lambda: epilogue.load(terms, vector_refs, chunk, n + mine, m)
+        # Memory answers while the sums are made, where there are registers for its answers.
+        loaded = load() if config.tile_m <= _EARLY else None
+        sums = product.sums(loop, smems, pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m), turns)
+        epilogue.store(sums, loaded or load(), out_gmem, out_smem.at[group], chunk, n + mine, m)
 
       each_tile(compute_tile)
+      if turns is not None:
+        pl.when(group == 0)(turns.wait)
       plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     lax.cond(group == config.warpgroups, copy, compute)
@@ -106,7 +120,8 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
           *product.buffers(stages, config.outputs, config.tile_m),
           tiles.smem((config.warpgroups, *chunk.buffer), out_dtype),
           plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages),
-          consumed(num_arrivals=config.warpgroups, num_barriers=stages)),
+          consumed(num_arrivals=config.warpgroups, num_barriers=stages),
+          plgpu.Barrier(num_arrivals=1, num_barriers=config.warpgroups)),
       grid=(clusters,), grid_names=('cluster',), cluster=(config.cluster,), cluster_names=('member',),
       num_threads=config.warpgroups + 1, thread_name='group', compiler_params=tiles.PARAMS)
   return chunk.restore(call(*product.arrays, *vectors))

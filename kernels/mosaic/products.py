@@ -1,7 +1,7 @@
 """What a warpgroup sums over the steps of a product, with one scale an output or with one for each group of inputs.
 
-A product with one scale an output adds integers from the first input to the last. With groups, the sums of a step are
-scaled and added up in float32, and the next step starts from zero: a step is a group, or a part of one.
+A product with one scale an output adds integers from the first input to the last. With groups, the sums of each group
+start from zero, are scaled and added up in float32, while the tensor cores are at the next group of the same step.
 """
 
 import dataclasses
@@ -18,18 +18,20 @@ from kernels.mosaic import tiles
 
 # Copies land on multiples of 128 bytes.
 _LEAST = 32
+# Of a row of operands of a matrix instruction, one of which is in registers.
+_LEAST_BYTES = 64
 _OF_OUTPUTS = plgpu.Layout.WGMMA.reduce(1)
 _OF_TOKENS = plgpu.Layout.WGMMA.reduce(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-  """Scales of the steps of a product: sums over steps of scale[s, n] * sums[s, n, m] + offset[s, n] * row_sum[s, m].
+  """Scales of G groups of inputs: sums over groups of scale[g, n] * sums[g, n, m] + offset[g, n] * row_sum[g, m].
 
   Attributes:
-    scale: float32 [K / tile_k, N].
-    offset: float32 [K / tile_k, N], or None for zero.
-    row_sums: float32 [K / tile_k, M], M in whole tiles and at least 32, or None with `offset`.
+    scale: float32 [G, N]; a step has one group or several.
+    offset: float32 [G, N], or None for zero.
+    row_sums: float32 [G, M], M in whole tiles and at least 32, or None with `offset`.
     factor: a Python number that belongs to the scales.
   """
 
@@ -41,6 +43,30 @@ class Groups:
   def arrays(self) -> list[Any]:
     """The arrays there are, in the order in which a kernel gets them."""
     return [array for array in (self.scale, self.offset, self.row_sums) if array is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+  """Turns of the warpgroups of a block at the tensor cores.
+
+  Without them all multiply at the same time, and then all scale, while the tensor cores wait.
+
+  Attributes:
+    barriers: one for each warpgroup.
+    mine, next: indices of this warpgroup's and the next one's.
+  """
+
+  barriers: Any
+  mine: Any
+  next: Any
+
+  def wait(self) -> None:
+    """Waits until it is this warpgroup's turn."""
+    plgpu.barrier_wait(self.barriers.at[self.mine])
+
+  def leave(self) -> None:
+    """Lets the next warpgroup have its turn."""
+    plgpu.barrier_arrive(self.barriers.at[self.next])
 
 
 # How 4-bit weights meet activations of a dtype.
@@ -62,6 +88,9 @@ class Product:
     self._groups = groups
     self._packed = layout is not prepack.Layout.ROWS
     self._width = tile_k
+    self._parts = 1 if groups is None else tile_k * len(groups.scale) // x.shape[1]
+    # Columns of a matrix instruction; of a smaller group, the others' weights are zeros.
+    self._columns = max(tile_k // self._parts, _LEAST_BYTES // x.dtype.itemsize)
     self._unpack = _UNPACK[jnp.dtype(x.dtype)]
     self._dtype = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
 
@@ -73,11 +102,13 @@ class Product:
   def buffers(self, stages: int, outputs: int, tokens: int) -> list[Any]:
     """Shared memory of `stages` steps for blocks of `outputs` and `tokens`, a buffer for each of `arrays`."""
     x, w, *rest = self.arrays
-    found = [tiles.smem((stages, tokens, self._width), x.dtype),
-             tiles.smem((stages, outputs, self._width // (2 if self._packed else 1)), w.dtype)]
+    found = [tiles.smem((stages, tokens, self._width), x.dtype, self._columns),
+             tiles.smem((stages, outputs, self._width // (2 if self._packed else 1)), w.dtype,
+                        None if self._packed else self._columns)]
     for array in rest:
       of_tokens = array is self._groups.row_sums
-      found.append(plgpu.SMEM((stages, max(tokens, _LEAST) if of_tokens else outputs), jnp.float32))
+      size = max(tokens, _LEAST) if of_tokens else outputs
+      found.append(plgpu.SMEM((stages, self._parts, size), jnp.float32))
     return found
 
   def copy(self, gmems, smems, slot, barrier, step, n, m, shared=None) -> None:
@@ -92,9 +123,10 @@ class Product:
                               collective_axes=shared if gmem is x else None)
     for index, (gmem, smem) in enumerate(zip(rest, rest_smem)):
       first = m if index == 2 else n
-      plgpu.copy_gmem_to_smem(gmem.at[step, pl.ds(first, smem.shape[1])], smem.at[slot], barrier)
+      _, parts, size = smem.shape
+      plgpu.copy_gmem_to_smem(gmem.at[pl.ds(step * parts, parts), pl.ds(first, size)], smem.at[slot], barrier)
 
-  def sums(self, loop, smems, outputs, shape: tuple[int, int]):
+  def sums(self, loop, smems, outputs, shape: tuple[int, int], turns: 'Turns | None' = None):
     """Sums of `shape` [outputs, tokens] over the steps that `loop` runs.
 
     Args:
@@ -102,35 +134,74 @@ class Product:
       smems: the buffers.
       outputs: the slice of the block's outputs that are this warpgroup's.
       shape: of the result.
+      turns: of the warpgroups that scale sums of groups, so that one scales while the other multiplies.
     """
     x_smem, w_smem, *rest = smems
-
-    def multiply(accumulator, slot):
+    def load_weights(slot):
       weights = w_smem.at[slot, outputs]
-      weights = self._unpack(weights[...]) if self._packed else weights
-      plgpu.wgmma(accumulator, weights, x_smem.at[slot].T)
-      plgpu.wgmma_wait(0)
+      return self._unpack(weights[...]) if self._packed else weights
 
     if self._groups is None:
       def whole(accumulator):
-        loop(lambda slot, carry: multiply(accumulator, slot), None)
+        def multiply(slot, carry):
+          plgpu.wgmma(accumulator, load_weights(slot), x_smem.at[slot].T)
+          plgpu.wgmma_wait(0)
+          return carry
+
+        loop(multiply, None)
         return accumulator[...]
 
       return pl.run_scoped(whole, plgpu.ACC(shape, self._dtype))
 
-    def scaled(slot, total):
-      def part(accumulator):
-        multiply(accumulator, slot)
-        return accumulator[...]
-
-      sums = pl.run_scoped(part, plgpu.ACC(shape, self._dtype)).astype(jnp.float32)
-      load = lambda ref: tiles.load(ref.at[slot, outputs], _OF_OUTPUTS)
+    def add(total, sums, slot, part):
+      """Adds the scaled sums of a part."""
       along_n = lambda vector: lax.broadcast_in_dim(vector, shape, [0])
+      load = lambda ref: tiles.load(ref.at[slot, part, outputs], _OF_OUTPUTS)
       total += sums * along_n(load(rest[0]) * self._groups.factor)
       if self._groups.offset is not None:
-        row_sums = lax.broadcast_in_dim(tiles.load(rest[2].at[slot, pl.ds(0, shape[1])], _OF_TOKENS), shape, [1])
-        total += along_n(load(rest[1])) * row_sums
+        row_sums = tiles.load(rest[2].at[slot, part, pl.ds(0, shape[1])], _OF_TOKENS)
+        total += along_n(load(rest[1])) * lax.broadcast_in_dim(row_sums, shape, [1])
       return total
+
+    def scaled(slot, total):
+      weights = load_weights(slot)
+
+      def multiply(part, total, before):
+        """Starts the product of a part, and adds the part before while the tensor cores are at it."""
+        def run(accumulator, total):
+          columns, operand = self._part(weights, part)
+          last = part + 1 == self._parts
+          if part == 0 and turns is not None:
+            turns.wait()
+          plgpu.wgmma(accumulator, operand, x_smem.at[slot, :, columns].T)
+          if before is not None:
+            sums = self._finished(before, 1)
+            if last and turns is not None:
+              turns.leave()
+            total = add(total, sums, slot, part - 1)
+          if not last:
+            return multiply(part + 1, total, accumulator)
+          sums = self._finished(accumulator, 0)
+          if before is None and turns is not None:
+            turns.leave()
+          return add(total, sums, slot, part)
+
+        return pl.run_scoped(lambda accumulator: run(accumulator, total), plgpu.ACC(shape, self._dtype))
+
+      return multiply(0, total, None)
 
     return loop(scaled, plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA))
 
+  def _finished(self, accumulator, in_flight: int):
+    """The sums of an accumulator in float32, when at most `in_flight` later products are still under way."""
+    return plgpu.wgmma_accumulator_load(accumulator, wait_n=in_flight).astype(jnp.float32)
+
+  def _part(self, weights, part: int):
+    """(columns of the activations, weights for them) of which one group's weights are not zero."""
+    group = self._width // self._parts
+    first = part * group // self._columns * self._columns
+    columns = slice(first, first + self._columns)
+    if not self._packed:
+      return columns, weights.at[:, columns]
+    weights = weights[:, columns]
+    return columns, weights if group == self._columns else registers.only(weights, part * group - first, group)

@@ -74,6 +74,21 @@ def _unpack(packed, words, dtype):
   return unpack(packed)
 
 
+def only(weights, first: int, count: int):
+  """Operands of an 8-bit product with zeros in all columns but `count` from `first` on, both multiples of 16."""
+
+  @plgpu.inline_mgpu(arg_types=(_BYTES,), return_type=plgpu.ShapeDtypeStruct(weights.shape, weights.dtype, layout=_BYTES))
+  def clear(ctx, array):
+    del ctx
+    registers = array.registers.copy()
+    for index, register in _enumerate(registers):
+      if not first <= 16 * index[1] < first + count:
+        registers[index] = utils.bitcast(_constant(0), register.type)
+    return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=array.is_signed)
+
+  return clear(weights)
+
+
 def int4_as_bfloat16(packed):
   """Operands of a bfloat16 product: the codes themselves.
 

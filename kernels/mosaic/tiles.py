@@ -9,25 +9,32 @@ import jax.numpy as jnp
 PARAMS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup, unsafe_no_auto_barriers=True)
 
 
-def smem(shape: tuple[int, ...], dtype):
-  """Shared memory whose last axis is swizzled, so that neither rows nor columns of a tile meet in a bank."""
+def smem(shape: tuple[int, ...], dtype, part: int | None = None):
+  """Shared memory whose last axis is swizzled, so that neither rows nor columns of a tile meet in a bank.
+
+  Args:
+    shape, dtype: of the memory.
+    part: numbers of the last axis that are read at once, if not all.
+  """
   bits = jnp.dtype(dtype).itemsize * 8
-  swizzle = plgpu.find_swizzle(shape[-1] * bits)
+  swizzle = plgpu.find_swizzle((part or shape[-1]) * bits)
   transforms = plgpu.TilingTransform((8, 8 * swizzle // bits)), plgpu.SwizzleTransform(swizzle)
   return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
-# Of a multiprocessor; each warpgroup of 128 threads gets them by the 8 a thread.
+# Of a multiprocessor for the 128 threads of a warpgroup, which get 8 or a multiple of it each.
 _REGISTERS = 65_536 // 128
+# Of a thread that only starts copies.
+COPYING = 24
 
 
-def registers(warpgroups: int, copying: int = 40) -> int:
-  """Registers of a thread that computes, where one warpgroup more copies with `copying` registers.
+def registers(warpgroups: int) -> int:
+  """Registers of a thread that computes, where one warpgroup more copies.
 
   A block starts with equal shares; what it does not get then it cannot get later, and would wait for without end.
   """
   started = _REGISTERS // (warpgroups + 1) // 8 * 8 * (warpgroups + 1)
-  return min(256, (started - copying) // warpgroups // 8 * 8)
+  return min(256, (started - COPYING) // warpgroups // 8 * 8)
 
 
 # jax 0.10 wants an index beside the reference, later versions warn of one.

@@ -34,8 +34,8 @@ def lowered(operands: dict, *, layout, w_bits, out_dtype):
     raise NotImplementedError(f'it takes bfloat16 and writes it or float32, not {x.dtype} and {jnp.dtype(out_dtype)}')
   if w_bits > 4 or layout not in (prepack.Layout.CODES, prepack.Layout.INT4_WIDE):
     raise NotImplementedError(f'it takes weights of 4 bits, not {w_bits} bits laid out as {layout.value}')
-  if groups > 1 and (x.shape[-1] // groups % 64 or x.shape[-1] % prepack.PADDING):
-    raise NotImplementedError(f'it takes groups of a multiple of 64 inputs, {prepack.PADDING} of which divide all of '
+  if groups > 1 and (x.shape[-1] // groups % 32 or x.shape[-1] % prepack.PADDING):
+    raise NotImplementedError(f'it takes groups of a multiple of 32 inputs, {prepack.PADDING} of which divide all of '
                               f'them, not groups of {x.shape[-1] // groups} of {x.shape[-1]}')
   return calls.guarded(functools.partial(_run, layout=layout, out_dtype=out_dtype), operands, ('x',))
 
@@ -49,8 +49,8 @@ def _run(operands: dict, *, layout, out_dtype):
   if layout is prepack.Layout.CODES:
     w = prepack.prepack(w, prepack.Layout.INT4_WIDE)
   tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
-  step = None if groups == 1 else 64 if inputs // groups % 128 else 128
-  config = tuning.choose(tuning.Problem(tokens, outputs, length, prepack.Layout.INT4_WIDE, step))
+  group = None if groups == 1 else math.gcd(inputs // groups, 128)
+  config = tuning.choose(tuning.Problem(tokens, outputs, length, prepack.Layout.INT4_WIDE, group))
   x = x.reshape(tokens, inputs)
   rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
   covered = calls.next_multiple(tokens, config.tile_m)
@@ -62,9 +62,9 @@ def _run(operands: dict, *, layout, out_dtype):
     if w_offset is not None:
       rank_one = ((wide(w_offset)[0], sums(1)[0]),)
   else:
-    repeat = lambda v: None if v is None else jnp.repeat(wide(v), inputs // groups // step, axis=0)
+    repeat = lambda v: None if v is None else jnp.repeat(wide(v), inputs // groups // group, axis=0)
     row_sums = None if w_offset is None else jnp.pad(
-        sums(inputs // step), ((0, 0), (0, max(covered, 32) - tokens)))
+        sums(inputs // group), ((0, 0), (0, max(covered, 32) - tokens)))
     scaled = products.Groups(repeat(w_scale), repeat(w_offset), row_sums)
   bias = None if bias is None else calls.fit(bias.astype(jnp.float32), len(w))
   x = jnp.pad(x, ((0, rows - tokens), (0, length - inputs)))

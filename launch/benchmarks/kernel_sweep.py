@@ -1,7 +1,11 @@
 """Tries configurations of kernels and files the fastest ones."""
 
+from collections.abc import Callable
+from concurrent import futures
+import functools
 import itertools
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -29,13 +33,11 @@ def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str,
     with tuning.forced(note):
       default = tuning.rule((jax.eval_shape(calls[0]), asked[0])[1])
     times = []
-    for config in [default, *(c for c in candidates(asked[0]) if c != default)]:
-      # A new function for each, since jit knows nothing of the configuration that a trace was made with.
-      multiply = jax.jit(lambda *operands: column.multiply(*operands))  # pylint: disable=unnecessary-lambda
+    for config, multiply in _compiled(column, calls[0].args, [default, *(
+        config for config in candidates(asked[0]) if config != default)]):
       try:
-        with tuning.forced(lambda _: config):
-          seconds = kernel_timing.seconds(
-              [lambda call=call: multiply(*call.args) for call in calls], repetitions)
+        program = multiply()
+        seconds = kernel_timing.seconds([lambda call=call: program(*call.args) for call in calls], repetitions)
       except (NotImplementedError, ValueError, RuntimeError) as error:
         results.append({'column': name, **problem._asdict(), 'config': configs.describe(config),
                         'error': str(error).splitlines()[0][:200]})
@@ -52,26 +54,53 @@ def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str,
   return results
 
 
+def _compiled(column, operands, tried) -> list[tuple[Any, Callable[[], Any]]]:
+  """(configuration, function that returns its program or raises) pairs; compilation runs on all cores."""
+  def lowered(config):
+    # A new function for each, since jit knows nothing of the configuration that a trace was made with.
+    multiply = jax.jit(lambda *operands: column.multiply(*operands))  # pylint: disable=unnecessary-lambda
+    with tuning.forced(lambda _: config):
+      return multiply.lower(*operands)
+
+  programs = []
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    for config in tried:
+      try:
+        programs.append((config, pool.submit(lowered(config).compile).result))
+      except (NotImplementedError, ValueError) as error:
+        programs.append((config, functools.partial(_raise, error)))
+  return programs
+
+
+def _raise(error: Exception) -> None:
+  raise error
+
+
 def candidates(problem: tuning.Problem) -> list[Any]:
   """Configurations that fit shared memory."""
   found = []
-  steps = (problem.step,) if problem.step else (128, 256)
-  float8 = (False, True) if problem.step and problem.four_bits else (False,)
+  steps = 128, 256
+  float8 = (False, True) if problem.group and problem.four_bits else (False,)
   if problem.tokens <= 128:
     tile_m = min(64, max(8, 1 << (problem.tokens - 1).bit_length()))
-    for tile_k, stages, warpgroups, split, f8 in itertools.product(steps, (2, 4, 6), (1, 2, 4), (1, 2, 4), float8):
+    for tile_k, stages, warpgroups, split, f8 in itertools.product(
+        (*steps, 512), (2, 4, 6), (1, 2, 4), (1, 2, 4), float8):
       found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8))
+    if problem.layout is not prepack.Layout.INT4_WIDE:
+      found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(problem.layout, problem.group)
+                for tile_k, warpgroups, f8 in itertools.product((256, 512), (1, 2), float8)]
   if problem.tokens >= 64 and problem.layout is not prepack.Layout.INT4_WIDE:
-    tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.step else (
+    tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.group else (
         (64, 64), (64, 128), (64, 192), (64, 256), (128, 64), (128, 128))
     for (tile_n, tile_m), tile_k, warpgroups, panel, f8, cluster in itertools.product(
         tiles, steps, (2, 3), (4, 16), float8, (1, 2)):
       if tile_n * tile_m * warpgroups > 64 * 256 * 2 or tile_m > problem.tokens:
         continue
-      config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(problem.layout)
+      config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(
+          problem.layout, problem.group)
       found += [config] if problem.outputs % (config.outputs * cluster) == 0 else []
-  fits = lambda c: c.shared_memory(problem.layout) <= configs.SHARED_MEMORY and problem.inputs % c.tile_k == 0
-  return [config for config in found if fits(config)]
+  fits = lambda config: config.shared_memory(problem.layout, problem.group) <= configs.SHARED_MEMORY
+  return [config for config in found if fits(config) and problem.inputs % config.tile_k == 0]
 
 
 def _short(config) -> str:
