@@ -73,6 +73,7 @@ REQUIRED = {
     **dict.fromkeys(('bert', 'roberta', 'xlm-roberta'), {
         'position_embedding_type': 'absolute', 'is_decoder': False, 'tie_word_embeddings': True}),
 }
+
 # The window of all layers, for a file that names none; None: there is no window then.
 WINDOWS = {'mistral': 4096}
 # Those that have one where a switch says so, and then perhaps not in all layers.
