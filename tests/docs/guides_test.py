@@ -41,7 +41,8 @@ def _scratch() -> pathlib.Path:
 def _environment() -> dict[str, str]:
   folder = _scratch()
   return {
-      **os.environ, 'PYTHONPATH': str(source.ROOT), 'PATH': f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}',
+      **os.environ, 'PYTHONPATH': str(source.ROOT),
+      'PATH': f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}',
       'MODEL': str(folder / 'model'), 'CALIBRATION': str(folder / 'calibration.txt'), 'TEXT': str(folder / 'text.txt'),
       # One program after the other, compiled fast and once: they run for a moment.
       'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0', 'OPENBLAS_NUM_THREADS': '1',
