@@ -11,7 +11,7 @@ from jaxquant import errors
 from jaxquant.interop import families
 from jaxquant.models import config as model_config
 
-# Our field: their key, or the first of several that stands there.
+# By family. Our field: their key, or the first of several that stands there.
 _LLAMA = {
     'vocabulary': 'vocab_size', 'width': 'hidden_size', 'layers': 'num_hidden_layers', 'heads': 'num_attention_heads',
     'kv_heads': 'num_key_value_heads', 'head_dim': 'head_dim', 'feed_forward': 'intermediate_size',
@@ -23,7 +23,7 @@ _BERT = {
     'feed_forward': 'intermediate_size', 'max_length': 'max_position_embeddings', 'norm_epsilon': 'layer_norm_eps',
     'activation': 'hidden_act', 'token_types': 'type_vocab_size',
 }
-_KEYS = {
+KEYS = {
     'llama': _LLAMA | {'qkv_bias': 'attention_bias', 'output_bias': 'attention_bias', 'mlp_bias': 'mlp_bias'},
     'mistral': _LLAMA,
     'qwen2': _LLAMA,
@@ -53,7 +53,7 @@ _LAYER = {'norm': 'layer', 'gated': False, 'bias': True, 'tied': True}
 _ENCODER = _LAYER | {
     'positions': 'learned', 'activation': 'gelu', 'causal': False, 'post_norm': True, 'norm_epsilon': 1e-12,
     'token_types': 2, 'max_length': 512}
-_DEFAULTS = {
+DEFAULTS = {
     'llama': _RMS, 'mistral': _RMS | {'max_length': 4096 * 32}, 'qwen2': _RMS | {'qkv_bias': True, 'max_length': 32768},
     'qwen3': _RMS | {'head_norm': True, 'head_dim': 128, 'max_length': 32768},
     'opt': _LAYER | {'positions': 'learned', 'activation': 'relu'},
@@ -63,7 +63,7 @@ _DEFAULTS = {
 }
 
 # Keys with the only value that we evaluate, which is also that of a file without them.
-_REQUIRED = {
+REQUIRED = {
     'llama': {'pretraining_tp': 1, 'partial_rotary_factor': 1.0},
     'mistral': {'partial_rotary_factor': 1.0}, 'qwen2': {'partial_rotary_factor': 1.0},
     'qwen3': {'partial_rotary_factor': 1.0},
@@ -73,6 +73,11 @@ _REQUIRED = {
     **dict.fromkeys(('bert', 'roberta', 'xlm-roberta'), {
         'position_embedding_type': 'absolute', 'is_decoder': False, 'tie_word_embeddings': True}),
 }
+
+# The window of all layers, for a file that names none; None: there is no window then.
+WINDOWS = {'mistral': 4096}
+# Those that have one where a switch says so, and then perhaps not in all layers.
+_SWITCHED = ('qwen2', 'qwen3')
 _ACTIVATIONS = {
     'silu': 'silu', 'swish': 'silu', 'relu': 'relu', 'gelu': 'gelu', 'gelu_new': 'gelu_tanh',
     'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh',
@@ -97,15 +102,15 @@ def read(config: Mapping[str, Any], where: str = 'config.json') -> model_config.
   """
   families.find(config)
   kind = config['model_type']
-  for key, value in _REQUIRED[kind].items():
+  for key, value in REQUIRED[kind].items():
     if config.get(key, value) != value:
       raise errors.UserError(f'{where}: {key} is {config[key]!r}; of a {kind} only {value!r} is supported')
-  fields = dict(_DEFAULTS[kind])
-  for ours, keys in _KEYS[kind].items():
+  fields = dict(DEFAULTS[kind])
+  for ours, keys in KEYS[kind].items():
     keys = (keys,) if isinstance(keys, str) else keys
     if (value := next((config[key] for key in keys if config.get(key) is not None), None)) is not None:
       fields[ours] = value
-  if kind in ('llama', 'mistral', 'qwen2', 'qwen3'):
+  if fields.get('positions', 'rotary') == 'rotary':
     fields |= _rotation(config, where)
     if fields.get('head_dim') is None:
       fields.pop('head_dim', None)
@@ -157,10 +162,10 @@ def _rotation(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _window(config: Mapping[str, Any], kind: str, layers: Any, where: str) -> int | None:
   """The sliding window of all layers; raises `UserError` where only some have one."""
-  if kind == 'llama' or (kind != 'mistral' and not config.get('use_sliding_window', False)):
+  if kind not in WINDOWS and not (kind in _SWITCHED and config.get('use_sliding_window', False)):
     return None
   types = config.get('layer_types')
-  if types is None and kind != 'mistral' and isinstance(layers, int):
+  if types is None and kind not in WINDOWS and isinstance(layers, int):
     full = config.get('max_window_layers', 28)
     if type(full) is not int:
       raise errors.UserError(f'{where}: max_window_layers is {full!r}')
@@ -171,7 +176,7 @@ def _window(config: Mapping[str, Any], kind: str, layers: Any, where: str) -> in
   kinds = set(types or ['sliding_attention'])
   if len(kinds) > 1:
     raise errors.UserError(f'{where}: some layers attend to a sliding window and some do not, which is not supported')
-  return config.get('sliding_window', 4096) if kinds == {'sliding_attention'} else None
+  return config.get('sliding_window', WINDOWS.get(kind, 4096)) if kinds == {'sliding_attention'} else None
 
 
 def _checked(fields: dict[str, Any], kind: str, where: str) -> model_config.TransformerConfig:
@@ -182,7 +187,7 @@ def _checked(fields: dict[str, Any], kind: str, where: str) -> model_config.Tran
     right = isinstance(value, (int, float) if wanted is float else wanted)
     right = right and isinstance(value, bool) == (wanted is bool) and (wanted is not float or 0 < value < _LARGEST)
     if not right or (wanted is int and not 0 <= value <= _MOST) or (name in _SIZES and value < 1):
-      keys = _KEYS[kind].get(name, name)
+      keys = KEYS[kind].get(name, name)
       raise errors.UserError(f'{where}: {keys if isinstance(keys, str) else keys[0]} is {value!r}')
     fields[name] = wanted(value)
   try:

@@ -21,6 +21,7 @@ does every case under law 9, which compiles whole networks (tests/transforms/exa
 import collections
 import functools
 import json
+import re
 from collections.abc import Iterable
 
 from absl.testing import absltest
@@ -46,7 +47,13 @@ from tests import networks
 def _over(names: Iterable[str]):
   """Decorator: a test that is run for every case of `names` on the models that it meets."""
   models = lambda name: [law_cases.IN_TURN[name]] if law_cases.CASES[name].variant else law_cases.MODELS
-  return parameterized.parameters(*((name, model) for name in names for model in models(name)))
+  return _named((name, model) for name in names for model in models(name))
+
+
+def _named(pairs: Iterable[tuple[str, tuple[str, str]]]):
+  """Decorator: a test that is run for every pair of a case and a model, and is called by both."""
+  called = lambda name, model: re.sub(r'\W+', '_', f'_{name}_{"_".join(model)}')
+  return parameterized.named_parameters(*((called(name, model), name, model) for name, model in pairs))
 
 
 _every_case = _over(law_cases.CASES)
@@ -239,7 +246,7 @@ class LawsTest(parameterized.TestCase):
 
     self.assertLessEqual(error(case.make), error(case.plainer))
 
-  @parameterized.parameters(*law_cases.IN_TURN.items())
+  @_named(law_cases.IN_TURN.items())
   def test_9_simulated_integer_and_reloaded_trees_agree(self, case, model):
     style, dtype = model
     after = _applied(law_cases.CASES[case].make, _claim(case, style), style, dtype)[0]
