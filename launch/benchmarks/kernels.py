@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from jaxquant import errors
 import kernels
-from kernels import activations as activations_kernels
 from launch import workdir
 from launch.benchmarks import kernel_columns
 from launch.benchmarks import kernel_sweep
@@ -98,7 +97,7 @@ def _activations(bandwidth: float) -> list[dict]:
   floor = tokens * (3 * features + 8) / bandwidth
   rows = []
   for norm, implementation in itertools.product((None, 'rms'), ('xla', 'mosaic_gpu')):
-    before = activations_kernels.Before(norm, jnp.ones(features) if norm else None)
+    before = kernels.Before(norm, jnp.ones(features) if norm else None)
     quantize = jax.jit(functools.partial(
         kernels.quantize_activations, before=before, implementation=implementation))
     seconds = kernel_timing.seconds([lambda: quantize(x)], _REPETITIONS.value)  # pylint: disable=cell-var-from-loop
