@@ -1,8 +1,8 @@
 """Quantization of activations, per token or on a static range, with what may stand before it and what products need.
 
 Codes of 4 bits may be packed, two in a byte, the one of the lower feature in the low nibble. That is the order of a
-checkpoint and the one in which XLA stores int4, so that `unpack`, or whatever XLA fuses with it, reads them as they are.
-A matrix instruction of 8-bit operands wants a byte a code, so that products take them unpacked.
+checkpoint and the one in which XLA stores int4, so that `unpack`, or what XLA fuses with it, reads them as they are. A
+matrix instruction of 8-bit operands wants a byte a code, so that products take them unpacked.
 """
 
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ def quantize_activations(
   if not 2 <= bits <= 8:
     raise ValueError(f'codes have 2 to 8 bits, not {bits}')
   if packed and (bits > 4 or features % 2):
-    raise ValueError(f'codes of at most 4 bits and an even number of features are packed, not {features} of {bits} bits')
+    raise ValueError(f'an even number of codes of at most 4 bits is packed, not {features} of {bits} bits')
   if group_size is not None and (group_size < 1 or features % group_size):
     raise ValueError(f'groups of {group_size} do not divide {features} features')
   if static is not None and any(end is not None and jnp.shape(end) for end in static):

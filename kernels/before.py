@@ -1,7 +1,7 @@
 """What happens to an activation before it is quantized: a norm, a shift and a scale of channels, a Hadamard transform.
 
-A shift and a scale that follow a norm (Outlier Suppression+, arXiv:2304.09145) can be folded into its gain and bias and
-then cost nothing; they stand here for activations that no norm precedes, and for norms whose other readers want neither.
+A shift and a scale that follow a norm (Outlier Suppression+, arXiv:2304.09145) can be folded into its gain and bias
+and then cost nothing; they stand here for activations that no norm precedes, and for norms with other readers.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ class Before(NamedTuple):
     bias: float32 [K], added to it, or None.
     epsilon: added to the mean square, or to the variance.
     shift, scale: float32 [K], or None.
-    hadamard: features of a block that the normalized Walsh-Hadamard matrix of that order multiplies, a power of two that
-      divides K; 1 for none.
+    hadamard: features of a block that the normalized Walsh-Hadamard matrix of that order multiplies, a power of two
+      that divides K; 1 for none.
   """
 
   norm: str | None = None

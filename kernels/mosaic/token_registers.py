@@ -1,7 +1,7 @@
 """What threads do with a token that a warpgroup holds in registers, beyond what arrays of Mosaic can say.
 
-A token lies in the layout WG_STRIDED: of each run of 128 * width features, a thread holds `width` neighbors. The bits of
-a feature's index are then, from the lowest: its place among the neighbors, the lane, the warp, the run.
+A token lies in the layout WG_STRIDED: of each run of 128 * width features, a thread holds `width` neighbors. The bits
+of a feature's index are then, from the lowest: its place among the neighbors, the lane, the warp, the run.
 
 The transform works on those bits. Rounds within the neighbors or across runs are sums in a thread's registers, those
 across lanes one exchange (`shfl`) each, and the two across warps go through shared memory together. It is exact float32
@@ -86,8 +86,8 @@ def grouped(codes, layout, group_size: int):
   parts = lambda outer, inner, first: tuple(
       first + axis for axis in range(2) if outer[axis] > inner[axis])
   target = fragmented_array.TiledLayout(
-      fragmented_array.Tiling((of_all, of_warp, of_thread)), parts(of_all, of_warp, -6), parts(of_warp, of_thread, -4), -1,
-      _check_canonical=False).canonicalize()
+      fragmented_array.Tiling((of_all, of_warp, of_thread)), parts(of_all, of_warp, -6),
+      parts(of_warp, of_thread, -4), -1, _check_canonical=False).canonicalize()
   tiled = plgpu.Layout.TILED(target.tiling, target.warp_dims, target.lane_dims, target.vector_dim)
 
   @plgpu.inline_mgpu(

@@ -64,7 +64,7 @@ class XlaTest(activation_cases.ActivationCases):
   @parameterized.parameters(
       (dict(implementation='cuda'), ValueError, "unknown implementation 'cuda'; there are xla, mosaic_gpu"),
       (dict(bits=9), ValueError, '2 to 8 bits, not 9'),
-      (dict(packed=True), ValueError, 'at most 4 bits .* not 8 of 8 bits'),
+      (dict(packed=True), ValueError, 'at most 4 bits is packed, not 8 of 8 bits'),
       (dict(group_size=3), ValueError, 'groups of 3 do not divide 8 features'),
       (dict(static=kernels.StaticRange(np.ones(3))), ValueError, 'scalar scale'),
       (dict(before=kernels.Before(norm='group')), ValueError, "unknown norm 'group'"),
