@@ -16,7 +16,7 @@ VECTORS = ('gain', 'bias', 'shift', 'scale')
 
 
 class Before(NamedTuple):
-  """A norm, then (x - shift) / scale, then a transform of blocks, each rounded to the activation's dtype.
+  """A norm, then (x - shift) / scale, each rounded to the activation's dtype, then a transform of blocks in float32.
 
   Attributes:
     norm: `rms`, `layer` or None.
@@ -51,7 +51,7 @@ def check(before: Before, features: int) -> None:
 
 
 def apply(x, before: Before, transform: Callable[[Any, int], Any], load: Callable[[Any], Any] = lambda vector: vector):
-  """The activation that is quantized, in the dtype of `x`: the arithmetic that every implementation runs.
+  """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
 
   Args:
     x: floating [..., K].
@@ -73,7 +73,7 @@ def apply(x, before: Before, transform: Callable[[Any, int], Any], load: Callabl
   if before.scale is not None:
     x = (wide(x) / load(before.scale)).astype(dtype)
   if before.hadamard > 1:
-    x = (transform(wide(x), before.hadamard) * (1 / math.sqrt(before.hadamard))).astype(dtype)
+    x = transform(wide(x), before.hadamard) * (1 / math.sqrt(before.hadamard))
   return x
 
 

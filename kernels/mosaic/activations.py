@@ -43,11 +43,10 @@ def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, p
   most = MOST_FEATURES if before.norm is None and before.hadamard == 1 else MOST_TRANSFORMED
   if features % 256 or features > most or not x.size:
     raise NotImplementedError(f'it takes tokens of a multiple of 256 features up to {most}, not {x.shape}')
-  run = 128 * _width(features)
-  if group_size != features and (group_size % 8 or run % group_size and group_size % run):
-    raise NotImplementedError(f'it sums groups that divide {run} features, or whole such runs, not of {group_size}')
-  if before.hadamard > run and features // run % (before.hadamard // run):
-    raise NotImplementedError(f'it does not transform blocks of {before.hadamard} of {features} features')
+  width = _width(features)
+  if group_size != features and (group_size % 8 or 128 * width % group_size and group_size % (128 * width)):
+    raise NotImplementedError(
+        f'it sums groups that divide {128 * width} features, or whole such runs, not of {group_size}')
   operands = {'x': x} | {name: getattr(before, name) for name in preceding.VECTORS}
   if static is not None:
     operands |= {'range_scale': static.scale, 'range_offset': static.offset}
@@ -63,8 +62,17 @@ def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, p
 
 
 def _width(features: int) -> int:
-  """Neighbors that a thread holds at once."""
+  """Neighbors that a thread loads at once."""
   return next(width for width in (8, 4, 2) if features % (128 * width) == 0)
+
+
+def _inner(features: int, group_size: int, transformed: bool) -> int:
+  """Loads of a thread next to each other, of which only a transform makes use: its stores are narrower."""
+  def fits(inner):
+    run = 128 * _width(features) * inner
+    return features % run == 0 and not (run % group_size and group_size % run)
+
+  return next((inner for inner in (4, 2) if transformed and fits(inner)), 1)
 
 
 def _run(x, bits, symmetric, before, static, group_size, packed):
@@ -73,20 +81,20 @@ def _run(x, bits, symmetric, before, static, group_size, packed):
   from kernels.mosaic import tiles, token_registers  # pylint: disable=g-import-not-at-top
   *batch, features = x.shape
   tokens, groups = math.prod(batch), features // group_size
-  layout = plgpu.Layout.WG_STRIDED((features,), vec_size=_width(features))
+  places = token_registers.Places(features, _width(features), _inner(features, group_size, before.hadamard > 1))
   names = [name for name in preceding.VECTORS if getattr(before, name) is not None]
   known = [] if static is None else [end for end in static if end is not None]
   dynamic = 0 if static is not None else 1 if symmetric else 2
-  exchanged = token_registers.exchanged(layout, before.hadamard)
+  exchanged = places.exchanged(before.hadamard)
 
   def kernel(x_gmem, *refs):
     vectors, refs = refs[: len(names)], refs[len(names) :]
     known_refs, (codes_gmem, sums_gmem, *refs) = refs[: len(known)], refs[len(known) :]
     numbers_gmem, scratch = refs[:dynamic], refs[dynamic:]
     token = lax.axis_index('token')
-    load = lambda ref: tiles.load(ref, layout, optimized=False)
+    load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
     here = before._replace(**dict(zip(names, vectors)))
-    transform = lambda values, block: token_registers.butterflies(values, layout, block, *scratch)
+    transform = lambda values, block: token_registers.butterflies(values, places, block, *scratch)
     # Vectors are loaded when they are needed: registers that wait for the mean of a norm would cost blocks in flight.
     values = preceding.apply(load(x_gmem.at[token]), here, transform, load)
     if static is not None:
@@ -94,7 +102,7 @@ def _run(x, bits, symmetric, before, static, group_size, packed):
       numbers = ()
     else:
       codes, bias, *numbers = (_symmetric_codes if symmetric else _affine_codes)(values, bits)
-    codes_gmem[token] = token_registers.pack(codes, layout) if packed else codes.astype(jnp.int8)
+    codes_gmem[token] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
     for ref, number in zip(numbers_gmem, numbers):
       ref[token] = number
     # Sums wrap around, and so does what the bias adds to them.
@@ -102,7 +110,7 @@ def _run(x, bits, symmetric, before, static, group_size, packed):
     if groups == 1:
       sums_gmem[token] = jnp.sum(codes) - excess
     else:
-      sums_gmem[token] = jnp.sum(token_registers.grouped(codes, layout, group_size), axis=1) - excess
+      sums_gmem[token] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
 
   of_tokens = lambda dtype, *shape: jax.ShapeDtypeStruct((tokens, *shape), dtype)
   results = plgpu.kernel(

@@ -83,9 +83,9 @@ class InterpretTest(activation_cases.LikeXlaCases):
 
   def quantize(self, x, options):
     known = mock.patch.multiple(
-        token_registers, butterflies=lambda x, layout, block, *scratch: before.butterflies(x, block),
-        grouped=lambda codes, layout, group_size: codes.reshape(-1, group_size),
-        pack=lambda codes, layout: activations.pack(codes.astype(jnp.int8)))
+        token_registers, butterflies=lambda x, places, block, *scratch: before.butterflies(x, block),
+        grouped=lambda codes, places, group_size: codes.reshape(-1, group_size),
+        pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)))
     with known, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
       result = activations.QuantizedActivations(*_lowered(x, options))
     static = options.get('static')
