@@ -1,10 +1,13 @@
 """Quantizers that are laid out for a GPU give the codes of the originals, and the sums that the products ask for."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxquant.layers import device_kernels
 from jaxquant.layers import device_quantizers
@@ -13,6 +16,8 @@ from jaxquant.layers import linear
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
+from kernels import dispatch
+from kernels.mosaic import calls
 from tests import networks
 
 _linear = networks.quick_jit(linear.linear, static_argnames=('implementation',))
@@ -73,6 +78,37 @@ class DeviceQuantizerTest(parameterized.TestCase):
     x = _random(2, 3, 128)
     np.testing.assert_array_equal(
         _linear(converted, x, implementation='simulated'), _linear(layer, x, implementation='xla'))
+
+  @parameterized.parameters(('int8', 'uint4', 128), ('uint8', 'int4', None), ('int4', 'int4', 64))
+  def test_on_a_gpu_a_layer_is_two_kernels(self, activation, weight, group_size):
+    converted = device_kernels.laid_out(_large(activation, weight, group_size))
+    call = jax.jit(lambda params, x: linear.linear(params, x, implementation='auto'))
+    with (mock.patch.object(calls, 'check_device'),
+          mock.patch.object(dispatch, 'candidates', lambda: ('mosaic_gpu', 'xla'))):
+      traced = call.trace(converted, jax.ShapeDtypeStruct((2, 8, 512), jnp.bfloat16))
+      text = traced.lower(lowering_platforms=('cuda',)).as_text()
+    # One quantizes, and once more for values that nobody reads, which XLA drops; one multiplies.
+    self.assertBetween(text.count('stablehlo.custom_call @mosaic_gpu'), 2, 3)
+    self.assertNotRegex(text, r'stablehlo.convert .*xi8>\) -> tensor<.*xi32>')
+
+
+@pytest.mark.gpu
+class OnGpuTest(parameterized.TestCase):
+
+  @parameterized.product(activation=['int8', 'uint8', 'int4'], weight=['int4', 'uint4'], group_size=[None, 64, 128],
+                         tokens=[3, 300])
+  def test_a_layer_computes_what_xla_does(self, activation, weight, group_size, tokens):
+    layer, x = _large(activation, weight, group_size), _random(2, tokens, 512).astype(jnp.bfloat16)
+    got = np.float64(_linear(device_kernels.laid_out(layer), x, implementation='auto'))
+    want = np.float64(_linear(layer, x, implementation='xla'))
+    # A code on an edge may be its neighbor.
+    self.assertLess(np.linalg.norm(got - want) / np.linalg.norm(want), 0.01)
+
+
+def _large(activation, weight, group_size):
+  """A layer of 512 x 256 whose activation is shifted and scaled."""
+  return {'kernel': quantize.quantize(_random(512, 256, seed=1), formats.parse(weight), group_size=group_size),
+          'input': _specification(activation, shift=_random(512, seed=2), scale=jnp.exp(_random(512, seed=3)))}
 
 
 if __name__ == '__main__':
