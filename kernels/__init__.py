@@ -1,6 +1,7 @@
 """Quantized matmuls on plain arrays of codes and scales. Imports jax only; knows no QTensor and no model.
 
-  activations  quantize_activations: per token, behind a norm
+  activations  quantize_activations: per token or on a static range, with the sums that products need
+  before       what precedes it: a norm, a shift and a scale of channels, a Hadamard transform of blocks
   dispatch     which implementation runs, and the log that says so
   matmul       quantized_matmul: exact integer accumulation, float32 epilogue
   mosaic       the implementation for Hopper
@@ -10,7 +11,9 @@
   xla          the implementations of every device, to which the others are held
 """
 
+from kernels.activations import StaticRange
 from kernels.activations import quantize_activations
+from kernels.before import Before
 from kernels.matmul import DEVICE_IMPLEMENTATIONS
 from kernels.matmul import IMPLEMENTATIONS
 from kernels.matmul import quantized_matmul

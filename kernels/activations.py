@@ -1,7 +1,8 @@
-"""Per-token quantization of activations, with what may stand before it: a norm, a shift and a scale of channels.
+"""Quantization of activations, per token or on a static range, with what may stand before it and what products need.
 
-A static range needs no statistic of the activation: its quantization is elementwise, and XLA fuses it into whatever
-makes the activation.
+Codes of 4 bits may be packed, two in a byte, the one of the lower feature in the low nibble. That is the order of a
+checkpoint and the one in which XLA stores int4, so that `unpack`, or what XLA fuses with it, reads them as they are. A
+matrix instruction of 8-bit operands wants a byte a code, so that products take them unpacked.
 """
 
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels import before as preceding
 from kernels import dispatch
 from kernels.mosaic import activations as mosaic
 
@@ -19,10 +21,10 @@ class QuantizedActivations(NamedTuple):
   """value = scale * code + offset.
 
   Attributes:
-    codes: int8 [..., K].
-    scale: float32 [..., 1].
-    offset: float32 [..., 1], or None for symmetric codes.
-    row_sums: int32 [..., 1], sums of the codes.
+    codes: int8 [..., K], or packed [..., K / 2].
+    scale: float32 [..., 1]; that of a static range is the scalar that was given.
+    offset: like the scale, or None where it is zero.
+    row_sums: int32 [..., G], sums of the codes of each group.
   """
 
   codes: Any
@@ -31,89 +33,97 @@ class QuantizedActivations(NamedTuple):
   row_sums: Any
 
 
-class Before(NamedTuple):
-  """What happens to an activation first: a norm, then (x - shift) / scale, each rounded to the activation's dtype.
+class StaticRange(NamedTuple):
+  """A range that is known: value = scale * code + offset, codes from -2^(bits-1) to 2^(bits-1) - 1.
 
   Attributes:
-    norm: `rms`, `layer` or None.
-    gain: float32 [K], which multiplies the normalized activation.
-    bias: float32 [K], added to it, or None.
-    epsilon: added to the mean square, or to the variance.
-    shift, scale: float32 [K], or None.
+    scale: float32 scalar, positive.
+    offset: float32 scalar, or None for zero.
   """
 
-  norm: str | None = None
-  gain: Any = None
-  bias: Any = None
-  epsilon: float = 1e-6
-  shift: Any = None
-  scale: Any = None
+  scale: Any
+  offset: Any = None
 
 
 def quantize_activations(
-    x, *, bits: int = 8, symmetric: bool = True, before: Before = Before(), implementation='xla'):
-  """Codes of every token on a range of its own, which contains zero.
+    x, *, bits: int = 8, symmetric: bool = True, before: preceding.Before = preceding.Before(),
+    static: StaticRange | None = None, group_size: int | None = None, packed: bool = False, implementation='xla',
+):  # pyformat: disable
+  """Codes of every token, on a range of its own, which contains zero, or on a static one.
 
   Args:
     x: floating [..., K].
     bits: of the codes, 2 to 8.
     symmetric: codes of +-(2^(bits-1) - 1), scale * code; else all 2^bits codes, from -2^(bits-1) on, with an offset
-      that makes zero a value. A token of zeros has scale 1.
+      that makes zero a value. A token of zeros has scale 1. Without meaning for a static range.
     before: what happens to the activation first.
-    implementation: `xla`, `mosaic_gpu`, or None for the fastest that takes the problem on this device.
+    static: the range for all tokens, or None for one each.
+    group_size: features of a group of `row_sums`, as the scales of weights group them; None: all.
+    packed: two codes of at most 4 bits a byte, code 2 i in the low nibble of byte i.
+    implementation: `xla`, the codes of the model's quantizers; `mosaic_gpu`, one read and one write of memory, which
+      multiplies by the inverse of the scale where `xla` divides, so that a code on an edge may be its neighbor; None:
+      the fastest that takes the problem on this device.
 
   Returns:
     `QuantizedActivations`.
 
   Raises:
-    ValueError: vectors that do not fit, or an unknown norm or implementation.
+    ValueError: vectors, blocks or groups that do not fit, or an unknown norm or implementation.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   if implementation is not None and implementation not in _FUNCTIONS:
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
-  if before.norm not in (None, 'rms', 'layer'):
-    raise ValueError(f'unknown norm {before.norm!r}; there are rms and layer')
-  for name in ('gain', 'bias', 'shift', 'scale'):
-    vector = getattr(before, name)
-    if vector is not None and vector.shape != x.shape[-1:]:
-      raise ValueError(f'{name} of shape {vector.shape} does not fit activations of shape {x.shape}')
+  features = x.shape[-1]
+  preceding.check(before, features)
   if not 2 <= bits <= 8:
     raise ValueError(f'codes have 2 to 8 bits, not {bits}')
-  arguments = dict(x=x, bits=bits, symmetric=symmetric, before=before)
+  if packed and (bits > 4 or features % 2):
+    raise ValueError(f'an even number of codes of at most 4 bits is packed, not {features} of {bits} bits')
+  if group_size is not None and (group_size < 1 or features % group_size):
+    raise ValueError(f'groups of {group_size} do not divide {features} features')
+  if static is not None and any(end is not None and jnp.shape(end) for end in static):
+    raise ValueError('a static range has a scalar scale and a scalar offset')
+  arguments = dict(x=x, bits=bits, symmetric=symmetric, before=before, static=static,
+                   group_size=group_size or features, packed=packed)
   problem = f'{x.dtype} activations {list(x.shape)} to {bits} bits'
-  return QuantizedActivations(*dispatch.call(_FUNCTIONS, implementation, arguments, problem))
+  codes, scale, offset, row_sums = dispatch.call(_FUNCTIONS, implementation, arguments, problem)
+  return QuantizedActivations(codes, *((scale, offset) if static is None else static), row_sums)
 
 
-def codes_of(x, *, bits: int, symmetric: bool, before: Before):
-  """(codes float32, scale, offset) of tokens [..., K]: the arithmetic that every implementation runs."""
-  dtype, x = x.dtype, x.astype(jnp.float32)
-  rounded = lambda a: a.astype(dtype).astype(jnp.float32)
-  if before.norm:
-    if before.norm == 'layer':
-      x = x - _mean(x)
-    x = x * jax.lax.rsqrt(_mean(x * x) + before.epsilon)
-    x = x if before.gain is None else x * before.gain
-    x = rounded(x if before.bias is None else x + before.bias)
-  if before.shift is not None:
-    x = rounded(x - before.shift)
-  if before.scale is not None:
-    x = rounded(x / before.scale)
-  largest = 2 ** (bits - 1) - 1
-  if symmetric:
-    top = jnp.max(jnp.abs(x), axis=-1, keepdims=x.ndim > 1)
-    scale = _scale(top, top / largest)
-    return jnp.clip(jnp.round(x / scale), -largest, largest), scale, None
-  low, high = (f(x, axis=-1, keepdims=x.ndim > 1) for f in (jnp.min, jnp.max))
-  low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
-  scale = _scale(high - low, (high / 2 - low / 2) / ((2**bits - 1) / 2))
-  zero_point = jnp.round(-low / scale)
-  shift = 2 ** (bits - 1)
-  codes = jnp.clip(jnp.round(x / scale) + zero_point, 0, 2**bits - 1) - shift
-  return codes, scale, scale * (shift - zero_point)
+def unpack(codes):
+  """Codes int8 [..., K] of packed ones, int8 [..., K / 2]."""
+  pairs = jax.lax.bitcast_convert_type(codes, jnp.int4)
+  return pairs.reshape(*codes.shape[:-1], -1).astype(jnp.int8)
 
 
-def _mean(x):
-  return jnp.sum(x, axis=-1, keepdims=x.ndim > 1) / x.shape[-1]
+def pack(codes):
+  """Packed codes int8 [..., K / 2] of codes of at most 4 bits, int8 [..., K]."""
+  low, high = jnp.unstack(codes.reshape(*codes.shape[:-1], -1, 2), axis=-1)
+  return (low & 15) | (high << 4)
+
+
+def _xla(x, *, bits, symmetric, before, static, group_size, packed):
+  """Divides as `DynamicQuantizer` does, so that the codes are the same to the last one."""
+  x = preceding.apply(x, before, preceding.butterflies).astype(jnp.float32)
+  scale = offset = None
+  most = 2 ** (bits - 1) - 1
+  if static is not None:
+    steps = (x if static.offset is None else x - static.offset) / static.scale
+    codes = jnp.clip(jnp.round(steps), -most - 1, most)
+  elif symmetric:
+    top = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    scale = _scale(top, top / most)
+    codes = jnp.clip(jnp.round(x / scale), -most, most)
+  else:
+    low, high = (f(x, axis=-1, keepdims=True) for f in (jnp.min, jnp.max))
+    low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
+    scale = _scale(high - low, (high / 2 - low / 2) / (most + 0.5))
+    zero_point = jnp.round(-low / scale)
+    codes = jnp.clip(jnp.round(x / scale) + zero_point, 0, 2 * most + 1) - (most + 1)
+    offset = scale * (most + 1 - zero_point)
+  codes = codes.astype(jnp.int8)
+  row_sums = jnp.sum(codes.reshape(*x.shape[:-1], -1, group_size), axis=-1, dtype=jnp.int32)
+  return pack(codes) if packed else codes, scale, offset, row_sums
 
 
 def _scale(width, scale):
@@ -121,14 +131,4 @@ def _scale(width, scale):
   return jnp.where(width == 0, 1.0, jnp.maximum(scale, _TINY))
 
 
-def _xla(x, *, bits, symmetric, before):
-  codes, scale, offset = codes_of(x[..., None, :], bits=bits, symmetric=symmetric, before=before)
-  codes = codes[..., 0, :].astype(jnp.int8)
-  flat = lambda a: None if a is None else a[..., 0, :]
-  return codes, flat(scale), flat(offset), jnp.sum(codes, axis=-1, keepdims=True, dtype=jnp.int32)
-
-
-_FUNCTIONS = {
-    'xla': _xla,
-    'mosaic_gpu': lambda x, **options: mosaic.quantize(codes_of, x, **options),
-}
+_FUNCTIONS = {'xla': _xla, 'mosaic_gpu': mosaic.quantize}

@@ -42,7 +42,8 @@ def quantized_matmul(
     bias: [N], added in float32, or None.
     x_bits, w_bits: bits of the codes, which bound their magnitude by 2^(bits-1); w_bits is at most 15.
     layout: how `w_codes` lie in memory.
-    row_sums: int32 [..., W], sums of `x_codes` over the groups of weights, if whoever quantized them has them already.
+    row_sums: int32 [..., S], sums of `x_codes` over S equal runs of inputs, a whole number of them in each group of
+      weights, if whoever quantized them has them already (`quantize_activations` with a `group_size`).
     column_sums: float32 [N], the sums of the weights' values (prepack.column_sums), if they are at hand.
     implementation: one of `IMPLEMENTATIONS` or `DEVICE_IMPLEMENTATIONS`; None: the fastest that takes the problem on
       this device, as the log of `kernels` says once for each kind of problem.
@@ -104,10 +105,13 @@ def _check(
       raise ValueError(f'{name}_scale and {name}_offset must be float32')
   if bias is not None and bias.shape != (outputs,):
     raise ValueError(f'bias of shape {bias.shape} does not fit {outputs} outputs')
-  for name, sums, shape, dtype in (('row_sums', row_sums, (*x_codes.shape[:-1], w_scale.shape[0]), jnp.int32),
-                                   ('column_sums', column_sums, (outputs,), jnp.float32)):
-    if sums is not None and (sums.shape != shape or sums.dtype != dtype):
-      raise ValueError(f'{name} must be {jnp.dtype(dtype)} {list(shape)}, not {sums.dtype} {list(sums.shape)}')
+  if column_sums is not None and (column_sums.shape != (outputs,) or column_sums.dtype != jnp.float32):
+    raise ValueError(f'column_sums must be float32 [{outputs}], not {column_sums.dtype} {list(column_sums.shape)}')
+  if row_sums is not None and (
+      row_sums.shape[:-1] != x_codes.shape[:-1] or row_sums.dtype != jnp.int32 or not row_sums.ndim
+      or row_sums.shape[-1] % w_scale.shape[0] or inputs % max(1, row_sums.shape[-1])):
+    raise ValueError(f'row_sums must be int32, of {list(x_codes.shape[:-1])} tokens and runs that divide groups of '
+                     f'{inputs // w_scale.shape[0]} of {inputs} inputs, not {row_sums.dtype} {list(row_sums.shape)}')
   x_groups = 1 if x_scale.ndim == 0 else x_scale.shape[-1]
   few, many = sorted((x_groups, w_scale.shape[0]))
   if many % few or inputs % many:

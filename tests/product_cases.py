@@ -134,10 +134,11 @@ class ProductCases(parameterized.TestCase):
     np.testing.assert_array_equal(got[:, ::2], bias[:, ::2])
     self.assertGreater(np.abs(got - bias)[1::2, 1::2].mean(), 1)
 
-  def test_sums_at_hand_are_used(self):
-    arguments = problem(offsets='both, per token', shape=(5, 256, 64))
+  @parameterized.parameters((1, 1), (1, 4), (2, 2), (2, 4), (2, 16))
+  def test_sums_at_hand_change_nothing(self, groups, runs):
+    arguments = problem(offsets='both, per token', groups=(1, groups), shape=(5, 512, 64))
     want = self.run_problem(arguments, (4, 4))
-    arguments['row_sums'] = arguments['x_codes'].sum(axis=-1, keepdims=True, dtype=np.int32)
+    arguments['row_sums'] = arguments['x_codes'].reshape(5, runs, -1).sum(axis=-1, dtype=np.int32)
     arguments['column_sums'] = np.asarray(prepack.column_sums(
         *(jnp.asarray(arguments[name]) for name in ('w_codes', 'w_scale', 'w_offset'))))
     np.testing.assert_allclose(self.run_problem(arguments, (4, 4)), want, rtol=1e-6)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import kernels
+from jaxquant.layers import device_quantizers
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
@@ -83,18 +84,24 @@ def laid_out(params: dict) -> dict:
 
   Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or
   at the site above it, and else for 16-bit ones; weights of 5 to 8 bits, dINT's multiples among them, take a byte.
-  Others, tables, and kernels with scales per input stay as they are.
+  Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a kernel that
+  is laid out sums their codes for it (layers.device_quantizers).
   """
-  sites = set(trees.inputs(params))
+  sites, readers = set(trees.inputs(params)), {}
   for path in trees.linears(params):
     kernel = trees.get(params, path)['kernel']
     parent, _, name = path.rpartition('/')
     below = lambda place, entry: f'{place}/{entry}' if place else entry
     if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or name in trees.TABLES:
       continue
-    converted = _convert(kernel, bool({below(path, 'input'), below(parent, 'input')} & sites))
+    above = {below(path, 'input'), below(parent, 'input')} & sites
+    converted = _convert(kernel, bool(above))
     if converted is not None:
       params = trees.put(params, below(path, 'kernel'), converted)
+      for site in above:
+        readers.setdefault(site, []).append((converted.shape[0], converted.scale.shape[0]))
+  for site, groups in readers.items():
+    params = trees.put(params, site, device_quantizers.converted(trees.get(params, site), groups))
   return params
 
 

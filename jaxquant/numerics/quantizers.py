@@ -23,7 +23,7 @@ _MINIMUM_WIDTH = 1e-6
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=['codes', 'scale', 'offset'], meta_fields=['bits'])
+    jax.tree_util.register_dataclass, data_fields=['codes', 'scale', 'offset', 'row_sums'], meta_fields=['bits'])
 @dataclasses.dataclass(frozen=True)
 class Codes:
   """A quantized activation: value = scale * code + offset.
@@ -34,12 +34,14 @@ class Codes:
     offset: float32 like `scale`, or None where it is zero. A real number: a learned lower end need not be a multiple
       of the step.
     bits: bits of a code.
+    row_sums: int32 [..., runs], sums of the codes of equal runs of features, or None where nobody has summed them.
   """
 
   codes: Any
   scale: Any
   offset: Any
   bits: int
+  row_sums: Any = None
 
 
 @nodes.node('low', 'high')

@@ -1,4 +1,10 @@
-"""The implementation `mosaic_gpu` of `kernels.quantize_activations`: a warpgroup holds a token, read once."""
+"""The implementation `mosaic_gpu` of `kernels.quantize_activations`: a warpgroup holds a token in registers.
+
+A token is read once, 16 bytes a thread at a time, and its codes are written once; nothing but partial results of
+reductions goes through shared memory, and as many blocks as the registers allow keep the memory busy. So that
+arithmetic does not limit, a code takes few instructions: a multiplication and the addition of `_ROUNDS`, next to which
+numbers of float32 are integers, round it, and it is read off the lowest bits.
+"""
 
 import math
 
@@ -6,69 +12,146 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from kernels import before as preceding
 from kernels.mosaic import calls
 
-# What the registers of 128 threads hold of a token in float32, alone and beside what a norm needs.
+# What the registers of 128 threads hold of a token in float32, alone and beside what a norm or a transform needs.
 MOST_FEATURES = 16_384
-MOST_NORMALIZED = 12_288
+MOST_TRANSFORMED = 12_288
+
+# 1.5 * 2^23: its sum with a number below 2^22 is rounded to an integer, to even at ties, and holds it in its low bits.
+_ROUNDS = 12_582_912.0
+_ROUNDS_BITS = 0x4B400000
+_TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
-def quantize(codes_of, x, *, bits: int, symmetric: bool, before):
-  """(codes, scale, offset, row sums) of tokens; `codes_of` is the arithmetic, and the arguments are checked already.
+def quantize(x, **options):
+  """(codes, scale, offset, row sums) of tokens; the arguments are checked already.
 
   Raises:
     NotImplementedError: not on this device, not for this shape or dtype, or under differentiation.
   """
   calls.check_device()
-  return lowered(codes_of, x, bits=bits, symmetric=symmetric, before=before)
+  return lowered(x, **options)
 
 
-def lowered(codes_of, x, *, bits: int, symmetric: bool, before):
+def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, packed: bool):
   """The same, for whatever device it is lowered."""
   features = x.shape[-1]
   if x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
     raise NotImplementedError(f'it takes bfloat16, float16 or float32, not {x.dtype}')
-  most = MOST_FEATURES if before.norm is None else MOST_NORMALIZED
+  most = MOST_FEATURES if before.norm is None and before.hadamard == 1 else MOST_TRANSFORMED
   if features % 256 or features > most or not x.size:
     raise NotImplementedError(f'it takes tokens of a multiple of 256 features up to {most}, not {x.shape}')
-  operands = {'x': x} | {name: getattr(before, name) for name in ('gain', 'bias', 'shift', 'scale')}
+  width = _width(features)
+  if group_size != features and (group_size % 8 or 128 * width % group_size and group_size % (128 * width)):
+    raise NotImplementedError(
+        f'it sums groups that divide {128 * width} features, or whole such runs, not of {group_size}')
+  operands = {'x': x} | {name: getattr(before, name) for name in preceding.VECTORS}
+  if static is not None:
+    operands |= {'range_scale': static.scale, 'range_offset': static.offset}
 
-  def run(operands):
-    filled = before._replace(**{name: operands[name] for name in operands if name != 'x'})
-    return _run(codes_of, operands['x'], bits, symmetric, filled)
+  def call(operands):
+    filled = before._replace(**{name: operands[name] for name in preceding.VECTORS})
+    known = None if static is None else type(static)(operands['range_scale'], operands['range_offset'])
+    return _run(operands['x'], bits, symmetric, filled, known, group_size, packed)
 
-  codes, scale, *offset, row_sums = calls.guarded(run, operands, ('x',))
-  return codes, scale, offset[0] if offset else None, row_sums
+  codes, row_sums, *rest = calls.guarded(call, operands, ('x',))
+  scale, offset = (*rest, None, None)[:2]
+  return codes, scale, offset, row_sums
 
 
-def _run(codes_of, x, bits, symmetric, before):
-  """Calls the kernel: a block of threads for each token."""
+def _width(features: int) -> int:
+  """Neighbors that a thread loads at once."""
+  return next(width for width in (8, 4, 2) if features % (128 * width) == 0)
+
+
+def _inner(features: int, group_size: int, transformed: bool) -> int:
+  """Loads of a thread next to each other, of which only a transform makes use: its stores are narrower."""
+  def fits(inner):
+    run = 128 * _width(features) * inner
+    return features % run == 0 and not (run % group_size and group_size % run)
+
+  return next((inner for inner in (4, 2) if transformed and fits(inner)), 1)
+
+
+def _run(x, bits, symmetric, before, static, group_size, packed):
+  """Calls the kernel, a block of threads for each token: (codes, row sums, scale, offset) as far as there are."""
   from jax.experimental.pallas import mosaic_gpu as plgpu  # pylint: disable=g-import-not-at-top
-  from kernels.mosaic import tiles  # pylint: disable=g-import-not-at-top
+  from kernels.mosaic import tiles, token_registers  # pylint: disable=g-import-not-at-top
   *batch, features = x.shape
-  tokens = math.prod(batch)
-  width = next(width for width in (8, 4, 2) if features % (128 * width) == 0)
-  layout = plgpu.Layout.WG_STRIDED((features,), vec_size=width)
-  names = [name for name in ('gain', 'bias', 'shift', 'scale') if getattr(before, name) is not None]
+  tokens, groups = math.prod(batch), features // group_size
+  places = token_registers.Places(features, _width(features), _inner(features, group_size, before.hadamard > 1))
+  names = [name for name in preceding.VECTORS if getattr(before, name) is not None]
+  known = [] if static is None else [end for end in static if end is not None]
+  dynamic = 0 if static is not None else 1 if symmetric else 2
+  exchanged = places.exchanged(before.hadamard)
 
   def kernel(x_gmem, *refs):
-    vectors, (codes_gmem, scale_gmem, *offset_gmem, sums_gmem) = refs[: len(names)], refs[len(names) :]
+    vectors, refs = refs[: len(names)], refs[len(names) :]
+    known_refs, (codes_gmem, sums_gmem, *refs) = refs[: len(known)], refs[len(known) :]
+    numbers_gmem, scratch = refs[:dynamic], refs[dynamic:]
     token = lax.axis_index('token')
-    load = lambda ref: tiles.load(ref, layout, optimized=False)
-    here = before._replace(**{name: load(ref) for name, ref in zip(names, vectors)})
-    codes, scale, offset = codes_of(load(x_gmem.at[token]), bits=bits, symmetric=symmetric, before=here)
-    codes_gmem[token] = codes.astype(jnp.int32).astype(jnp.int8)
-    scale_gmem[token] = scale
-    if offset is not None:
-      offset_gmem[0][token] = offset
-    # A sum of integers below 2^24 is exact in float32.
-    sums_gmem[token] = jnp.sum(codes).astype(jnp.int32)
+    load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
+    here = before._replace(**dict(zip(names, vectors)))
+    transform = lambda values, block: token_registers.butterflies(values, places, block, *scratch)
+    # Vectors are loaded when they are needed: registers that wait for the mean of a norm would cost blocks in flight.
+    values = preceding.apply(load(x_gmem.at[token]), here, transform, load)
+    if static is not None:
+      codes, bias = _static_codes(values, bits, *(ref[0] for ref in known_refs))
+      numbers = ()
+    else:
+      codes, bias, *numbers = (_symmetric_codes if symmetric else _affine_codes)(values, bits)
+    codes_gmem[token] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
+    for ref, number in zip(numbers_gmem, numbers):
+      ref[token] = number
+    # Sums wrap around, and so does what the bias adds to them.
+    excess = jnp.int32((group_size * bias + 2**31) % 2**32 - 2**31)
+    if groups == 1:
+      sums_gmem[token] = jnp.sum(codes) - excess
+    else:
+      sums_gmem[token] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
 
-  numbers = lambda dtype: jax.ShapeDtypeStruct((tokens,), dtype)
-  codes, *rest = plgpu.kernel(
+  of_tokens = lambda dtype, *shape: jax.ShapeDtypeStruct((tokens, *shape), dtype)
+  results = plgpu.kernel(
       kernel,
-      out_type=(jax.ShapeDtypeStruct((tokens, features), jnp.int8), *[numbers(jnp.float32)] * (1 if symmetric else 2),
-                numbers(jnp.int32)),
+      out_type=(of_tokens(jnp.int8, features // 2 if packed else features),
+                of_tokens(jnp.int32, *(() if groups == 1 else (groups,))), *[of_tokens(jnp.float32)] * dynamic),
+      scratch_types=[plgpu.SMEM((features,), jnp.float32)] * exchanged,
       grid=(tokens,), grid_names=('token',), compiler_params=tiles.PARAMS,
-  )(x.reshape(tokens, features), *(getattr(before, name).astype(jnp.float32) for name in names))
-  return (codes.reshape(x.shape), *(a.reshape(*batch, 1) for a in rest))
+  )(x.reshape(tokens, features), *(getattr(before, name).astype(jnp.float32) for name in names),
+    *(jnp.asarray(end, jnp.float32).reshape(1) for end in known))
+  return tuple(a.reshape(*batch, -1) for a in results)
+
+
+def _rounded(values):
+  """int32 of the bits of float32 numbers that were added to `_ROUNDS`: the integers, and `_ROUNDS_BITS` more."""
+  return lax.bitcast_convert_type(values, jnp.int32)
+
+
+def _symmetric_codes(x, bits):
+  """(codes + bias int32, bias, scale); no code is beyond the largest, since none of x is."""
+  top, largest = jnp.max(jnp.abs(x)).astype(jnp.float32), 2 ** (bits - 1) - 1
+  scale = jnp.where(top == 0, 1.0, jnp.maximum(top / largest, _TINY))
+  return _rounded(x.astype(jnp.float32) * (1 / scale) + _ROUNDS), _ROUNDS_BITS, scale
+
+
+def _affine_codes(x, bits):
+  """(codes int32, bias, scale, offset)."""
+  low, high = (jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32))
+  low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
+  shift = 2 ** (bits - 1)
+  scale = jnp.where(high == low, 1.0, jnp.maximum((high / 2 - low / 2) / (shift - 0.5), _TINY))
+  zero_point = jnp.round(-low / scale)
+  codes = _rounded(x.astype(jnp.float32) * (1 / scale) + _ROUNDS) + (
+      zero_point.astype(jnp.int32) - (shift + _ROUNDS_BITS))
+  # Both ends of a range may be rounded outwards, so that there is one code too many.
+  return jnp.clip(codes, -shift, shift - 1), 0, scale, scale * (shift - zero_point)
+
+
+def _static_codes(x, bits, scale, offset=None):
+  """(codes + bias int32, bias)."""
+  x = x.astype(jnp.float32)
+  x = (x if offset is None else x - offset) * (1 / scale)
+  least = -(2 ** (bits - 1))
+  return _rounded(jnp.clip(x, float(least), float(-1 - least)) + _ROUNDS), _ROUNDS_BITS

@@ -89,9 +89,7 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
   of_outputs = lambda v: calls.fit(v.astype(jnp.float32).reshape(outputs), len(w))
 
   if w_offset is not None or config.float8:
-    if row_sums is None:
-      row_sums = jnp.sum(x.reshape(*batch, groups, -1), axis=-1, dtype=jnp.int32)
-    row_sums = row_sums.reshape(tokens, groups).astype(jnp.float32)
+    row_sums = _row_sums(x if row_sums is None else row_sums, x, tokens, 1 if group is None else inputs // group)
   factor = 1.0
   if config.float8:  # the operand is (code + 8) / 512
     x, factor = x.astype(jnp.float8_e4m3fn), 512.0
@@ -112,7 +110,7 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
     scaled = products.Groups(repeat(w_scale), factor=factor)
     if w_offset is not None:
       scaled = dataclasses.replace(
-          scaled, offset=repeat(w_offset), row_sums=_row_sums(x, row_sums, group, max(covered, 32)))
+          scaled, offset=repeat(w_offset), row_sums=jnp.pad(row_sums.T, ((0, 0), (0, max(covered, 32) - tokens))))
   terms = epilogue.Terms(
       scale, of_tokens(x_scale), tuple(rank_one), None if bias is None else of_outputs(bias), factor)
 
@@ -122,9 +120,7 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
   return y[:tokens, :outputs].reshape(*batch, outputs)
 
 
-def _row_sums(x, row_sums, group: int, covered: int):
-  """Sums of the codes of each group of the kernel, float32 [groups, covered]; those of whole groups are at hand."""
-  *_, inputs = x.shape
-  if inputs // row_sums.shape[1] != group:
-    row_sums = jnp.sum(x.reshape(-1, inputs // group, group), axis=-1, dtype=jnp.float32)
-  return jnp.pad(row_sums.T, ((0, 0), (0, covered - len(row_sums))))
+def _row_sums(sums, x, tokens: int, runs: int):
+  """Sums of the codes of `runs` parts of the inputs, float32 [tokens, runs], from those of smaller parts or from x."""
+  parts = sums if sums.shape[-1] % runs == 0 else x
+  return jnp.sum(parts.reshape(tokens, runs, -1), axis=-1, dtype=jnp.int32).astype(jnp.float32)

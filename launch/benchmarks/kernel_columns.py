@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import kernels
+from kernels import activations
 from kernels import prepack
 from launch.benchmarks import kernel_timing
 
@@ -122,6 +123,15 @@ def _quantized(bits, layout, x, w):
       out_dtype=jnp.bfloat16)
 
 
+def _packed_activation(codes, scale):
+  return activations.pack(codes), scale
+
+
+def _of_packed(x, w):
+  """Activations of two codes a byte, which are unpacked on the way: the bytes saved against a pass more."""
+  return _quantized((4, 4), kernels.Layout.INT4, (activations.unpack(x[0]), x[1]), w)
+
+
 def _static(x, w):
   """One scale and one lower end for the whole activation, the latter folded into a bias, for which a scale stands."""
   return kernels.quantized_matmul(
@@ -153,6 +163,7 @@ COLUMNS = {
     'w8a8': _codes_column(8, 8),
     'w4a8': _codes_column(4, 8),
     'w4a4': _codes_column(4, 4),
+    'w4a4 packed': Column(_of_packed, _packed_activation, functools.partial(_packed, kernels.Layout.INT4), (4, 4)),
     'w4a4 static': Column(_static, lambda *x: x, functools.partial(_packed, kernels.Layout.INT4), (4, 4),
                           comparable=False),
     'w4a8 g128': _codes_column(4, 8, groups=True),

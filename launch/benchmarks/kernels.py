@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from jaxquant import errors
 import kernels
-from kernels import activations as activations_kernels
 from launch import workdir
 from launch.benchmarks import kernel_columns
 from launch.benchmarks import kernel_sweep
@@ -91,20 +90,46 @@ def _row(problem, names, bandwidth) -> dict:
           'operations_seconds': 2 * math.prod(problem[:3]) / _INT8_PEAK}
 
 
+# What stands before the quantization of activations and what is asked for, by the name of its row.
+_QUANTIZATIONS = {
+    'int8': {},
+    'uint8, sums of 128': {'symmetric': False, 'group_size': 128},
+    'int4': {'bits': 4},
+    'int4 packed': {'bits': 4, 'packed': True},
+    'int8 static': {'static': True},
+    'int8 of an RMSNorm': {'norm': 'rms'},
+    'int8 of a LayerNorm': {'norm': 'layer'},
+    'int8 of a shift and a scale': {'channels': True},
+    'int8 of a Hadamard transform of 64': {'hadamard': 64},
+    'int8 of a Hadamard transform of 128': {'hadamard': 128},
+    'int8 of a Hadamard transform of 4096': {'hadamard': 4096},
+}
+
+
 def _activations(bandwidth: float) -> list[dict]:
   """Quantization of activations beside a copy of as many bytes."""
   tokens, features = 8192, 4096
   x = jax.random.normal(jax.random.key(0), (tokens, features), jnp.bfloat16)
-  floor = tokens * (3 * features + 8) / bandwidth
   rows = []
-  for norm, implementation in itertools.product((None, 'rms'), ('xla', 'mosaic_gpu')):
-    before = activations_kernels.Before(norm, jnp.ones(features) if norm else None)
+  for (name, options), implementation in itertools.product(_QUANTIZATIONS.items(), ('xla', 'mosaic_gpu')):
+    options = dict(options)
+    norm, channels, static = options.pop('norm', None), options.pop('channels', False), options.pop('static', False)
+    vector = lambda present: jnp.ones(features) if present else None
+    before = kernels.Before(norm, vector(norm), vector(norm == 'layer'), 1e-5, vector(channels), vector(channels),
+                            options.pop('hadamard', 1))
+    known = kernels.StaticRange(jnp.float32(0.03)) if static else None
     quantize = jax.jit(functools.partial(
-        kernels.quantize_activations, before=before, implementation=implementation))
-    seconds = kernel_timing.seconds([lambda: quantize(x)], _REPETITIONS.value)  # pylint: disable=cell-var-from-loop
-    rows.append({'tokens': tokens, 'features': features, 'norm': norm, 'implementation': implementation,
-                 'seconds': seconds, 'floor_seconds': floor})
-    print(f'int8 codes of {tokens} x {features}, norm {norm}, {implementation}: {1e6 * seconds:.2f}, a copy of as much '
+        kernels.quantize_activations, before=before, static=known, implementation=implementation, **options))
+    sizes = [a.nbytes for a in jax.tree.leaves(quantize(x)) if a.ndim]
+    floor = (x.nbytes + sum(sizes)) / bandwidth
+    row = {'tokens': tokens, 'features': features, 'name': name, 'implementation': implementation,
+           'floor_seconds': floor}
+    try:
+      row['seconds'] = kernel_timing.seconds([functools.partial(quantize, x)], _REPETITIONS.value)
+    except RuntimeError as error:
+      row['error'] = str(error).splitlines()[0][:200]
+    rows.append(row)
+    print(f'{name} of {tokens} x {features}, {implementation}: {_cell(row.get("seconds")).strip()}, a copy of as much '
           f'{1e6 * floor:.2f}', flush=True)
   return rows
 

@@ -78,6 +78,15 @@ class LoweringTest(parameterized.TestCase):
     else:
       self.assertIn('mosaic_gpu', _lower(arguments, layout=layout))
 
+  @parameterized.parameters((1, 1, True), (4, 4, True), (2, 4, True), (2, 8, True), (2, 2, False))
+  def test_sums_at_hand_are_not_taken_again(self, groups, runs, enough):
+    arguments = _arguments(16, 256, 512, kernels.Layout.INT4, groups=groups, w_offset=True)
+    summed = r'stablehlo.convert .*xi8>\) -> tensor<.*xi32>'
+    self.assertRegex(_lower(arguments), summed)
+    arguments['row_sums'] = jax.ShapeDtypeStruct((16, runs), jnp.int32)
+    # Sums of longer parts than the kernel scales at a time are of no use to it.
+    (self.assertNotRegex if enough else self.assertRegex)(_lower(arguments), summed)
+
   def test_plain_codes_are_laid_out_on_the_way(self):
     self.assertIn('mosaic_gpu', _lower(_arguments(16, 256, 256, kernels.Layout.CODES), layout=kernels.Layout.CODES))
 

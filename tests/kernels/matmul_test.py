@@ -145,6 +145,10 @@ class QuantizedMatmulTest(parameterized.TestCase):
       ({'w_offset': np.ones((2, 7), np.int32)}, 'w_scale and w_offset must be float32'),
       ({'x_offset': np.float32(1)}, r'x_offset of shape \(\) does not fit x_scale of shape \(3, 5, 2\)'),
       ({'w_offset': np.ones((1, 7), np.float32)}, r'w_offset of shape \(1, 7\) does not fit w_scale'),
+      ({'row_sums': np.ones((3, 5, 3), np.int32)}, r'row_sums must be int32, of \[3, 5\] tokens and runs that divide '
+       r'groups of 12 of 24 inputs, not int32 \[3, 5, 3\]'),
+      ({'row_sums': np.ones((3, 5, 2), np.int8)}, 'row_sums must be int32'),
+      ({'column_sums': np.ones(6, np.float32)}, r'column_sums must be float32 \[7\]'),
       ({'bias': np.ones((1, 7), np.float32)}, r'bias of shape \(1, 7\) does not fit 7 outputs'))
   def test_refuses_operands_that_do_not_fit(self, overrides, message):
     arguments = {**product_cases.problem(groups=(2, 2)), **overrides}

@@ -1,0 +1,67 @@
+"""Input quantizers of a tree that is laid out for a GPU: one kernel per activation, with the sums that products need.
+
+Offsets of weights meet the sums of the activation's codes over the weights' groups, which a quantizer has at hand when
+it rounds. A shift and a scale of channels that stand before it are taken into the kernel too. Ranges that are static,
+or those of groups of features, stay with XLA, which fuses the former into whatever makes the activation.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+
+import kernels
+from jaxquant.numerics import quantizers
+
+# Products sum the codes of so many inputs at a time, or of a part of them that divides a group.
+_STEP = 128
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['shift', 'scale'], meta_fields=['bits', 'symmetric', 'run'])
+@dataclasses.dataclass(frozen=True)
+class DeviceQuantizer:
+  """Per-token ranges, as `DynamicQuantizer` takes them: by a GPU's kernel, a code on an edge may be its neighbor.
+
+  Attributes:
+    shift, scale: float32 [features], subtracted and divided by before, or None.
+    bits: bits of a code.
+    symmetric: whether there is no offset.
+    run: features whose codes are summed.
+  """
+
+  shift: Any
+  scale: Any
+  bits: int
+  symmetric: bool
+  run: int
+
+  def codes(self, x) -> quantizers.Codes:
+    """Integer codes of `x` [..., features], and their sums."""
+    got = kernels.quantize_activations(
+        x, bits=self.bits, symmetric=self.symmetric, before=kernels.Before(shift=self.shift, scale=self.scale),
+        group_size=self.run, implementation=None)
+    return quantizers.Codes(got.codes, got.scale, got.offset, self.bits, got.row_sums)
+
+  def __call__(self, x):
+    return quantizers.values(self.codes(x)).astype(x.dtype)
+
+
+def converted(specification: dict[str, Any], groups: list[tuple[int, int]]) -> dict[str, Any]:
+  """The input specification with a quantizer for a GPU, or as it is if there is none for it.
+
+  Args:
+    specification: see `layers.inputs`, with a quantizer.
+    groups: (inputs, groups of inputs) of each kernel that reads the activation and is laid out for a GPU.
+  """
+  quantizer = specification['quantizer']
+  if (not groups or not isinstance(quantizer, quantizers.DynamicQuantizer) or quantizer.format.full
+      or quantizer.group_size is not None or quantizer.per_tensor or 'clip' in specification):
+    return specification
+  runs = [inputs if count == 1 else math.gcd(inputs // count, _STEP) for inputs, count in groups]
+  taken = {name: specification.get(name) for name in ('shift', 'scale')}
+  rest = {name: entry for name, entry in specification.items() if name not in taken}
+  return rest | {'quantizer': DeviceQuantizer(
+      **taken, bits=quantizer.format.bits, symmetric=quantizer.format.symmetric, run=math.gcd(*runs))}

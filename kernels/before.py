@@ -1,0 +1,93 @@
+"""What happens to an activation before it is quantized: a norm, a shift and a scale of channels, a Hadamard transform.
+
+A shift and a scale that follow a norm (Outlier Suppression+, arXiv:2304.09145) can be folded into its gain and bias
+and then cost nothing; they stand here for activations that no norm precedes, and for norms with other readers.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+NORMS = ('rms', 'layer')
+VECTORS = ('gain', 'bias', 'shift', 'scale')
+
+
+class Before(NamedTuple):
+  """A norm, then (x - shift) / scale, each rounded to the activation's dtype, then a transform of blocks in float32.
+
+  Attributes:
+    norm: `rms`, `layer` or None.
+    gain: float32 [K], which multiplies the normalized activation.
+    bias: float32 [K], added to it, or None.
+    epsilon: added to the mean square, or to the variance.
+    shift, scale: float32 [K], or None.
+    hadamard: features of a block that the normalized Walsh-Hadamard matrix of that order multiplies, a power of two
+      that divides K; 1 for none.
+  """
+
+  norm: str | None = None
+  gain: Any = None
+  bias: Any = None
+  epsilon: float = 1e-6
+  shift: Any = None
+  scale: Any = None
+  hadamard: int = 1
+
+
+def check(before: Before, features: int) -> None:
+  """Raises `ValueError` for what does not fit activations of `features`."""
+  if before.norm not in (None, *NORMS):
+    raise ValueError(f'unknown norm {before.norm!r}; there are {" and ".join(NORMS)}')
+  for name in VECTORS:
+    vector = getattr(before, name)
+    if vector is not None and vector.shape != (features,):
+      raise ValueError(f'{name} of shape {vector.shape} does not fit activations of {features} features')
+  block = before.hadamard
+  if block < 1 or block & (block - 1) or features % block:
+    raise ValueError(f'a Hadamard transform takes blocks of a power of two that divides {features}, not of {block}')
+
+
+def apply(x, before: Before, transform: Callable[[Any, int], Any], load: Callable[[Any], Any] = lambda vector: vector):
+  """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
+
+  Args:
+    x: floating [..., K].
+    before: what happens to it.
+    transform: (float32 [..., K], block) -> the blocks' butterflies without their scale, as `butterflies` computes them.
+    load: makes an array of a vector of `before` when its turn comes.
+  """
+  dtype = x.dtype
+  wide = lambda a: a.astype(jnp.float32)
+  if before.norm:
+    x = wide(x)
+    if before.norm == 'layer':
+      x = x - _mean(x)
+    x = x * jax.lax.rsqrt(_mean(x * x) + before.epsilon)
+    x = x if before.gain is None else x * load(before.gain)
+    x = (x if before.bias is None else x + load(before.bias)).astype(dtype)
+  if before.shift is not None:
+    x = (wide(x) - load(before.shift)).astype(dtype)
+  if before.scale is not None:
+    x = (wide(x) / load(before.scale)).astype(dtype)
+  if before.hadamard > 1:
+    x = transform(wide(x), before.hadamard) * (1 / math.sqrt(before.hadamard))
+  return x
+
+
+def butterflies(x, block: int):
+  """Products of blocks of the last axis of float32 [..., K] with the Walsh-Hadamard matrix of +-1 (Sylvester's order).
+
+  The fast transform: log2(block) rounds of sums and differences, of neighbors first.
+  """
+  shape = x.shape
+  for distance in (1 << power for power in range(block.bit_length() - 1)):
+    low, high = jnp.unstack(x.reshape(*shape[:-1], -1, 2, distance), axis=-2)
+    x = jnp.stack([low + high, low - high], axis=-2)
+  return x.reshape(shape)
+
+
+def _mean(x):
+  return jnp.sum(x, axis=-1, keepdims=x.ndim > 1) / x.shape[-1]

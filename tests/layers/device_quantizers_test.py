@@ -1,0 +1,115 @@
+"""Quantizers that are laid out for a GPU give the codes of the originals, and the sums that the products ask for."""
+
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxquant.layers import device_kernels
+from jaxquant.layers import device_quantizers
+from jaxquant.layers import inputs
+from jaxquant.layers import linear
+from jaxquant.numerics import formats
+from jaxquant.numerics import quantize
+from jaxquant.numerics import quantizers
+from kernels import dispatch
+from kernels.mosaic import calls
+from tests import networks
+
+_linear = networks.quick_jit(linear.linear, static_argnames=('implementation',))
+_prepare = jax.jit(inputs.prepare)
+
+
+def _random(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def _specification(name='uint8', **entries):
+  return {**entries, 'quantizer': quantizers.DynamicQuantizer(formats.parse(name))}
+
+
+class DeviceQuantizerTest(parameterized.TestCase):
+
+  @parameterized.product(name=['int8', 'uint8', 'int4', 'uint4'], dtype=[jnp.float32, jnp.bfloat16],
+                         entries=[(), ('scale',), ('shift', 'scale'), ('gather', 'shift')])
+  def test_codes_and_values_are_those_of_the_specification(self, name, dtype, entries):
+    every = {'gather': jnp.arange(96)[::-1], 'shift': _random(96, seed=1), 'scale': jnp.exp(_random(96, seed=2))}
+    specification = _specification(name, **{entry: every[entry] for entry in entries})
+    converted = device_quantizers.converted(specification, [(96, 1)])
+    self.assertIsInstance(converted['quantizer'], device_quantizers.DeviceQuantizer)
+    self.assertEqual(set(converted), {'quantizer'} | ({'gather'} & set(entries)))
+    x = _random(2, 5, 96).astype(dtype)
+    got, want = _prepare(converted, x), _prepare(specification, x)
+    for field in ('codes', 'scale', 'offset'):
+      np.testing.assert_array_equal(getattr(got.codes, field), getattr(want.codes, field))
+    np.testing.assert_array_equal(got.values, want.values)
+    np.testing.assert_array_equal(got.codes.row_sums[..., 0], np.asarray(want.codes.codes, np.int64).sum(-1))
+
+  @parameterized.parameters(
+      ([(512, 1)], 512), ([(512, 4)], 128), ([(512, 2)], 128), ([(384, 2)], 64), ([(512, 4), (512, 8)], 64),
+      ([(512, 16), (512, 1)], 32))
+  def test_sums_are_over_parts_of_every_reader_s_groups(self, groups, run):
+    self.assertEqual(device_quantizers.converted(_specification(), groups)['quantizer'].run, run)
+
+  @parameterized.parameters(
+      (_specification('full_int8'),), (_specification(clip=jnp.array([-1.0, 1.0])),),
+      ({'quantizer': quantizers.DynamicQuantizer(formats.parse('int8'), group_size=32)},),
+      ({'quantizer': quantizers.DynamicQuantizer(formats.parse('int8'), per_tensor=True)},),
+      ({'quantizer': quantizers.StepQuantizer(jnp.float32(0.1), 8)},))
+  def test_others_stay(self, specification):
+    self.assertIs(device_quantizers.converted(specification, [(64, 1)]), specification)
+
+  def test_without_a_kernel_that_is_laid_out_nothing_is_converted(self):
+    specification = _specification()
+    self.assertIs(device_quantizers.converted(specification, []), specification)
+    layer = {'kernel': _random(64, 8), 'input': specification}
+    self.assertIs(device_kernels.laid_out(layer)['input'], specification)
+
+  @parameterized.product(group_size=[None, 32, 64], weight=['int4', 'uint4'])
+  def test_a_layer_keeps_its_bits(self, group_size, weight):
+    layer = {'kernel': quantize.quantize(_random(128, 24, seed=1), formats.parse(weight), group_size=group_size),
+             'input': _specification(shift=_random(128, seed=2), scale=jnp.exp(_random(128, seed=3)))}
+    converted = device_kernels.laid_out(layer)
+    self.assertEqual(converted['input']['quantizer'].run, group_size or 128)
+    x = _random(2, 3, 128)
+    np.testing.assert_array_equal(
+        _linear(converted, x, implementation='simulated'), _linear(layer, x, implementation='xla'))
+
+  @parameterized.parameters(('int8', 'uint4', 128), ('uint8', 'int4', None), ('int4', 'int4', 64))
+  def test_on_a_gpu_a_layer_is_two_kernels(self, activation, weight, group_size):
+    converted = device_kernels.laid_out(_large(activation, weight, group_size))
+    call = jax.jit(lambda params, x: linear.linear(params, x, implementation='auto'))
+    with (mock.patch.object(calls, 'check_device'),
+          mock.patch.object(dispatch, 'candidates', lambda: ('mosaic_gpu', 'xla'))):
+      traced = call.trace(converted, jax.ShapeDtypeStruct((2, 8, 512), jnp.bfloat16))
+      text = traced.lower(lowering_platforms=('cuda',)).as_text()
+    # One quantizes, and once more for values that nobody reads, which XLA drops; one multiplies.
+    self.assertBetween(text.count('stablehlo.custom_call @mosaic_gpu'), 2, 3)
+    self.assertNotRegex(text, r'stablehlo.convert .*xi8>\) -> tensor<.*xi32>')
+
+
+@pytest.mark.gpu
+class OnGpuTest(parameterized.TestCase):
+
+  @parameterized.product(activation=['int8', 'uint8', 'int4'], weight=['int4', 'uint4'], group_size=[None, 64, 128],
+                         tokens=[3, 300])
+  def test_a_layer_computes_what_xla_does(self, activation, weight, group_size, tokens):
+    layer, x = _large(activation, weight, group_size), _random(2, tokens, 512).astype(jnp.bfloat16)
+    got = np.float64(_linear(device_kernels.laid_out(layer), x, implementation='auto'))
+    want = np.float64(_linear(layer, x, implementation='xla'))
+    # A code on an edge may be its neighbor.
+    self.assertLess(np.linalg.norm(got - want) / np.linalg.norm(want), 0.01)
+
+
+def _large(activation, weight, group_size):
+  """A layer of 512 x 256 whose activation is shifted and scaled."""
+  return {'kernel': quantize.quantize(_random(512, 256, seed=1), formats.parse(weight), group_size=group_size),
+          'input': _specification(activation, shift=_random(512, seed=2), scale=jnp.exp(_random(512, seed=3)))}
+
+
+if __name__ == '__main__':
+  absltest.main()
