@@ -5,6 +5,7 @@
   families     what each architecture calls its parts: data
   configs      config.json as a TransformerConfig
   names        which tensors of a file an array of our tree is made of, and how
+  slabs        arrays of a file, turned and widened as they leave the disk
   source       a directory as a tree, whole or block by block
   words        codes in 32-bit words
   matrices     a quantized kernel between their tensors and our QTensor

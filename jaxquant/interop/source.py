@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
@@ -15,14 +16,13 @@ from jaxquant.interop import directory
 from jaxquant.interop import families
 from jaxquant.interop import names
 from jaxquant.interop import quantized
+from jaxquant.interop import slabs
 from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import trees
 
-# Arrays read at a time: enough to keep a disk and two cores busy, few enough to need little memory.
+# Arrays read at a time: enough to keep a disk and a few cores busy, few enough that the disk sees few places at once.
 _READERS = 4
-# Edge of the squares in which a kernel is transposed, which fit a processor's cache.
-_SQUARE = 128
 _MASKS = ('[MASK]', '<mask>')
 
 
@@ -72,7 +72,7 @@ class DirectorySource:
   def load(self, path: str) -> dict:
     """The subtree of the block at `path`; for '' the tree without all blocks. What floats is float32."""
     inside = lambda name: name.startswith(f'{path}/') if path else not name.startswith('layers/')
-    work = {name: self._array for name in self._floats if inside(name)}
+    work = {name: self._array for name in sorted(filter(inside, self._floats), key=self._place)}
     work |= {name: self._layer for name in (self.quantized.linears if self.quantized else ()) if inside(name)}
     tree = {}
     with futures.ThreadPoolExecutor(_READERS) as pool:
@@ -114,9 +114,15 @@ class DirectorySource:
     coded = {linear.module for linear in self.quantized.linears.values()} if self.quantized else ()
     return leaf == 'bias' and module in coded and not np.any(self.directory.array(name))
 
+  def _place(self, path: str) -> tuple[pathlib.Path, int]:
+    """Where an array stands: disks read forwards fastest."""
+    file = self.directory.files[tensor := self._floats[path].tensor]
+    return file.path, file.tensors[tensor].begin
+
   def _array(self, path: str) -> jax.Array:
     entry = self._floats[path]
-    return self._placed(entry.layout.take(self.directory.array(entry.tensor)), float32)
+    # What was read is nowhere else, so that a CPU device may have it as it is.
+    return self._placed(slabs.read(self.directory.files[entry.tensor], entry.tensor, entry.layout), lambda view: view)
 
   def _layer(self, path: str) -> dict[str, Any]:
     return jax.tree.map(self._placed, self.quantized.layer(path, self.directory))
@@ -131,15 +137,3 @@ def _mask_token(folder: directory.Directory, config):
     return config.mask_token
   added = folder.json('tokenizer.json').get('added_tokens') or ()
   return next((token['id'] for token in added if token.get('content') in _MASKS), config.mask_token)
-
-
-def float32(view: np.ndarray) -> np.ndarray:
-  """A copy in float32; that of a transposed one is made square by square."""
-  if view.ndim != 2 or view.flags.c_contiguous or min(view.shape) <= _SQUARE:
-    return np.array(view, np.float32, order='C')
-  copy = np.empty(view.shape, np.float32)
-  for i in range(0, view.shape[0], _SQUARE):
-    for j in range(0, view.shape[1], _SQUARE):
-      square = np.s_[i : i + _SQUARE, j : j + _SQUARE]
-      copy[square] = view[square]
-  return copy
