@@ -10,8 +10,10 @@
   words        codes in 32-bit words
   matrices     a quantized kernel between their tensors and our QTensor
   compressed_tensors, gptq, awq     the formats of quantized models
+  static_inputs     static ranges of activations in compressed-tensors
   quantized    what is quantized in a directory of others
-  export       a quantized tree as the tensors of a format, or why it cannot be that
+  export       a tree as the tensors of a format, or why it cannot be that
+  descriptions     a model that was trained here in the words of others: its config.json, its tokenizer's files
   writing      a directory that is whole or not there
   manifest     what every parameter of a quantized model is, where it comes from, and checksums
 """

@@ -72,15 +72,20 @@ class DirectorySource:
   def load(self, path: str) -> dict:
     """The subtree of the block at `path`; for '' the tree without all blocks. What floats is float32."""
     inside = lambda name: name.startswith(f'{path}/') if path else not name.startswith('layers/')
-    work = {name: self._array for name in sorted(filter(inside, self._floats), key=self._place)}
+    work = {name: self._array for name in self._floats if inside(name)}
     work |= {name: self._layer for name in (self.quantized.linears if self.quantized else ()) if inside(name)}
     tree = {}
     with futures.ThreadPoolExecutor(_READERS) as pool:
-      for name, made in zip(work, pool.map(lambda name: work[name](name), work)):
-        name = name[len(path) + 1:] if path else name
+      under_way = {name: pool.submit(work[name], name) for name in sorted(work, key=self._place)}
+      for name in work:
+        made, name = under_way.pop(name).result(), name[len(path) + 1:] if path else name
         for key, value in made.items() if isinstance(made, dict) else [('', made)]:
           tree = trees.put(tree, f'{name}/{key}'.rstrip('/'), value)
-    return self.quantized.with_activations(tree, path) if self.quantized else tree
+    found = self.quantized.inputs(inside, self.directory) if self.quantized else {}
+    for name, quantizer in found.items():
+      name = name[len(path) + 1:] if path else name
+      tree = trees.put(tree, f'{name}/quantizer', jax.tree.map(self._placed, quantizer))
+    return tree
 
   def assemble(self, finished: dict[str, dict]) -> dict:
     """The whole tree, of finished blocks and of those that the directory still holds as they are."""
@@ -115,8 +120,9 @@ class DirectorySource:
     return leaf == 'bias' and module in coded and not np.any(self.directory.array(name))
 
   def _place(self, path: str) -> tuple[pathlib.Path, int]:
-    """Where an array stands: disks read forwards fastest."""
-    file = self.directory.files[tensor := self._floats[path].tensor]
+    """Where an array, or the first tensor of a linear, stands: disks read forwards fastest."""
+    tensor = self._floats[path].tensor if path in self._floats else self.quantized.tensor(path)
+    file = self.directory.files[tensor]
     return file.path, file.tensors[tensor].begin
 
   def _array(self, path: str) -> jax.Array:
