@@ -35,8 +35,8 @@ class CompressedTensors:
   """The format.
 
   Attributes:
-    groups: (patterns of linears' names, scheme, activation: a `DynamicQuantizer`, a `StaticInput` or None) of each config
-      group; a pattern is a regular expression behind `re:`, a name, or the class of all linears.
+    groups: (patterns of linears' names, scheme, `Activation`) of each config group; a pattern is a regular expression
+      behind `re:`, a name, or the class of all linears.
     ignored: patterns of linears that stay floats.
     format: `PACKED` or `INTEGER`.
   """

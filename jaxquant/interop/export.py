@@ -152,7 +152,7 @@ class Export:
     floats += [name for name in self._family.heads if name not in found]
     schemes = {pair for pair in found.values() if pair[0] is not None}
     if not schemes:
-      raise errors.UserError(f'the model holds no integer codes to export; {FLOAT} is the format of what is not quantized')
+      raise errors.UserError(f'the model holds no integer codes to export; {FLOAT} is the format without them')
     if kind == 'compressed-tensors':
       return _compressed(found, schemes, floats)
     inside = [(path, found[self._names.module(path)]) for path in trees.linears(self._params)

@@ -1,8 +1,8 @@
 """Arrays of a safetensors file as float32 in the orientation of our tree, read from the disk slab by slab.
 
-A slab is a run of rows of the tensor, read with one call into a buffer that stays in a processor's cache, and from there
-written where it belongs, turned and widened on the way. So every byte leaves the disk once and in order, memory holds
-the result and little else, and no page of the file is mapped.
+A slab is a run of rows of the tensor, read with one call into a buffer that stays in a processor's cache, and written
+from there where it belongs, turned and widened on the way. So every byte leaves the disk once and in order, memory
+holds the result and little else, and no page of the file is mapped.
 """
 
 import itertools

@@ -22,7 +22,7 @@ from jaxquant.models import validate
 from jaxquant.numerics import trees
 
 # Arrays read at a time: enough to keep a disk and a few cores busy, few enough that the disk sees few places at once.
-_READERS = 4
+READERS = 4
 _MASKS = ('[MASK]', '<mask>')
 
 
@@ -75,7 +75,7 @@ class DirectorySource:
     work = {name: self._array for name in self._floats if inside(name)}
     work |= {name: self._layer for name in (self.quantized.linears if self.quantized else ()) if inside(name)}
     tree = {}
-    with futures.ThreadPoolExecutor(_READERS) as pool:
+    with futures.ThreadPoolExecutor(READERS) as pool:
       under_way = {name: pool.submit(work[name], name) for name in sorted(work, key=self._place)}
       for name in work:
         made, name = under_way.pop(name).result(), name[len(path) + 1:] if path else name

@@ -3,8 +3,8 @@
   input_scale       float32 [1]
   input_zero_point  int8 [1], where codes are asymmetric
 
-value = (code - zero point) * scale, codes from -2^(bits-1) to 2^(bits-1) - 1: zero is always a level. Our ranges need not
-have such a level; those that have it are these.
+value = (code - zero point) * scale, codes from -2^(bits-1) to 2^(bits-1) - 1: zero is always a level. Our ranges need
+not have such a level; those that have it are these.
 """
 
 import dataclasses
