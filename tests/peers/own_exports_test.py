@@ -1,4 +1,4 @@
-"""What was trained here, transformers loads cleanly as an architecture of its own, and evaluates and tokenizes as we do."""
+"""What was trained here, transformers loads as an architecture of its own, and evaluates and tokenizes as we do."""
 
 import pathlib
 from pydoc_data import topics
