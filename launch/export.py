@@ -1,9 +1,10 @@
-"""Writes a quantized model in a format of others, for the engines that serve it, as a Hugging Face directory.
+"""Writes a model in a format of others, for the engines that serve it, as a Hugging Face directory.
 
   python -m launch.export --model=WORKDIR --format=compressed-tensors --output=DIR
 
-The model is a workdir of `launch.quantize`, of a model that was imported; or a quantized Hugging Face directory, whose
-format changes. Formats: compressed-tensors, gptq (version 1), gptq_v2, awq. What one cannot express is refused.
+The model is a workdir of `launch.quantize` or, in the format `float`, of `launch.train`, whether the model was imported or
+trained here, as one of the architectures that others know; or a Hugging Face directory, whose format changes. Formats:
+compressed-tensors, gptq (version 1), gptq_v2, awq; float. What one cannot express is refused.
 """
 
 from absl import flags
@@ -21,7 +22,7 @@ from launch import runtime
 _FORMAT = flags.DEFINE_enum('format', export.FORMATS[0], export.FORMATS, 'What to write.')
 _OUTPUT = flags.DEFINE_string('output', None, 'The directory to write; it must not exist.')
 _DTYPE = flags.DEFINE_enum(
-    'dtype', None, ('float32', 'float16', 'bfloat16'), 'Of what stays floating; that of the imported model by default.')
+    'dtype', None, ('float32', 'float16', 'bfloat16'), 'Of what stays floating; that of the model by default.')
 
 
 def main() -> None:

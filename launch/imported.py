@@ -72,9 +72,8 @@ class Imported:
     """Copies the tokenizer, and what an export needs again, to a workdir."""
     origin = folder / workdir.ORIGIN
     origin.mkdir(exist_ok=True)
-    for name in (directory.CONFIG, *directory.CARRIED):
-      if self._source.directory.has(name):
-        shutil.copyfile(self._source.directory.file(name), origin / name)
+    shutil.copyfile(self._source.directory.file(directory.CONFIG), origin / directory.CONFIG)
+    self._source.directory.carry(origin)
     shutil.copyfile(self._source.directory.file('tokenizer.json'), folder / 'tokenizer.json')
 
   def origin(self) -> directory.Directory:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from jaxquant import errors
 from jaxquant.calibration import stores
 from jaxquant.data import tokenizers
-from jaxquant.interop import directory
+from jaxquant.interop import writing
 from jaxquant.models import config as model_config
 from jaxquant.numerics import nodes
 from jaxquant.numerics import trees
@@ -51,8 +51,8 @@ class Model(Protocol):
   def carry(self, folder: pathlib.Path) -> None:
     """Copies to a workdir what a model is used with: tokenizer and configuration."""
 
-  def origin(self) -> directory.Directory:
-    """The configuration and the tokenizer that it was imported with; raises `UserError` if it was not imported."""
+  def origin(self) -> writing.Origin:
+    """What an export writes beside the tensors; raises `UserError` if others have no such architecture."""
 
   def provenance(self) -> dict[str, Any]:
     """JSON values: what it was made from, and how."""

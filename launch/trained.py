@@ -7,7 +7,9 @@ from typing import Any
 from jaxquant import errors
 from jaxquant.data import token_file
 from jaxquant.data import tokenizers
+from jaxquant.interop import descriptions
 from jaxquant.interop import directory
+from jaxquant.interop import writing
 from jaxquant.models import config as model_config
 from jaxquant.models import validate
 from jaxquant.training import checkpoints
@@ -90,11 +92,16 @@ class Trained:
     if (self.path / workdir.ORIGIN).is_dir():
       shutil.copytree(self.path / workdir.ORIGIN, folder / workdir.ORIGIN, dirs_exist_ok=True)
 
-  def origin(self) -> directory.Directory:
-    """The directory of what it was imported with; raises `UserError` if it was trained here."""
-    if not (self.path / workdir.ORIGIN).is_dir():
-      raise errors.UserError(f'{self.path} was not imported, so that it has no configuration that others know')
-    return directory.Directory(self.path / workdir.ORIGIN)
+  def origin(self) -> writing.Origin:
+    """What it was imported with, or its description in the words of others, where it was trained here.
+
+    Raises:
+      UserError: no architecture of others is that of this model.
+    """
+    if (self.path / workdir.ORIGIN).is_dir():
+      return directory.Directory(self.path / workdir.ORIGIN)
+    tokenizer = self.tokenizer()
+    return descriptions.Description(self.decoder, tokenizer.backend, tokenizer.end_of_text)
 
   def provenance(self) -> dict[str, Any]:
     """JSON values: what it was made from, and how."""

@@ -12,6 +12,7 @@ from jaxquant.interop import configs
 from jaxquant.interop import families
 from jaxquant.interop import names
 from jaxquant.interop import tensor_file
+from jaxquant.models import config as model_config
 from jaxquant.models import validate
 from jaxquant.numerics import trees
 
@@ -40,11 +41,16 @@ CONFIGS['opt, post-norm'] = dict(CONFIGS['opt'], do_layer_norm_before=False, wor
 
 
 def params(config: dict[str, Any]) -> dict:
-  """The float tree of a `config.json`: noise, and one for gains."""
+  """The float tree of a `config.json`, as `noise` makes it."""
+  return noise(configs.read(config))
+
+
+def noise(model: model_config.TransformerConfig) -> dict:
+  """A float tree of a model: noise, and one for gains."""
   rng = np.random.default_rng(0)
-  noise = lambda path, leaf: (path[-1].key == 'scale') + 0.2 * rng.normal(size=leaf.shape)
+  value = lambda path, leaf: (path[-1].key == 'scale') + 0.2 * rng.normal(size=leaf.shape)
   return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: np.asarray(noise(path, leaf), np.float32), validate.abstract_params(configs.read(config)))
+      lambda path, leaf: np.asarray(value(path, leaf), np.float32), validate.abstract_params(model))
 
 
 def tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@
   weight_scale       float [out, groups]
   weight_zero_point  asymmetric: int32 [out * bits / 32, groups], packed along the outputs; or int8 [out, groups]
   weight_shape       int64 [2]: out, in (`pack-quantized`)
+  input_scale, input_zero_point     see static_inputs
 """
 
 import re
@@ -15,6 +16,7 @@ import numpy as np
 
 from jaxquant import errors
 from jaxquant.interop import matrices
+from jaxquant.interop import static_inputs
 from jaxquant.interop import words
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
@@ -25,12 +27,16 @@ PACKED, INTEGER = 'pack-quantized', 'int-quantized'
 _UNUSED = ('kv_cache_scheme', 'sparsity_config', 'transform_config', 'moe_sparsity_config')
 
 
+# How the inputs of a linear are quantized: with ranges of each token, with a static one, or not at all.
+Activation = quantizers.DynamicQuantizer | static_inputs.StaticInput | None
+
+
 class CompressedTensors:
   """The format.
 
   Attributes:
-    groups: (patterns of linears' names, scheme, activation quantizer or None) of each config group; a pattern is a
-      regular expression behind `re:`, a name, or the class of all linears.
+    groups: (patterns of linears' names, scheme, `Activation`) of each config group; a pattern is a regular expression
+      behind `re:`, a name, or the class of all linears.
     ignored: patterns of linears that stay floats.
     format: `PACKED` or `INTEGER`.
   """
@@ -73,8 +79,8 @@ class CompressedTensors:
     group = self._group(module)
     return group and group[1]
 
-  def activation_of(self, module: str) -> quantizers.DynamicQuantizer | None:
-    """The quantizer of what a linear reads."""
+  def activation_of(self, module: str) -> Activation:
+    """How what a linear reads is quantized."""
     group = self._group(module)
     return group and group[2]
 
@@ -90,7 +96,9 @@ class CompressedTensors:
       made['weight_packed'] = np.dtype(np.int32), (outputs, words.count(inputs, scheme.bits))
       made['weight_shape'] = np.dtype(np.int64), (2,)
       zero_point = np.dtype(np.int32), (words.count(outputs, scheme.bits), groups)
-    return made if scheme.symmetric else made | {'weight_zero_point': zero_point}
+    made |= {} if scheme.symmetric else {'weight_zero_point': zero_point}
+    activation = self.activation_of(module)
+    return made | activation.shapes() if isinstance(activation, static_inputs.StaticInput) else made
 
   def encode(self, matrix: matrices.Matrix, path: str) -> dict[str, np.ndarray]:
     """The tensors of a kernel."""
@@ -167,22 +175,30 @@ def _weights(scheme: matrices.Scheme) -> dict[str, Any]:
           'strategy': 'group' if scheme.group_size else 'channel', 'group_size': scheme.group_size}
 
 
-def _activation(group: Mapping[str, Any], where: str) -> quantizers.DynamicQuantizer | None:
-  """The quantizer that the entry `input_activations` describes."""
+def _activation(group: Mapping[str, Any], where: str) -> Activation:
+  """What the entry `input_activations` describes."""
   if group.get('output_activations'):
     raise errors.UserError(f'{where}: output_activations are not supported')
   if not (inputs := group.get('input_activations')):
     return None
   known = (isinstance(inputs, dict) and inputs.get('type', 'int') == 'int'
            and type(inputs.get('num_bits')) is int and inputs['num_bits'] in _BITS
-           and inputs.get('dynamic') is True and inputs.get('strategy') == 'token')
+           and (inputs.get('dynamic', False), inputs.get('strategy')) in ((True, 'token'), (False, 'tensor')))
   if not known:
     raise errors.UserError(
-        f'{where}: input_activations {inputs} are not supported: dynamic integers for each token are')
+        f'{where}: input_activations {inputs} are not supported: dynamic integers for each token, or static ones for '
+        'each tensor, are')
   symmetric = bool(inputs.get('symmetric', True))
+  if not inputs.get('dynamic'):
+    return static_inputs.StaticInput(inputs['num_bits'], symmetric)
   return quantizers.DynamicQuantizer(formats.IntFormat(inputs['num_bits'], symmetric, full=symmetric))
 
 
-def _inputs(activation: quantizers.DynamicQuantizer | None) -> dict[str, Any] | None:
-  return activation and {'num_bits': activation.format.bits, 'type': 'int', 'symmetric': activation.format.symmetric,
-                         'strategy': 'token', 'dynamic': True}
+def _inputs(activation: Activation) -> dict[str, Any] | None:
+  if activation is None:
+    return None
+  if isinstance(activation, static_inputs.StaticInput):
+    return {'num_bits': activation.bits, 'type': 'int', 'symmetric': activation.symmetric, 'strategy': 'tensor',
+            'dynamic': False}
+  return {'num_bits': activation.format.bits, 'type': 'int', 'symmetric': activation.format.symmetric,
+          'strategy': 'token', 'dynamic': True}

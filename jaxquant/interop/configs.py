@@ -134,6 +134,17 @@ def read(config: Mapping[str, Any], where: str = 'config.json') -> model_config.
   return _checked(fields, kind, where)
 
 
+def keys(model: model_config.TransformerConfig, kind: str) -> dict[str, Any]:
+  """The keys of a `config.json` of `kind` with the values of a model; those of its rotation are not among them."""
+  made = {}
+  for ours, theirs in _KEYS[kind].items():
+    value = getattr(model, ours)
+    if ours == 'activation':
+      value = next(name for name, same in _ACTIVATIONS.items() if same == value)
+    made.setdefault(theirs if isinstance(theirs, str) else theirs[0], value)
+  return made
+
+
 def _rotation(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   """Our fields of the rotary positions."""
   stretched = config.get('rope_scaling') or {}

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,12 @@ class Directory:
   def array(self, name: str) -> np.ndarray:
     """A tensor, mapped into memory."""
     return self.files[name].array(name)
+
+  def carry(self, folder: pathlib.Path) -> None:
+    """Copies what goes along where the model is exported to `folder`; raises `UserError` for a link out of here."""
+    for name in CARRIED:
+      if self.has(name):
+        shutil.copyfile(self.file(name), folder / name)
 
   def fingerprint(self) -> str:
     """SHA-256, in hexadecimal, of `config.json` and all safetensors files; reads them from end to end."""

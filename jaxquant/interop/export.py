@@ -1,4 +1,4 @@
-"""A quantized tree as the tensors of a format of others, or the reason why it cannot be that."""
+"""A tree as the tensors of a format of others, or the reason why it cannot be that."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,16 @@ from jaxquant.interop import families
 from jaxquant.interop import gptq
 from jaxquant.interop import matrices
 from jaxquant.interop import names as names_lib
+from jaxquant.interop import static_inputs
 from jaxquant.models import staging
 from jaxquant.numerics import nodes
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 
-FORMATS = ('compressed-tensors', 'gptq', 'gptq_v2', 'awq')
+CODED = ('compressed-tensors', 'gptq', 'gptq_v2', 'awq')
+FLOAT = 'float'  # what is not quantized
+FORMATS = (*CODED, FLOAT)
 _DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 _ENTRIES = {
     'gather': 'a reordering of channels', 'shift': 'a shift of channels', 'scale': 'a scale of channels',
@@ -32,7 +35,7 @@ class Export:
   """A tree in a format.
 
   Attributes:
-    codec: of the format.
+    codec: of the format; None for `FLOAT`.
     dtype: name of the dtype of what stays floating.
   """
 
@@ -40,7 +43,7 @@ class Export:
     """Checks that the format can express the tree.
 
     Args:
-      params: of a model that `origin` describes, quantized.
+      params: of a model that `origin` describes, quantized but for `FLOAT`.
       origin: the `config.json` of the model before it was quantized.
       kind: one of `FORMATS`.
       dtype: of what stays floating; that of `origin` by default.
@@ -63,12 +66,18 @@ class Export:
     if not self._family.transposed and kind in ('compressed-tensors', 'awq'):
       raise errors.UserError(f'{kind} knows linears of torch alone, and those of a {origin["model_type"]} are Conv1D')
     self._check()
+    self._static: dict[str, tuple[str, Any]] = {}
     self.codec = self._codec(kind)
+    # Of linears with static activations; only compressed tensors have them.
+    self._ranges = {
+        module: self.codec.activation_of(module).encode(quantizer, name)
+        for module, (name, quantizer) in self._static.items()}
 
   def config(self) -> dict[str, Any]:
     """The `config.json`."""
     key = 'torch_dtype' if 'torch_dtype' in self._origin else 'dtype'
-    return {**self._origin, key: self.dtype, 'quantization_config': self.codec.config()}
+    floats = {name: value for name, value in self._origin.items() if name != 'quantization_config'} | {key: self.dtype}
+    return floats if self.codec is None else {**floats, 'quantization_config': self.codec.config()}
 
   def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor by name, made when it is asked for."""
@@ -81,8 +90,9 @@ class Export:
       layout = self._names.entries[paths[0]].layout
       if isinstance(arrays[paths[0]], qtensor.QTensor):
         module = tensor.removesuffix('.weight')
-        for suffix, made in self.codec.encode(self._joined(paths, layout), module).items():
-          yield f'{module}.{suffix}', made
+        made = self.codec.encode(self._joined(paths, layout), module) | self._ranges.get(module, {})
+        for suffix, array in made.items():
+          yield f'{module}.{suffix}', array
       else:
         yield tensor, layout.give(*(np.asarray(arrays[path]) for path in paths)).astype(_DTYPES[self.dtype])
 
@@ -104,9 +114,8 @@ class Export:
       if path in self._names.entries:
         if isinstance(value, qtensor.QTensor) and parent in trees.TABLES:
           problem = 'formats of others keep tables of embeddings in floats'
-      elif parent in specified and key == 'quantizer':
-        if not isinstance(value, quantizers.DynamicQuantizer):
-          problem = 'a static range of activations, which has no place in the formats that we write'
+      elif parent in specified and isinstance(value, quantizers.INPUT_QUANTIZERS):
+        pass  # `_activation` looks at it
       elif parent in specified and key in _ENTRIES:
         problem = f'{_ENTRIES[key]}, which has no place in files of others'
       elif key == 'bias':
@@ -122,23 +131,28 @@ class Export:
 
   def _codec(self, kind: str):
     """The codec of the format for the schemes of the tree."""
-    found = {}
+    found: dict[str, tuple[matrices.Scheme | None, compressed_tensors.Activation]] = {}
     for path in trees.linears(self._params):
       if path in trees.TABLES:
         continue
       kernel = trees.get(self._params, path)['kernel']
+      module = self._names.module(path)
       scheme = matrices.scheme(kernel, path) if isinstance(kernel, qtensor.QTensor) else None
-      activation = self._activation(path)
+      activation = self._activation(path, module)
+      if kind == FLOAT and (scheme or activation):
+        what = 'its kernel holds codes' if scheme else 'its activations are quantized'
+        raise errors.UserError(f'{path}: {what}, and {kind} is what is not quantized')
       if scheme is None and activation is not None:
         raise errors.UserError(f'{path}: quantized activations meet a float kernel, which no format of others knows')
-      module = self._names.module(path)
       if found.setdefault(module, (scheme, activation)) != (scheme, activation):
         raise errors.UserError(f'{path}: {module} is one tensor, all of which takes the same format')
+    if kind == FLOAT:
+      return None
     floats = [module for module, (scheme, _) in found.items() if scheme is None]
     floats += [name for name in self._family.heads if name not in found]
     schemes = {pair for pair in found.values() if pair[0] is not None}
     if not schemes:
-      raise errors.UserError('the model holds no integer codes to export')
+      raise errors.UserError(f'the model holds no integer codes to export; {FLOAT} is the format without them')
     if kind == 'compressed-tensors':
       return _compressed(found, schemes, floats)
     inside = [(path, found[self._names.module(path)]) for path in trees.linears(self._params)
@@ -159,14 +173,17 @@ class Export:
       return awq.AWQ(matrices.Scheme(scheme.bits, False, scheme.group_size), tuple(floats))
     return gptq.GPTQ(scheme, kind)
 
-  def _activation(self, path: str) -> quantizers.DynamicQuantizer | None:
-    """The quantizer of what the linear at `path` reads; raises `UserError` for one that formats of others lack."""
+  def _activation(self, path: str, module: str) -> compressed_tensors.Activation:
+    """How what the linear at `path` reads is quantized; raises `UserError` where formats of others lack that."""
     shared = [site.name for site in self._sites if path in site.consumers]
     found = [(name, value) for name in dict.fromkeys([*shared, f'{path}/input'])
              if (value := trees.get(self._params, f'{name}/quantizer')) is not None]
     if not found:
       return None
     name, quantizer = found[0]
+    if not isinstance(quantizer, quantizers.DynamicQuantizer):
+      self._static[module] = name, quantizer
+      return static_inputs.StaticInput.of(quantizer, name)
     if quantizer.group_size is not None or quantizer.per_tensor:
       raise errors.UserError(f'{name}: other formats take dynamic ranges of whole tokens, not of groups or tensors')
     if quantizer.format.symmetric and not quantizer.format.full:
@@ -177,7 +194,8 @@ class Export:
 
 def _compressed(found, schemes, floats) -> compressed_tensors.CompressedTensors:
   """The codec of compressed tensors: one group for all linears, or, where they differ, groups of names."""
-  eight = all(scheme.bits == 8 and activation and activation.format.bits == 8 for scheme, activation in schemes)
+  bits = lambda activation: getattr(activation, 'format', activation).bits
+  eight = all(scheme.bits == 8 and activation and bits(activation) == 8 for scheme, activation in schemes)
   layout = compressed_tensors.INTEGER if eight else compressed_tensors.PACKED
   if len(schemes) == 1:
     return compressed_tensors.CompressedTensors([(('Linear',), *next(iter(schemes)))], floats, layout)

@@ -1,6 +1,6 @@
 """Directories that others quantized: which linears hold codes, in which tensors, and how their inputs are quantized."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxquant.interop import directory
 from jaxquant.interop import gptq
 from jaxquant.interop import matrices
 from jaxquant.interop import names as names_lib
+from jaxquant.interop import static_inputs
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
@@ -51,7 +52,7 @@ class Quantized:
   Attributes:
     method: name of the format.
     linears: {path in our tree: Linear}.
-    activations: {path of a site: its quantizer}.
+    activations: {path of a site: its quantizer, a `static_inputs.StaticInput` where the files hold the range}.
   """
 
   def __init__(
@@ -86,12 +87,18 @@ class Quantized:
             f'{where}: groups of {scheme.group_size} do not divide the {shape[0]} inputs of {module}')
       layout = names.layout(f'{path}/kernel')._replace(transposed=False)
       self.linears[path] = Linear(module, layout, shape, scheme)
+    self._readers: dict[str, list[str]] = {}
     self.activations = self._quantizers(sites, where) if everywhere else {}
 
   def tensors(self) -> dict[str, tuple[np.dtype | None, tuple[int, ...]]]:
     """Dtype (None for any float) and shape of every tensor that holds codes, or what belongs to them, by name."""
     return {f'{linear.module}.{suffix}': described for linear in self.linears.values()
             for suffix, described in self._codec.shapes(linear.module, linear.shape[0], linear.outputs).items()}
+
+  def tensor(self, path: str) -> str:
+    """The name of one of the tensors of the linear at `path`."""
+    linear = self.linears[path]
+    return f'{linear.module}.{next(iter(self._codec.shapes(linear.module, *linear.shape)))}'
 
   def abstract(self, tree: dict) -> dict:
     """The float tree, as shapes, with what is quantized in its place."""
@@ -104,14 +111,30 @@ class Quantized:
           None if scheme.symmetric else struct((groups, outputs), jnp.uint8), fmt, -2, inputs))
       if self._gathers:
         tree = trees.put(tree, f'{path}/input/gather', struct((inputs,), jnp.int32))
-    return self.with_activations(tree)
-
-  def with_activations(self, tree: dict, prefix: str = '') -> dict:
-    """The subtree at `prefix` with the quantizers of its sites."""
     for name, quantizer in self.activations.items():
-      if not prefix and not name.startswith('layers/') or prefix and name.startswith(f'{prefix}/'):
-        tree = trees.put(tree, f'{name[len(prefix):].lstrip("/")}/quantizer', quantizer)
+      abstract = quantizer.abstract() if isinstance(quantizer, static_inputs.StaticInput) else quantizer
+      tree = trees.put(tree, f'{name}/quantizer', abstract)
     return tree
+
+  def inputs(self, inside: Callable[[str], bool], folder: directory.Directory) -> dict[str, Any]:
+    """{path of a site: its quantizer, of NumPy arrays} of the sites that are `inside`.
+
+    Raises:
+      UserError: linears that share a site have different ranges there, or a range is none.
+    """
+    return {name: self._static(name, folder) if isinstance(quantizer, static_inputs.StaticInput) else quantizer
+            for name, quantizer in self.activations.items() if inside(name)}
+
+  def _static(self, name: str, folder: directory.Directory) -> Any:
+    """The static quantizer of a site, from the tensors of every linear that reads there."""
+    activation, found = self.activations[name], {}
+    for path in self._readers[name]:
+      module = self.linears[path].module
+      found[path] = {suffix: np.asarray(folder.array(f'{module}.{suffix}')) for suffix in activation.shapes()}
+    first, *others = found.values()
+    if any(not np.array_equal(other[suffix], first[suffix], equal_nan=True) for other in others for suffix in first):
+      raise errors.UserError(f'{folder.path}: {" and ".join(found)} read the same, and quantize it differently')
+    return activation.decode(first, f'{folder.path}: {self.linears[self._readers[name][0]].module}')
 
   def layer(self, path: str, folder: directory.Directory) -> dict[str, Any]:
     """What the linear at `path` holds but for its bias, in NumPy arrays: {entry: value}; raises `UserError`."""
@@ -132,8 +155,8 @@ class Quantized:
   def _gathers(self) -> bool:
     return isinstance(self._codec, gptq.GPTQ) and self._codec.in_any_order
 
-  def _quantizers(self, sites, where) -> dict[str, quantizers.DynamicQuantizer]:
-    """The quantizer of every site; linears that share one must ask for the same."""
+  def _quantizers(self, sites, where) -> dict[str, quantizers.DynamicQuantizer | static_inputs.StaticInput]:
+    """How every site is quantized; linears that share one must ask for the same."""
     found, seen = {}, set()
     for site in sites:
       asked = {path: self._codec.activation_of(self.linears[path].module) if path in self.linears else None
@@ -142,8 +165,8 @@ class Quantized:
       if len(set(asked.values())) > 1:
         raise errors.UserError(f'{where}: {" and ".join(asked)} read the same, and quantize it differently')
       if (quantizer := next(iter(asked.values()))) is not None:
-        found[site.name] = quantizer
+        found[site.name], self._readers[site.name] = quantizer, list(asked)
     for path, linear in self.linears.items():
       if path not in seen and (quantizer := self._codec.activation_of(linear.module)) is not None:
-        found[f'{path}/input'] = quantizer
+        found[f'{path}/input'], self._readers[f'{path}/input'] = quantizer, [path]
     return found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
@@ -15,14 +16,13 @@ from jaxquant.interop import directory
 from jaxquant.interop import families
 from jaxquant.interop import names
 from jaxquant.interop import quantized
+from jaxquant.interop import slabs
 from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import trees
 
-# Arrays read at a time: enough to keep a disk and two cores busy, few enough to need little memory.
-_READERS = 4
-# Edge of the squares in which a kernel is transposed, which fit a processor's cache.
-_SQUARE = 128
+# Arrays read at a time: enough to keep a disk and a few cores busy, few enough that the disk sees few places at once.
+READERS = 4
 _MASKS = ('[MASK]', '<mask>')
 
 
@@ -75,12 +75,17 @@ class DirectorySource:
     work = {name: self._array for name in self._floats if inside(name)}
     work |= {name: self._layer for name in (self.quantized.linears if self.quantized else ()) if inside(name)}
     tree = {}
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-      for name, made in zip(work, pool.map(lambda name: work[name](name), work)):
-        name = name[len(path) + 1:] if path else name
+    with futures.ThreadPoolExecutor(READERS) as pool:
+      under_way = {name: pool.submit(work[name], name) for name in sorted(work, key=self._place)}
+      for name in work:
+        made, name = under_way.pop(name).result(), name[len(path) + 1:] if path else name
         for key, value in made.items() if isinstance(made, dict) else [('', made)]:
           tree = trees.put(tree, f'{name}/{key}'.rstrip('/'), value)
-    return self.quantized.with_activations(tree, path) if self.quantized else tree
+    found = self.quantized.inputs(inside, self.directory) if self.quantized else {}
+    for name, quantizer in found.items():
+      name = name[len(path) + 1:] if path else name
+      tree = trees.put(tree, f'{name}/quantizer', jax.tree.map(self._placed, quantizer))
+    return tree
 
   def assemble(self, finished: dict[str, dict]) -> dict:
     """The whole tree, of finished blocks and of those that the directory still holds as they are."""
@@ -114,9 +119,16 @@ class DirectorySource:
     coded = {linear.module for linear in self.quantized.linears.values()} if self.quantized else ()
     return leaf == 'bias' and module in coded and not np.any(self.directory.array(name))
 
+  def _place(self, path: str) -> tuple[pathlib.Path, int]:
+    """Where an array, or the first tensor of a linear, stands: disks read forwards fastest."""
+    tensor = self._floats[path].tensor if path in self._floats else self.quantized.tensor(path)
+    file = self.directory.files[tensor]
+    return file.path, file.tensors[tensor].begin
+
   def _array(self, path: str) -> jax.Array:
     entry = self._floats[path]
-    return self._placed(entry.layout.take(self.directory.array(entry.tensor)), float32)
+    # What was read is nowhere else, so that a CPU device may have it as it is.
+    return self._placed(slabs.read(self.directory.files[entry.tensor], entry.tensor, entry.layout), lambda view: view)
 
   def _layer(self, path: str) -> dict[str, Any]:
     return jax.tree.map(self._placed, self.quantized.layer(path, self.directory))
@@ -131,15 +143,3 @@ def _mask_token(folder: directory.Directory, config):
     return config.mask_token
   added = folder.json('tokenizer.json').get('added_tokens') or ()
   return next((token['id'] for token in added if token.get('content') in _MASKS), config.mask_token)
-
-
-def float32(view: np.ndarray) -> np.ndarray:
-  """A copy in float32; that of a transposed one is made square by square."""
-  if view.ndim != 2 or view.flags.c_contiguous or min(view.shape) <= _SQUARE:
-    return np.array(view, np.float32, order='C')
-  copy = np.empty(view.shape, np.float32)
-  for i in range(0, view.shape[0], _SQUARE):
-    for j in range(0, view.shape[1], _SQUARE):
-      square = np.s_[i : i + _SQUARE, j : j + _SQUARE]
-      copy[square] = view[square]
-  return copy

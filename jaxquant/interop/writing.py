@@ -5,7 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,16 +18,29 @@ from jaxquant.interop import tensor_file
 _SHARD_BYTES = 5_000_000_000
 
 
+class Origin(Protocol):
+  """What stands beside the tensors: a `directory.Directory`, or the `descriptions.Description` of a model of ours.
+
+  Attributes:
+    config: the values of `config.json`, of the float model.
+  """
+
+  config: dict[str, Any]
+
+  def carry(self, folder: pathlib.Path) -> None:
+    """Writes to `folder` what goes along: how text is tokenized, how the model generates."""
+
+
 def write(
-    path: str | os.PathLike[str], params: dict, origin: directory.Directory, kind: str, *, dtype: str | None = None,
+    path: str | os.PathLike[str], params: dict, origin: Origin, kind: str, *, dtype: str | None = None,
     provenance: dict[str, Any] | None = None, decisions: dict[str, Any] | None = None,
     shard_bytes: int = _SHARD_BYTES) -> pathlib.Path:
-  """Writes a quantized model in a format of others.
+  """Writes a model in a format of others.
 
   Args:
     path: the directory to write, which must not exist.
-    params: the quantized tree.
-    origin: the directory of the model before it was quantized; its tokenizer and what it generates with go along.
+    params: the tree.
+    origin: what the model was before it was quantized.
     kind, dtype: as for `export.Export`.
     provenance, decisions: for the manifest.
     shard_bytes: of a file at most, but for larger tensors.
@@ -49,9 +62,7 @@ def write(
     raise errors.UserError(f'cannot write {path}: {error.strerror}') from error
   try:
     _shards(partial, made, shard_bytes)
-    for name in directory.CARRIED:
-      if origin.has(name):
-        shutil.copyfile(origin.file(name), partial / name)
+    origin.carry(partial)
     _json(partial / directory.CONFIG, made.config())
     if kind.startswith('gptq'):  # where older loaders look
       _json(partial / 'quantize_config.json', made.codec.config())

@@ -2,4 +2,5 @@
 
   training  steps of quantization-aware training against the plain step
   ptq       post-training methods: one layer, and whole models block by block
+  imports   models of others from the disk, block by block
 """

@@ -14,6 +14,7 @@ from jaxquant.interop import matrices
 from jaxquant.interop import source
 from jaxquant.interop import tensor_file
 from jaxquant.interop import writing
+from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
@@ -53,7 +54,7 @@ class QuantizedTest(parameterized.TestCase):
     for word in words:
       self.assertIn(word, str(caught.exception))
 
-  @parameterized.product(kind=list(export.FORMATS), family=['llama', 'qwen3', 'opt, post-norm', 'bloom'])
+  @parameterized.product(kind=list(export.CODED), family=['llama', 'qwen3', 'opt, post-norm', 'bloom'])
   def test_values_are_those_that_were_written(self, kind, family):
     # Version 1 of GPTQ lacks zero points of zero, which groups of one sign have.
     opened, params, folder = self._export(kind, 'int4' if kind == 'gptq' else 'uint4', family=family)
@@ -93,6 +94,49 @@ class QuantizedTest(parameterized.TestCase):
       self.assertEqual(trees.get(whole, site)['quantizer'], trees.get(params, site)['quantizer'])
     evaluate = networks.evaluator(opened.config, jit=networks.quick_jit)
     np.testing.assert_array_equal(evaluate(whole, networks.tokens(2)), evaluate(params, networks.tokens(2)))
+
+  @parameterized.product(weights=['int4', 'int8'], quantizer=[
+      quantizers.ClipQuantizer(np.float32(-0.7), np.float32(1.9), 4, align_zero=True),
+      quantizers.ClipQuantizer(np.float32(0), np.float32(3), 8, align_zero=True),
+      quantizers.PactQuantizer(np.float32(1.3), 4, signed=False), quantizers.StepQuantizer(np.float32(0.11), 5)])
+  def test_static_ranges_come_back_at_their_sites(self, weights, quantizer):
+    opened, unranged = exporting.quantized(self.folder / 'model', weights, family='bloom')
+    params = unranged
+    for i, site in enumerate(site.name for site in staging.model_sites(opened.config)[:-1]):
+      scaled = jax.tree.map(lambda end: np.float32(end * (1 + i / 8)), quantizer)  # pylint: disable=cell-var-from-loop
+      params = trees.put(params, f'{site}/quantizer', scaled)
+    read = source.DirectorySource(
+        writing.write(self.folder / 'exported', params, opened.directory, 'compressed-tensors'))
+    whole = read.whole()
+    validate.validate(whole, read.config)
+    self.assertEqual(jax.tree.structure(read.abstract()), jax.tree.structure(whole))
+    self.assertEqual(read.load('layers/1').keys(), whole['layers']['1'].keys())
+    evaluate = networks.evaluator(opened.config, jit=networks.quick_jit)
+    got, want, without = (evaluate(tree, networks.tokens(2)) for tree in (whole, params, unranged))
+    self.assertGreater(np.abs(want - without).max(), 1e-2)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+  def test_static_ranges_that_are_wrong(self):
+    opened, params = exporting.quantized(self.folder / 'model')
+    params = trees.put(params, 'layers/0/attention/input/quantizer',
+                       quantizers.ClipQuantizer(np.float32(-1), np.float32(1), 4, align_zero=True))
+    folder = writing.write(self.folder / 'exported', params, opened.directory, 'compressed-tensors')
+    name = 'model.layers.0.self_attn.q_proj'
+    before = (folder / 'model.safetensors').read_bytes()
+    for suffix, array, words in (
+        ('input_scale', np.array([0.5], np.float32), ['quantize it differently']),
+        ('input_scale', np.ones(2, np.float32), ['has shape (2,) instead of (1,)']),
+        ('input_zero_point', np.array([1], np.int32), ['is int32, not int8'])):
+      self._change(folder, **{f'{name}.{suffix}': array})
+      self._assert_refused(folder, *words)
+      (folder / 'model.safetensors').write_bytes(before)
+    modules = [f'model.layers.0.self_attn.{each}_proj' for each in 'qkv']
+    for suffix, array, words in (
+        ('input_scale', np.array([np.nan], np.float32), ['input_scale is nan']),
+        ('input_zero_point', np.array([8], np.int8), ['input_zero_point is beyond 4 bits'])):
+      self._change(folder, **{f'{module}.{suffix}': array for module in modules})
+      self._assert_refused(folder, name, *words)
+      (folder / 'model.safetensors').write_bytes(before)
 
   def test_groups_in_any_order_are_gathered(self):
     opened, params, folder = self._export('gptq', 'uint4')
@@ -187,8 +231,6 @@ class RefusalsTest(parameterized.TestCase):
       ('bias', 'layers/0/mlp/up/bias', np.zeros(64, np.float32), ['bias where the architecture has none']),
       ('shift', 'layers/0/mlp/input/shift', np.zeros(32, np.float32), ['a shift of channels']),
       ('gather', 'layers/0/mlp/up/input/gather', np.arange(32), ['a reordering of channels']),
-      ('static', 'layers/0/mlp/input/quantizer', quantizers.ClipQuantizer(np.float32(-1), np.float32(1), 4), [
-          'static range']),
       ('operand', 'layers/1/attention/value/quantizer', quantizers.ClipQuantizer(np.float32(-1), np.float32(1), 4), [
           'ClipQuantizer']),
       ('residual', 'layers/0/mlp_residual/scale', np.ones(32, np.float32), ['residual branch']),
@@ -199,6 +241,23 @@ class RefusalsTest(parameterized.TestCase):
     params, origin = self._quantized()
     for kind in export.FORMATS:
       self._assert_refused(trees.put(params, path, value), origin, kind, path, *words)
+
+  @parameterized.named_parameters(
+      ('no_level', quantizers.ClipQuantizer(np.float32(-1), np.float32(1), 4), ['zero is not a level', 'align_zero']),
+      ('above', quantizers.ClipQuantizer(np.float32(1), np.float32(16), 4), ['zero is not a level']),
+      ('pact', quantizers.PactQuantizer(np.float32(1), 4), ['zero is not a level']),
+      ('channels', quantizers.ClipQuantizer(np.zeros(32, np.float32), np.ones(32, np.float32), 4), ['each channel']))
+  def test_static_ranges_that_no_format_has(self, quantizer, words):
+    params, origin = self._quantized()
+    params = trees.put(params, 'layers/0/mlp/input/quantizer', quantizer)
+    self._assert_refused(params, origin, 'compressed-tensors', 'layers/0/mlp/input', *words)
+
+  def test_what_is_quantized_is_not_float(self):
+    self._assert_refused(*self._quantized(), 'float', 'layers/0/attention/', 'its kernel holds codes')
+    config = model_directories.CONFIGS['llama']
+    params = trees.put(model_directories.params(config), 'layers/1/mlp/input/quantizer',
+                       quantizers.DynamicQuantizer(formats.parse('uint8')))
+    self._assert_refused(params, config, 'float', 'layers/1/mlp/', 'its activations are quantized')
 
   def test_input_channels_and_mixed_schemes(self):
     params, origin = self._quantized()

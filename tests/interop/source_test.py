@@ -78,13 +78,6 @@ class SourceTest(parameterized.TestCase):
     (second / 'model.safetensors').write_bytes(content)
     self.assertNotEqual(source.DirectorySource(second).directory.fingerprint(), marks[0])
 
-  def test_kernels_larger_than_a_square_are_transposed_whole(self):
-    view = np.random.default_rng(0).normal(size=(300, 700)).astype(np.float16).T
-    copy = source.float32(view)
-    self.assertTrue(copy.flags.c_contiguous)
-    self.assertEqual(copy.dtype, np.float32)
-    np.testing.assert_array_equal(copy, view)
-
   def test_the_mask_of_an_encoder_is_that_of_its_tokenizer(self):
     self.assertEqual(source.DirectorySource(self._folder('bert')).config.mask_token, 2)
 

@@ -14,6 +14,9 @@ from tests import model_directories
 _PTQ = ('--config=configs/ptq/gptq_w4a16_g128.py', '--config.group_size=16', '--config.calibration_windows=8',
         '--config.weight_kind=uint')
 
+# The windows of a workdir are as long as the sequences that it was trained on.
+_AS_TRAINED = '--length=16'
+
 
 class ExportsTest(parameterized.TestCase):
 
@@ -33,9 +36,9 @@ class ExportsTest(parameterized.TestCase):
     super().setUp()
     self.target = pathlib.Path(self.create_tempdir().full_path) / 'exported'
 
-  def _score(self, model):
+  def _score(self, model, *flags):
     workdir = self.target.with_name('scored')
-    finished = launching.run('evaluate', f'--model={model}', f'--workdir={workdir}', f'--text={self.text}')
+    finished = launching.run('evaluate', f'--model={model}', f'--workdir={workdir}', f'--text={self.text}', *flags)
     self.assertEqual((finished.code, finished.error), (0, ''))
     return launching.evaluations(workdir)[0]
 
@@ -52,6 +55,29 @@ class ExportsTest(parameterized.TestCase):
     self.assertEqual((got['weights'], got['method']), (4, kind.removesuffix('_v2')))
     tolerance = 1e-6 if kind == 'compressed-tensors' else 1e-3
     self.assertLess(abs(math.log(got['perplexity'] / want['perplexity'])), tolerance)
+
+  def test_what_was_trained_here_scores_as_it_did(self):
+    finished = launching.run('export', f'--model={launching.trained()}', '--variant=baseline', '--format=float',
+                             f'--output={self.target}')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    self.assertEqual(json.loads((self.target / 'config.json').read_text())['architectures'], ['LlamaForCausalLM'])
+    want, = (each['perplexity'] for each in launching.evaluations(launching.trained())
+             if (each['variant'], each['weights'], each['activations']) == ('baseline', 16, 16))
+    self.assertLess(abs(math.log(self._score(self.target, _AS_TRAINED)['perplexity'] / want)), 1e-6)
+
+  def test_ranges_that_were_learned_here(self):
+    trained, workdir = (self.target.with_name(name) for name in ('trained', 'quantized'))
+    finished = launching.run('train', launching.config(), f'--workdir={trained}', "--config.variants=('both',)",
+                             '--config.qat.align_zero=True')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    finished = launching.run('quantize', '--config=configs/ptq/rtn_w4a4.py', '--config.calibration_windows=8',
+                             f'--model={trained}', f'--workdir={workdir}', f'--text={self.text}')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    finished = launching.run('export', f'--model={workdir}', f'--output={self.target}')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    got, want = self._score(self.target, _AS_TRAINED), launching.evaluations(workdir)[0]
+    self.assertEqual((got['weights'], got['activations'], got['activation_mode']), (4, 4, 'static'))
+    self.assertLess(abs(math.log(got['perplexity'] / want['perplexity'])), 1e-4)
 
   def test_format_of_an_export_changes(self):
     flags = [f'--model={self.workdir}', '--format=gptq_v2', f'--output={self.target}']
@@ -76,12 +102,11 @@ class ExportsTest(parameterized.TestCase):
       ('no_output', ['--model={quantized}'], ['--output=DIR']),
       ('format', ['--model={quantized}', '--output={target}', '--format=gguf'], ['gguf', 'compressed-tensors']),
       ('there_already', ['--model={quantized}', '--output={quantized}'], ['exists already']),
-      ('float', ['--model={model}', '--output={target}'], ['no integer codes']),
-      ('not_imported', ['--model={trained}', '--output={target}'], ['was not imported']))
+      ('float', ['--model={model}', '--output={target}'], ['no integer codes', 'float']),
+      ('codes', ['--model={quantized}', '--output={target}', '--format=float'], ['holds codes']))
   def test_refused(self, flags, words):
-    trained = launching.trained() if '{trained}' in flags[0] else None
     finished = launching.run('export', *(flag.format(
-        quantized=self.workdir, model=self.folder / 'model', target=self.target, trained=trained) for flag in flags))
+        quantized=self.workdir, model=self.folder / 'model', target=self.target) for flag in flags))
     self.assertEqual(finished.code, 2, finished)
     self.assertLen(finished.error.splitlines(), 1)
     for word in words:
