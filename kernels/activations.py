@@ -104,7 +104,7 @@ def pack(codes):
 
 def _xla(x, *, bits, symmetric, before, static, group_size, packed):
   """Divides as `DynamicQuantizer` does, so that the codes are the same to the last one."""
-  x = preceding.apply(x, before, preceding.butterflies).astype(jnp.float32)
+  x = preceding.apply(x, before, preceding.butterflies, narrow=_narrow).astype(jnp.float32)
   scale = offset = None
   most = 2 ** (bits - 1) - 1
   if static is not None:
@@ -124,6 +124,12 @@ def _xla(x, *, bits, symmetric, before, static, group_size, packed):
   codes = codes.astype(jnp.int8)
   row_sums = jnp.sum(codes.reshape(*x.shape[:-1], -1, group_size), axis=-1, dtype=jnp.int32)
   return pack(codes) if packed else codes, scale, offset, row_sums
+
+
+def _narrow(value, dtype):
+  """The value rounded to the dtype; of a mere conversion there and back, XLA may keep the excess precision on GPUs."""
+  kind = jnp.finfo(dtype)
+  return jax.lax.reduce_precision(value, kind.nexp, kind.nmant).astype(dtype)
 
 
 def _scale(width, scale):

@@ -50,7 +50,9 @@ def check(before: Before, features: int) -> None:
     raise ValueError(f'a Hadamard transform takes blocks of a power of two that divides {features}, not of {block}')
 
 
-def apply(x, before: Before, transform: Callable[[Any, int], Any], load: Callable[[Any], Any] = lambda vector: vector):
+def apply(
+    x, before: Before, transform: Callable[[Any, int], Any], load: Callable[[Any], Any] = lambda vector: vector,
+    narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype)):
   """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
 
   Args:
@@ -58,6 +60,7 @@ def apply(x, before: Before, transform: Callable[[Any, int], Any], load: Callabl
     before: what happens to it.
     transform: (float32 [..., K], block) -> the blocks' butterflies without their scale, as `butterflies` computes them.
     load: makes an array of a vector of `before` when its turn comes.
+    narrow: (float32 value, dtype) -> the value in the dtype, rounded.
   """
   dtype = x.dtype
   wide = lambda a: a.astype(jnp.float32)
@@ -67,11 +70,11 @@ def apply(x, before: Before, transform: Callable[[Any, int], Any], load: Callabl
       x = x - _mean(x)
     x = x * jax.lax.rsqrt(_mean(x * x) + before.epsilon)
     x = x if before.gain is None else x * load(before.gain)
-    x = (x if before.bias is None else x + load(before.bias)).astype(dtype)
+    x = narrow(x if before.bias is None else x + load(before.bias), dtype)
   if before.shift is not None:
-    x = (wide(x) - load(before.shift)).astype(dtype)
+    x = narrow(wide(x) - load(before.shift), dtype)
   if before.scale is not None:
-    x = (wide(x) / load(before.scale)).astype(dtype)
+    x = narrow(wide(x) / load(before.scale), dtype)
   if before.hadamard > 1:
     x = transform(wide(x), before.hadamard) * (1 / math.sqrt(before.hadamard))
   return x
