@@ -114,7 +114,8 @@ def _packed(layout, codes, scale):
 
 
 def _xla_int8(x, w):
-  return jax.lax.dot_general(x, w.astype(jnp.int8), (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+  """The bare product of weights [N, K], the order in which XLA's library is fastest."""
+  return jax.lax.dot_general(x, w.astype(jnp.int8), (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
 
 
 def _quantized(bits, layout, x, w):
@@ -155,10 +156,10 @@ _WIDE = functools.partial(_packed, kernels.Layout.INT4_WIDE)
 
 COLUMNS = {
     'bf16': Column(jnp.matmul, _values, _dense, (16, 16)),
-    'xla int8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes, (8, 8),
+    'xla int8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.T, (8, 8),
                        comparable=False),
     'xla w4a16': Column(lambda x, w: x @ _dense(*w), _values, _int4, (4, 16)),
-    'xla w4a8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.astype(jnp.int4), (4, 8),
+    'xla w4a8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.T.astype(jnp.int4), (4, 8),
                        comparable=False),
     'w8a8': _codes_column(8, 8),
     'w4a8': _codes_column(4, 8),
