@@ -17,5 +17,6 @@ from kernels.before import Before
 from kernels.matmul import DEVICE_IMPLEMENTATIONS
 from kernels.matmul import IMPLEMENTATIONS
 from kernels.matmul import quantized_matmul
+from kernels.mosaic.calls import check_device
 from kernels.prepack import Layout
 from kernels.weight_only import weight_only_matmul

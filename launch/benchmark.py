@@ -19,10 +19,11 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
 _BENCHMARKS = ('training', 'ptq', 'kernels', 'imports')
 
 
-def main(benchmark) -> None:
-  """Runs the benchmark, a module."""
+def main(name: str, benchmark) -> None:
+  """Runs the benchmark of that name, a module."""
   if benchmark is None:
-    raise errors.UserError(f'which benchmark? there are {", ".join(_BENCHMARKS)}')
+    asked = f'there is no benchmark {name!r}' if name else 'which benchmark'
+    raise errors.UserError(f'{asked}; there are {", ".join(_BENCHMARKS)}')
   from launch import workdir  # pylint: disable=g-import-not-at-top; so that --help needs no JAX
   result = benchmark.run()
   if _OUTPUT.value:
@@ -30,6 +31,7 @@ def main(benchmark) -> None:
 
 
 if __name__ == '__main__':
-  NAME = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in _BENCHMARKS else None
+  NAME = '' if sys.argv[1:2] == [] or sys.argv[1].startswith('-') else sys.argv.pop(1)
   # Its flags are defined by importing it, before any is parsed.
-  runtime.launch(functools.partial(main, NAME and importlib.import_module(f'launch.benchmarks.{NAME}')))
+  MODULE = importlib.import_module(f'launch.benchmarks.{NAME}') if NAME in _BENCHMARKS else None
+  runtime.launch(functools.partial(main, NAME, MODULE))

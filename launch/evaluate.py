@@ -62,6 +62,7 @@ def _open():
   """The model, the tasks with their tokens, the length of a window and the workdir of the flags."""
   if not model_flags.text_names() and not _TASKS.value:
     raise errors.UserError('--text=FILE or --tasks=FILE_OR_DIR is needed: what to score')
+  scoring.check_implementation(_IMPLEMENTATION.value, '--implementation')
   found = tasks.read(_TASKS.value)
   model = model_flags.model()
   length = model.length if _LENGTH.value is None else _LENGTH.value

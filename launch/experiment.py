@@ -111,9 +111,7 @@ class Experiment:
         raise errors.UserError(f'config.{key}: there is no {unknown[0]!r}, only {", ".join(known)}')
     if min(config.seeds) < 0:
       raise errors.UserError(f'config.seeds: {min(config.seeds)} is negative')
-    if config.evaluation.implementation not in scoring.IMPLEMENTATIONS:
-      raise errors.UserError(f'config.evaluation.implementation is {config.evaluation.implementation!r}; '
-                             f'there are {", ".join(scoring.IMPLEMENTATIONS)}')
+    scoring.check_implementation(config.evaluation.implementation, 'config.evaluation.implementation')
     devices, options = self.mesh.devices.size, config.training
     if options.batch_size % (devices * options.microbatches):
       raise errors.UserError(f'config.training.batch_size {options.batch_size} does not divide over {devices} devices '

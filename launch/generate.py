@@ -66,6 +66,7 @@ def _open():
   for flag, given in (('text', model_flags.text_names()), ('workdir', runtime.WORKDIR.value)):
     if given:
       raise errors.UserError(f'--{flag} means nothing here: a prompt is gone on with, and nothing is written to files')
+  scoring.check_implementation(_IMPLEMENTATION.value, '--implementation')
   sampling = generation.Sampling(_TEMPERATURE.value, _TOP_P.value)
   sampling.check()
   model = model_flags.model()

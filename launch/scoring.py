@@ -7,6 +7,7 @@ from absl import flags
 import jax
 import numpy as np
 
+import kernels
 from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.data import loader
@@ -40,6 +41,17 @@ def define_implementation() -> flags.FlagHolder[str]:
       'implementation', 'simulated', IMPLEMENTATIONS,
       'How codes meet codes: simulated by floats or by int8 products of XLA, the same bits; mosaic_gpu, the kernels for '
       'Hopper; auto, the fastest for the problem on this device.')
+
+
+def check_implementation(name: str, where: str) -> None:
+  """Raises `UserError`, naming the flag or key `where` it stands, for an implementation that cannot run here."""
+  if name not in IMPLEMENTATIONS:
+    raise errors.UserError(f'{where} is {name!r}; there are {", ".join(IMPLEMENTATIONS)}')
+  if name in kernels.DEVICE_IMPLEMENTATIONS:
+    try:
+      kernels.check_device()
+    except NotImplementedError as error:
+      raise errors.UserError(f'{where} is {name!r}, which does not run here: {error}') from None
 
 
 def calibration_batches(tokens: np.ndarray, windows: int, length: int, seed: int) -> list:

@@ -105,6 +105,8 @@ class BadInputTest(parameterized.TestCase):
       ('group_size', ['{config}', '--config.ptq.group_size=24'], ['layers/0', 'group size 24 does not divide 32']),
       ('heads', ['{config}', '--config.model.heads=5'], ['model.heads 5', 'model.width 32']),
       ('batch', ['{config}', '--config.training.microbatches=3'], ['batch_size 8', '3 microbatches']),
+      ('other_device', ['{config}', '--config.evaluation.implementation=mosaic_gpu'], [
+          "config.evaluation.implementation is 'mosaic_gpu'", 'NVIDIA GPU', 'this is cpu']),
       ('missing_source', ['{config}', '--config.init_from=nowhere'], ['config.init_from', 'nowhere']),
       ('unwritable', ['{config}', '--workdir={folder}/file/below'], ['{folder}/file/below', 'Not a directory']),
       ('coordinator_alone', ['{config}', '--num_processes=2'], ['--coordinator_address']),
@@ -129,6 +131,8 @@ class BadInputTest(parameterized.TestCase):
           '--length=33', '32']),
       ('no_batch', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--batch_size=0'], [
           '--batch_size=0']),
+      ('other_device', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--implementation=mosaic_gpu'], [
+          "--implementation is 'mosaic_gpu'", 'this is cpu']),
       ('no_config', 'quantize', ['--model={trained}'], ['--config=FILE']),
       ('not_a_workdir', 'quantize', [_PTQ, '--model={folder}'], ['config.json']),
       ('training_config', 'quantize', ['{config}', '--model={trained}'], ['is no setting']),
