@@ -8,13 +8,13 @@ import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import kernels
 from kernels import activations
 from kernels.mosaic import activations as mosaic
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
+from tests import gpus
 
 _NORMS = [None, 'rms', 'layer']
 
@@ -102,7 +102,7 @@ class InterpretTest(_MosaicCases):
     self._compare(call, (3, 256), norm, symmetric, 8 if symmetric else 4, jnp.bfloat16)
 
 
-@pytest.mark.gpu
+@gpus.needed
 class MosaicTest(_MosaicCases):
 
   @parameterized.product(
