@@ -127,6 +127,13 @@ class RunTest(absltest.TestCase):
     self.assertIn('pytest', result.stdout)
     self.assertFalse((self.root / '.venv').exists())
 
+  def test_interpreter_of_the_tests_is_named(self):
+    self._python()
+    result = self._run('--python', PYTHONPATH=os.pathsep.join(sys.path))
+    self.assertEqual((result.stdout, result.stderr), (f'{sys.executable}\n', ''))
+    named = self._run('--python', JAXQUANT_PYTHON=str(self.bin / 'python3'), PYTHONPATH=os.pathsep.join(sys.path))
+    self.assertEqual((named.stdout, named.stderr), (f'{sys.executable}\n', ''))
+
   def test_named_interpreter_is_used_whatever_it_lacks_and_run_says_so(self):
     self._python('-S')
     result = self._run('python', '-c', 'print("ran")', JAXQUANT_PYTHON=str(self.bin / 'python3'))

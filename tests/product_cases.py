@@ -13,6 +13,9 @@ OFFSETS = {'none': (None, False), 'x, scalar': ('scalar', False), 'x, per token'
            'w': (None, True), 'both, scalar': ('scalar', True), 'both, per token': ('token', True)}
 # Sums of this many products of int8 stay exact in the float32 that they are returned in.
 _EXACT = 2**24
+_BITS = [(4, 4), (8, 4), (8, 8)]
+_WIDE = [kernels.Layout.CODES, kernels.Layout.INT4_WIDE]
+_DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32]
 
 
 def codes(rng, bits, *shape):
@@ -86,11 +89,8 @@ class ProductCases(parameterized.TestCase):
     excess = np.abs(got.astype(np.float64) - want) - rounding * np.abs(want) - 4e-7 * size
     self.assertLessEqual(excess.max(), 0)
 
-  @parameterized.product(
-      bits=[(4, 4), (8, 4), (8, 8)],
-      shape=[(1, 128, 64), (2, 3, 256, 130), (16, 512, 192), (33, 130, 7), (64, 896, 128), (200, 384, 256),
-             (300, 640, 100)])
-  def test_sums_of_products_are_exact(self, bits, shape):
+  def check_sums(self, bits, shape):
+    """Sums of products with unit scales are exact, of plain codes and in the layout for their width."""
     rng = np.random.default_rng(0)
     *batch, inputs, outputs = shape
     x, w = codes(rng, bits[0], *batch, inputs), codes(rng, bits[1], inputs, outputs)
@@ -103,25 +103,36 @@ class ProductCases(parameterized.TestCase):
       got = self.run_problem(dict(x_codes=x, w_codes=w, **unit), bits, layout=layout)
       np.testing.assert_array_equal(got, want)
 
-  @parameterized.product(
-      offsets=list(OFFSETS), bias=[False, True], shape=[(5, 256, 130), (130, 256, 64)])
-  def test_offsets(self, offsets, bias, shape):
+  def check_offsets(self, offsets, bias, shape):
+    """The terms that offsets and biases add."""
     self.check(problem(offsets=offsets, bias=bias, shape=shape), (4, 4))
 
-  @parameterized.product(
-      bits=[(4, 4), (8, 8)], scales=['scalar', 'token'], out_dtype=[jnp.bfloat16, jnp.float16, jnp.float32],
-      shape=[(2, 9, 384, 96), (257, 384, 192)])
-  def test_scales_and_dtypes(self, bits, scales, out_dtype, shape):
+  def check_scales(self, bits, scales, out_dtype, shape):
+    """Scales of the tensor and of tokens, and the rounding to a dtype."""
     layout = kernels.Layout.INT4 if bits[1] == 4 else kernels.Layout.ROWS
     self.check(problem(bits=bits, scales=scales, shape=shape), bits, layout=layout, out_dtype=out_dtype)
 
-  @parameterized.product(
-      bits=[(4, 4), (8, 4)], group=[32, 64, 128, 256], offsets=['none', 'w', 'both, scalar'],
-      shape=[(3, 512, 96), (130, 768, 192)])
-  def test_groups(self, bits, group, offsets, shape):
+  def check_groups(self, bits, group, offsets, shape):
+    """Groups of `group` inputs that share a scale of the weights."""
     arguments = problem(bits=bits, groups=(1, shape[-2] // group), offsets=offsets, bias=True, shape=shape)
     layout = kernels.Layout.INT4 if group == 128 else kernels.Layout.CODES
     self.check(arguments, bits, layout=layout, out_dtype=jnp.bfloat16 if group == 64 else jnp.float32)
+
+  @parameterized.product(bits=_BITS, shape=[(1, 128, 64), (2, 3, 256, 130), (33, 130, 7)])
+  def test_sums_of_products_are_exact(self, bits, shape):
+    self.check_sums(bits, shape)
+
+  @parameterized.product(offsets=list(OFFSETS), bias=[False, True])
+  def test_offsets(self, offsets, bias):
+    self.check_offsets(offsets, bias, (5, 256, 130))
+
+  @parameterized.product(bits=[(4, 4), (8, 8)], scales=['scalar', 'token'], out_dtype=_DTYPES)
+  def test_scales_and_dtypes(self, bits, scales, out_dtype):
+    self.check_scales(bits, scales, out_dtype, (2, 9, 384, 96))
+
+  @parameterized.product(bits=[(4, 4), (8, 4)], group=[32, 64, 128, 256], offsets=['none', 'w', 'both, scalar'])
+  def test_groups(self, bits, group, offsets):
+    self.check_groups(bits, group, offsets, (3, 512, 96))
 
   @parameterized.parameters(4, 70)
   def test_zero_scales_leave_the_bias(self, tokens):
@@ -161,6 +172,26 @@ class ProductCases(parameterized.TestCase):
       np.testing.assert_allclose(result, want, rtol=0, atol=4e-7 * size)
 
 
+class TilingCases(ProductCases):
+  """The same over shapes of several tiles, for implementations that cut a product into tiles themselves."""
+
+  @parameterized.product(bits=_BITS, shape=[(16, 512, 192), (64, 896, 128), (200, 384, 256), (300, 640, 100)])
+  def test_sums_over_tiles_are_exact(self, bits, shape):
+    self.check_sums(bits, shape)
+
+  @parameterized.product(offsets=list(OFFSETS), bias=[False, True])
+  def test_offsets_over_tiles(self, offsets, bias):
+    self.check_offsets(offsets, bias, (130, 256, 64))
+
+  @parameterized.product(bits=[(4, 4), (8, 8)], scales=['scalar', 'token'], out_dtype=_DTYPES)
+  def test_scales_and_dtypes_over_tiles(self, bits, scales, out_dtype):
+    self.check_scales(bits, scales, out_dtype, (257, 384, 192))
+
+  @parameterized.product(bits=[(4, 4), (8, 4)], group=[32, 64, 128, 256], offsets=['none', 'w', 'both, scalar'])
+  def test_groups_over_tiles(self, bits, group, offsets):
+    self.check_groups(bits, group, offsets, (130, 768, 192))
+
+
 def weight_only_problem(tokens, inputs, outputs, groups, offset, bias):
   """Arguments of `weight_only_matmul` as NumPy arrays, but for the activations: bfloat16 of JAX."""
   name = 'w' if offset else 'none'
@@ -175,11 +206,8 @@ class WeightOnlyCases(parameterized.TestCase):
 
   implementation: str
 
-  @parameterized.product(
-      size=[(1, 256, 64), (5, 130, 7), (16, 512, 192), (64, 1024, 130), (100, 384, 128)], grouped=[False, True],
-      offset=[False, True],
-      layout=[kernels.Layout.CODES, kernels.Layout.INT4_WIDE])
-  def test_products(self, size, grouped, offset, layout):
+  def check(self, size, grouped, offset, layout):
+    """The product is that of the weights' values, which an implementation may round to bfloat16."""
     tokens, inputs, outputs = size
     groups = inputs // 128 if grouped and inputs % 128 == 0 else 1
     arguments = weight_only_problem(tokens, inputs, outputs, groups, offset, bias=grouped)
@@ -196,3 +224,16 @@ class WeightOnlyCases(parameterized.TestCase):
         'x_codes': np.abs(x), 'w_codes': np.abs(arguments['w_codes'].astype(int)), 'bias': np.float32(0),
         'w_offset': np.abs(arguments.get('w_offset', np.zeros_like(arguments['w_scale'])))})[0]
     self.assertLessEqual((np.abs(got - want) - 2**-8 * magnitude).max(), 0)
+
+  @parameterized.product(size=[(5, 130, 7), (16, 512, 192)], grouped=[False, True], offset=[False, True], layout=_WIDE)
+  def test_products(self, size, grouped, offset, layout):
+    self.check(size, grouped, offset, layout)
+
+
+class WeightOnlyTilingCases(WeightOnlyCases):
+  """The same over shapes of several tiles and of one token."""
+
+  @parameterized.product(
+      size=[(1, 256, 64), (64, 1024, 130), (100, 384, 128)], grouped=[False, True], offset=[False, True], layout=_WIDE)
+  def test_products_over_tiles(self, size, grouped, offset, layout):
+    self.check(size, grouped, offset, layout)

@@ -9,7 +9,6 @@ import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import kernels
 from kernels import activations
@@ -19,6 +18,7 @@ from kernels.mosaic import token_registers
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from tests import activation_cases
+from tests import gpus
 
 _DEFAULTS = dict(bits=8, symmetric=True, before=kernels.Before(), static=None, group_size=None, packed=False)
 
@@ -92,7 +92,7 @@ class InterpretTest(activation_cases.LikeXlaCases):
     return result if static is None else result._replace(scale=static.scale, offset=static.offset)
 
 
-@pytest.mark.gpu
+@gpus.needed
 class MosaicTest(activation_cases.LikeXlaCases):
 
   def quantize(self, x, options):

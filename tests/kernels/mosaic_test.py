@@ -6,11 +6,11 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import kernels
 from kernels import tuning
 from kernels.mosaic import configs
+from tests import gpus
 from tests import product_cases
 
 _DECODE = [
@@ -25,8 +25,8 @@ _PREFILL = [
 ] + [configs.Prefill(cluster=2, stages=3), configs.Prefill(128, 128, cluster=2, panel=2)]
 
 
-@pytest.mark.gpu
-class MosaicTest(product_cases.ProductCases):
+@gpus.needed
+class MosaicTest(product_cases.TilingCases):
   implementation = 'mosaic_gpu'
 
   @parameterized.product(

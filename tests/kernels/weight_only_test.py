@@ -1,31 +1,36 @@
 """Products with quantized weights alone: of the dequantized weights on every device, and for Hopper."""
 
+import itertools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import kernels
 from kernels import prepack
 from kernels.mosaic import weight_only
+from tests import gpus
 from tests import product_cases
+
+_TOKENS = (1, 64, 128)
+
 
 class XlaTest(product_cases.WeightOnlyCases):
   implementation = 'xla'
 
 
-@pytest.mark.gpu
-class MosaicTest(product_cases.WeightOnlyCases):
+@gpus.needed
+class MosaicTest(product_cases.WeightOnlyTilingCases):
   implementation = 'mosaic_gpu'
 
 
 class LoweringTest(parameterized.TestCase):
 
-  @parameterized.product(
-      size=[(4096, 4096), (4096, 14336)], tokens=[1, 64, 128], groups=[False, True],
-      offset=[False, True])
+  @parameterized.parameters(
+      *itertools.product([(4096, 4096)], _TOKENS, [False, True], [False, True]),
+      *itertools.product([(4096, 14336)], _TOKENS, [True], [True]))
   def test_configurations_by_shape(self, size, tokens, groups, offset):
     outputs, inputs = size
     of = jax.ShapeDtypeStruct

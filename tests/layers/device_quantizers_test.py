@@ -7,7 +7,6 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxquant.layers import device_kernels
 from jaxquant.layers import device_quantizers
@@ -18,6 +17,7 @@ from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from kernels import dispatch
 from kernels.mosaic import calls
+from tests import gpus
 from tests import networks
 
 _linear = networks.quick_jit(linear.linear, static_argnames=('implementation',))
@@ -92,7 +92,7 @@ class DeviceQuantizerTest(parameterized.TestCase):
     self.assertNotRegex(text, r'stablehlo.convert .*xi8>\) -> tensor<.*xi32>')
 
 
-@pytest.mark.gpu
+@gpus.needed
 class OnGpuTest(parameterized.TestCase):
 
   @parameterized.product(activation=['int8', 'uint8', 'int4'], weight=['int4', 'uint4'], group_size=[None, 64, 128],

@@ -252,7 +252,7 @@ class SitesTest(parameterized.TestCase):
     x = staged.embed(params, networks.tokens(3))
     seen = set()
     for path, block in staged.blocks:
-      x, activations = block.taps(trees.get(params, path), x)
+      x, activations = networks.quick_jit(block.taps)(trees.get(params, path), x)
       self.assertContainsSubset([site.name for site in block.sites], activations)
       seen |= {f'{path}/{site.name}' if path else site.name for site in block.sites}
     self.assertEqual(seen, {site.name for site in staging.model_sites(_config(style))})

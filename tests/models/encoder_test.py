@@ -123,7 +123,7 @@ class SitesTest(absltest.TestCase):
     staged = staging.staged(_CONFIG)
     x = staged.embed(_params(), networks.tokens(3))
     for path, block in staged.blocks:
-      x, activations = block.taps(trees.get(_params(), path), x)
+      x, activations = networks.quick_jit(block.taps)(trees.get(_params(), path), x)
       self.assertContainsSubset([site.name for site in block.sites], activations)
     np.testing.assert_allclose(x, _logits(), rtol=1e-4, atol=1e-5)
 

@@ -15,7 +15,8 @@ from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from tests import networks
 
-_LAYERS = {'llama': 2, 'opt': 1, 'bert': 1}
+# Where a network starts in `_SITES`, so that their blocks of four sites have all of it, twice.
+_FIRST = {'llama': 0, 'opt': 4, 'bert': 2}
 # Format of weights, inputs that share a weight scale, quantizer of the inputs: in turn for the sites of a network.
 _SITES = (
     ('int4', None, quantizers.ClipQuantizer(jnp.float32(-1.5), jnp.float32(2.5), 4)),
@@ -34,9 +35,9 @@ _quantize = jax.jit(quantize.quantize, static_argnames=('fmt', 'axis', 'group_si
 @functools.cache
 def _mixed(style: str) -> dict:
   """A tree with the formats of `_SITES`, again from the first after the last, and `_HEAD` for the last site."""
-  params = networks.params(style, _LAYERS[style])
-  *sites, head = staging.model_sites(networks.config(style, layers=_LAYERS[style]))
-  settings = (*(*_SITES, *_SITES)[: len(sites)], _HEAD)
+  params = networks.params(style)
+  *sites, head = staging.model_sites(networks.config(style))
+  settings = (*(*_SITES, *_SITES)[_FIRST[style] :][: len(sites)], _HEAD)
   for site, setting in zip((*sites, head), settings, strict=True):
     if setting is None:
       continue
@@ -56,14 +57,12 @@ class ExactnessTest(parameterized.TestCase):
   @parameterized.product(style=list(networks.STYLES), dtype=['float32', 'bfloat16'])
   def test_logits_of_mixed_formats_are_bit_identical(self, style, dtype):
     params, ids = _mixed(style), networks.tokens(5)
-    layers = _LAYERS[style]
-    config = networks.config(style, dtype, layers)
+    config = networks.config(style, dtype)
     simulated, integer = (networks.evaluator(config, name)(params, ids) for name in ('simulated', 'xla'))
     self.assertEqual((simulated.dtype, simulated.shape), (config.compute_dtype, (*ids.shape, config.vocabulary)))
     np.testing.assert_array_equal(simulated, integer)
     # Against the float network: the quantizers are at work, and no more than that.
-    exact = networks.evaluator(networks.config(style, layers=layers), jit=networks.quick_jit)(
-        networks.params(style, layers), ids)
+    exact = networks.evaluator(networks.config(style), jit=networks.quick_jit)(networks.params(style), ids)
     error = jnp.mean((simulated.astype(jnp.float32) - exact) ** 2) / jnp.mean(exact**2)
     self.assertBetween(float(error), 1e-3, 0.5)
 
