@@ -96,7 +96,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
 
         return lax.fori_loop(0, turns(lane), step, carry)
 
-      sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape)
+      sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, products.Turns())
       if lanes > 1:
         @pl.when(lane > 0)
         def _():

@@ -79,11 +79,10 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
 
     def compute():
       plgpu.set_max_registers(tiles.registers(config.warpgroups), action='increase')
-      turns = None
+      turns = products.Turns()
       if groups is not None:
         turns = products.Turns(barriers, group, lax.rem(group + 1, config.warpgroups))
-
-        # Before the first turn is after the last: this arrival is the first one's, whose wait is below.
+        # The last warpgroup's leave lets the first one in, now and after each step; the one too many is waited for below.
         pl.when(group == config.warpgroups - 1)(turns.leave)
 
       def compute_tile(n, m, before):
@@ -105,8 +104,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
         epilogue.store(sums, loaded or load(), out_gmem, out_smem.at[group], chunk, n + mine, m)
 
       each_tile(compute_tile)
-      if turns is not None:
-        pl.when(group == 0)(turns.wait)
+      pl.when(group == 0)(turns.wait)
       plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     lax.cond(group == config.warpgroups, copy, compute)

@@ -47,26 +47,28 @@ class Groups:
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-  """Turns of the warpgroups of a block at the tensor cores.
+  """Turns of the warpgroups of a block at the tensor cores: one scales while another multiplies.
 
   Without them all multiply at the same time, and then all scale, while the tensor cores wait.
 
   Attributes:
-    barriers: one for each warpgroup.
+    barriers: one for each warpgroup, or None where there are no turns.
     mine, next: indices of this warpgroup's and the next one's.
   """
 
-  barriers: Any
-  mine: Any
-  next: Any
+  barriers: Any = None
+  mine: Any = None
+  next: Any = None
 
   def wait(self) -> None:
     """Waits until it is this warpgroup's turn."""
-    plgpu.barrier_wait(self.barriers.at[self.mine])
+    if self.barriers is not None:
+      plgpu.barrier_wait(self.barriers.at[self.mine])
 
   def leave(self) -> None:
     """Lets the next warpgroup have its turn."""
-    plgpu.barrier_arrive(self.barriers.at[self.next])
+    if self.barriers is not None:
+      plgpu.barrier_arrive(self.barriers.at[self.next])
 
 
 # How 4-bit weights meet activations of a dtype.
@@ -126,7 +128,7 @@ class Product:
       _, parts, size = smem.shape
       plgpu.copy_gmem_to_smem(gmem.at[pl.ds(step * parts, parts), pl.ds(first, size)], smem.at[slot], barrier)
 
-  def sums(self, loop, smems, outputs, shape: tuple[int, int], turns: 'Turns | None' = None):
+  def sums(self, loop, smems, outputs, shape: tuple[int, int], turns: 'Turns'):
     """Sums of `shape` [outputs, tokens] over the steps that `loop` runs.
 
     Args:
@@ -134,9 +136,10 @@ class Product:
       smems: the buffers.
       outputs: the slice of the block's outputs that are this warpgroup's.
       shape: of the result.
-      turns: of the warpgroups that scale sums of groups, so that one scales while the other multiplies.
+      turns: of the warpgroups at the tensor cores, if there are groups.
     """
     x_smem, w_smem, *rest = smems
+
     def load_weights(slot):
       weights = w_smem.at[slot, outputs]
       return self._unpack(weights[...]) if self._packed else weights
@@ -157,7 +160,7 @@ class Product:
       """Adds the scaled sums of a part."""
       along_n = lambda vector: lax.broadcast_in_dim(vector, shape, [0])
       load = lambda ref: tiles.load(ref.at[slot, part, outputs], _OF_OUTPUTS)
-      total += sums * along_n(load(rest[0]) * self._groups.factor)
+      total += sums.astype(jnp.float32) * along_n(load(rest[0]) * self._groups.factor)
       if self._groups.offset is not None:
         row_sums = tiles.load(rest[2].at[slot, part, pl.ds(0, shape[1])], _OF_TOKENS)
         total += along_n(load(rest[1])) * lax.broadcast_in_dim(row_sums, shape, [1])
@@ -165,36 +168,32 @@ class Product:
 
     def scaled(slot, total):
       weights = load_weights(slot)
+      last = self._parts - 1
 
-      def multiply(part, total, before):
+      def multiply(part, total, before=None):
         """Starts the product of a part, and adds the part before while the tensor cores are at it."""
-        def run(accumulator, total):
+        def run(accumulator):
           columns, operand = self._part(weights, part)
-          last = part + 1 == self._parts
-          if part == 0 and turns is not None:
-            turns.wait()
           plgpu.wgmma(accumulator, operand, x_smem.at[slot, :, columns].T)
+          following = total
           if before is not None:
-            sums = self._finished(before, 1)
-            if last and turns is not None:
-              turns.leave()
-            total = add(total, sums, slot, part - 1)
-          if not last:
-            return multiply(part + 1, total, accumulator)
-          sums = self._finished(accumulator, 0)
-          if before is None and turns is not None:
+            sums = plgpu.wgmma_accumulator_load(before, wait_n=1)
+            if part == last:
+              turns.leave()  # the last product is queued, and the next warpgroup's may be behind it
+            following = add(total, sums, slot, part - 1)
+          if part < last:
+            return multiply(part + 1, following, accumulator)
+          sums = plgpu.wgmma_accumulator_load(accumulator, wait_n=0)
+          if before is None:
             turns.leave()
-          return add(total, sums, slot, part)
+          return add(following, sums, slot, part)
 
-        return pl.run_scoped(lambda accumulator: run(accumulator, total), plgpu.ACC(shape, self._dtype))
+        return pl.run_scoped(run, plgpu.ACC(shape, self._dtype))
 
-      return multiply(0, total, None)
+      turns.wait()
+      return multiply(0, total)
 
     return loop(scaled, plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA))
-
-  def _finished(self, accumulator, in_flight: int):
-    """The sums of an accumulator in float32, when at most `in_flight` later products are still under way."""
-    return plgpu.wgmma_accumulator_load(accumulator, wait_n=in_flight).astype(jnp.float32)
 
   def _part(self, weights, part: int):
     """(columns of the activations, weights for them) of which one group's weights are not zero."""
