@@ -25,8 +25,8 @@ _EARLY = 64
 def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Prefill):
   """The scaled product.
 
-  The arguments are those of `decode.matmul`, but N is a multiple of `config.outputs` times `config.cluster`, and vectors
-  of tokens are as long as whole tiles.
+  The arguments are those of `decode.matmul`, but N is a multiple of `config.outputs` times `config.cluster`, and
+  vectors of tokens are as long as whole tiles.
 
   Returns:
     [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.
@@ -82,7 +82,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
       turns = products.Turns()
       if groups is not None:
         turns = products.Turns(barriers, group, lax.rem(group + 1, config.warpgroups))
-        # The last warpgroup's leave lets the first one in, now and after each step; the one too many is waited for below.
+        # The last warpgroup lets the first one in, now and after each step; the one time too many is waited for below.
         pl.when(group == config.warpgroups - 1)(turns.leave)
 
       def compute_tile(n, m, before):

@@ -77,7 +77,8 @@ def _unpack(packed, words, dtype):
 def only(weights, first: int, count: int):
   """Operands of an 8-bit product with zeros in all columns but `count` from `first` on, both multiples of 16."""
 
-  @plgpu.inline_mgpu(arg_types=(_BYTES,), return_type=plgpu.ShapeDtypeStruct(weights.shape, weights.dtype, layout=_BYTES))
+  @plgpu.inline_mgpu(
+      arg_types=(_BYTES,), return_type=plgpu.ShapeDtypeStruct(weights.shape, weights.dtype, layout=_BYTES))
   def clear(ctx, array):
     del ctx
     registers = array.registers.copy()

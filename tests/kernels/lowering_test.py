@@ -77,7 +77,8 @@ class LoweringTest(parameterized.TestCase):
     with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)):
       self.assertIn('mosaic_gpu', _lower(arguments, x_bits=4))
 
-  @parameterized.product(group=[32, 64, 96, 192, 256], tokens=[8, 100], layout=[kernels.Layout.INT4, kernels.Layout.ROWS])
+  @parameterized.product(
+      group=[32, 64, 96, 192, 256], tokens=[8, 100], layout=[kernels.Layout.INT4, kernels.Layout.ROWS])
   def test_groups_by_size(self, group, tokens, layout):
     arguments = _arguments(tokens, 256, 768, layout, groups=768 // group, w_offset=True)
     if group % 64 and layout is kernels.Layout.ROWS:
