@@ -137,7 +137,7 @@ def read(config: Mapping[str, Any], where: str = 'config.json') -> model_config.
 def keys(model: model_config.TransformerConfig, kind: str) -> dict[str, Any]:
   """The keys of a `config.json` of `kind` with the values of a model; those of its rotation are not among them."""
   made = {}
-  for ours, theirs in _KEYS[kind].items():
+  for ours, theirs in KEYS[kind].items():
     value = getattr(model, ours)
     if ours == 'activation':
       value = next(name for name, same in _ACTIVATIONS.items() if same == value)
