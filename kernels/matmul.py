@@ -6,8 +6,7 @@ inputs is then
 
   x_scale w_scale sum(c d)  +  x_offset w_scale sum(d)  +  w_offset x_scale sum(c)  +  K x_offset w_offset,
 
-where the three sums are integers. Codes of dINT have a zero point each of whose steps is an integer (kernels.dint), and
-enter the sums as integers too. Every implementation computes the same integers; `xla` and `simulated` agree bit for
+where the three sums are integers. Codes of dINT stand for integers d that depend on a zero point (kernels.dint). Every implementation computes the same integers; `xla` and `simulated` agree bit for
 bit in the result as well, the others to the rounding of the epilogue.
 """
 
@@ -87,8 +86,8 @@ def _described(arguments) -> str:
 
 
 def _check(
-    x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point, w_special,
-    implementation,
+    x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
+    w_special, implementation,
 ):  # pyformat: disable
   """Raises `ValueError` for operands that do not fit each other."""
   if implementation is not None and implementation not in _FUNCTIONS:

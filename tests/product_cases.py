@@ -84,7 +84,8 @@ class ProductCases(parameterized.TestCase):
     arguments['w_codes'] = prepack.prepack(arguments['w_codes'], layout)
     shape = *arguments['x_codes'].shape[:-1], arguments['w_scale'].shape[1]
     call = jax.jit(lambda a: kernels.quantized_matmul(
-        **a, x_bits=bits[0], w_bits=bits[1], layout=layout, implementation=self.implementation, out_dtype=out_dtype, **static))
+        **a, x_bits=bits[0], w_bits=bits[1], layout=layout, implementation=self.implementation, out_dtype=out_dtype,
+        **static))
     poison(shape, out_dtype)
     return np.asarray(call(arguments))
 
@@ -151,7 +152,8 @@ class ProductCases(parameterized.TestCase):
     np.testing.assert_array_equal(got, want)
 
   @parameterized.product(
-      group=[32, 64, 128, 256, None], offsets=['none', 'x, scalar', 'x, per token'], shape=[(3, 512, 96), (130, 768, 192)])
+      group=[32, 64, 128, 256, None], offsets=['none', 'x, scalar', 'x, per token'],
+      shape=[(3, 512, 96), (130, 768, 192)])
   def test_groups_and_offsets_of_dint_codes(self, group, offsets, shape):
     groups = 1 if group is None else shape[-2] // group
     coded, plain = dint_problem(groups=groups, offsets=offsets, bias=True, shape=shape)

@@ -63,8 +63,8 @@ class DeviceKernel:
   def dense(self, dtype=jnp.float32):
     """The values, [in, out] of `dtype`."""
     spread = lambda a: quantize.spread(a, -2, self.shape[0])
-    integers_ = dint.integers(self.codes, self.layout, self.shape, self.zero_point, self.special)
-    values = integers_.astype(jnp.float32) * spread(self.scale)
+    values = dint.integers(self.codes, self.layout, self.shape, self.zero_point, self.special)
+    values = values.astype(jnp.float32) * spread(self.scale)
     return (values if self.offset is None else values + spread(self.offset)).astype(dtype)
 
 
@@ -98,7 +98,7 @@ def laid_out(params: dict) -> dict:
   is laid out sums their codes for it (layers.device_quantizers).
 
   Raises:
-    UserError: a zero point of dINT codes is none of them, which no integer format of the products holds.
+    UserError: a zero point of dINT codes lies beyond them, so that their integers may exceed 8 bits.
   """
   sites, readers = set(trees.inputs(params)), {}
   for path in trees.linears(params):

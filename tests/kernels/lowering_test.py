@@ -80,7 +80,8 @@ class LoweringTest(parameterized.TestCase):
     else:
       self.assertIn('mosaic_gpu', _lower(arguments, layout=layout))
 
-  @parameterized.product(group=[None, 32, 64, 96, 128], tokens=[8, 300], special=[1 / 2, 1 / 4], x_offset=[None, 'token'])
+  @parameterized.product(
+      group=[None, 32, 64, 96, 128], tokens=[8, 300], special=[1 / 2, 1 / 4], x_offset=[None, 'token'])
   def test_groups_of_dint_codes(self, group, tokens, special, x_offset):
     groups = 768 // group if group else 1
     arguments = _arguments(tokens, 384, 768, kernels.Layout.DINT4, groups=groups, x_offset=x_offset, bias=True)
