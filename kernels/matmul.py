@@ -6,7 +6,7 @@ inputs is then
 
   x_scale w_scale sum(c d)  +  x_offset w_scale sum(d)  +  w_offset x_scale sum(c)  +  K x_offset w_offset,
 
-where the three sums are integers. Every implementation computes the same integers; `xla` and `simulated` agree bit for
+where the three sums are integers. Codes of dINT stand for integers d that depend on a zero point (kernels.dint). Every implementation computes the same integers; `xla` and `simulated` agree bit for
 bit in the result as well, the others to the rounding of the epilogue.
 """
 
@@ -14,6 +14,7 @@ import math
 
 import jax.numpy as jnp
 
+from kernels import dint
 from kernels import dispatch
 from kernels import prepack
 from kernels import xla
@@ -29,7 +30,8 @@ _LARGEST_INT32 = 2**31 - 1
 
 def quantized_matmul(
     x_codes, w_codes, x_scale, w_scale, *, x_offset=None, w_offset=None, bias=None, x_bits=8, w_bits=8,
-    layout=prepack.Layout.CODES, row_sums=None, column_sums=None, implementation='xla', out_dtype=jnp.float32,
+    layout=prepack.Layout.CODES, row_sums=None, column_sums=None, w_zero_point=None, w_special=1 / 2,
+    implementation='xla', out_dtype=jnp.float32,
 ):  # pyformat: disable
   """y[..., N] = sum over K of (x_scale * x_codes + x_offset) * (w_scale * w_codes + w_offset), + bias.
 
@@ -40,11 +42,15 @@ def quantized_matmul(
     w_scale: float32 [W, N] or, for plain codes, [W, 1], W groups along K; X and W divide K and one of them the other.
     x_offset, w_offset: like the scale beside them, or None for zero.
     bias: [N], added in float32, or None.
-    x_bits, w_bits: bits of the codes, which bound their magnitude by 2^(bits-1); w_bits is at most 15.
+    x_bits, w_bits: bits of the codes, which bound their magnitude by 2^(bits-1); w_bits is at most 15. In the layout
+      DINT4 those of the integers that the codes stand for: 6, 7 or 8 with a `w_special` of 1/2, 1/4 or 1/8.
     layout: how `w_codes` lie in memory.
     row_sums: int32 [..., S], sums of `x_codes` over S equal runs of inputs, a whole number of them in each group of
       weights, if whoever quantized them has them already (`quantize_activations` with a `group_size`).
     column_sums: float32 [N], the sums of the weights' values (prepack.column_sums), if they are at hand.
+    w_zero_point: int32 like `w_scale`, from 0 to 13, in the layout DINT4 and in no other; then there is no `w_offset`,
+      and `w_scale` is that of the integers: `w_special` steps.
+    w_special: the magnitude of the special codes' values in steps, one of dint.SPECIALS; a Python number.
     implementation: one of `IMPLEMENTATIONS` or `DEVICE_IMPLEMENTATIONS`; None: the fastest that takes the problem on
       this device, as the log of `kernels` says once for each kind of problem.
     out_dtype: dtype of the result; everything before is int32 and float32.
@@ -53,10 +59,12 @@ def quantized_matmul(
     [..., N] of `out_dtype`.
 
   Raises:
-    ValueError: wrong dtypes or shapes, an unknown implementation, or groups so long that sums may exceed int32.
+    ValueError: wrong dtypes or shapes, operands of another layout, an unknown implementation, or groups so long that
+      sums may exceed int32.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
-  _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, implementation)
+  _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
+         w_special, implementation)
   length = x_codes.shape[-1]
   groups = max(1 if x_scale.ndim == 0 else x_scale.shape[-1], w_scale.shape[0])
   if length // groups > (most := _LARGEST_INT32 >> (x_bits + w_bits - 2)):
@@ -65,7 +73,7 @@ def quantized_matmul(
   arguments = dict(
       x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset,
       bias=bias, x_bits=x_bits, w_bits=w_bits, layout=layout, row_sums=row_sums, column_sums=column_sums,
-      out_dtype=out_dtype)
+      w_zero_point=w_zero_point, w_special=w_special, out_dtype=out_dtype)
   return dispatch.call(_FUNCTIONS, implementation, arguments, _described(arguments))
 
 
@@ -78,7 +86,8 @@ def _described(arguments) -> str:
 
 
 def _check(
-    x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, implementation,
+    x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
+    w_special, implementation,
 ):  # pyformat: disable
   """Raises `ValueError` for operands that do not fit each other."""
   if implementation is not None and implementation not in _FUNCTIONS:
@@ -95,6 +104,17 @@ def _check(
                      + ('' if plain else f' in the layout {layout.value}, for {outputs} outputs'))
   if w_scale.shape[1] not in ((1, outputs) if plain else (outputs,)):
     raise ValueError(f'w_scale of shape {w_scale.shape} does not fit codes of shape {w_codes.shape}')
+  if (layout is prepack.Layout.DINT4) != (w_zero_point is not None):
+    raise ValueError('there is no w_zero_point, which the layout dint4 needs' if w_zero_point is None else
+                     f'w_zero_point belongs to the layout dint4, not to {layout.value}')
+  if w_zero_point is not None:
+    if w_zero_point.shape != w_scale.shape or w_zero_point.dtype != jnp.int32:
+      raise ValueError(f'w_zero_point must be int32 {list(w_scale.shape)} like w_scale, not {w_zero_point.dtype} '
+                       f'{list(w_zero_point.shape)}')
+    if w_special not in dint.SPECIALS:
+      raise ValueError(f'w_special must be 1/2, 1/4 or 1/8 of a step, not {w_special}')
+    if w_offset is not None:
+      raise ValueError('the layout dint4 takes w_zero_point instead of w_offset')
   if x_scale.ndim and (x_scale.ndim != x_codes.ndim or any(
       have not in (1, want) for have, want in zip(x_scale.shape[:-1], x_codes.shape[:-1]))):
     raise ValueError(f'x_scale of shape {x_scale.shape} does not fit codes of shape {x_codes.shape}')

@@ -9,11 +9,15 @@ leaves them in that pattern, without exchanging anything between threads; `n` co
          and k = 64 b + 32 + j in its high one: two runs of the 32 inputs that one 8-bit matrix instruction contracts.
          A 32-bit word is 4 neighbors of each run, and a mask (after a shift for the low nibbles) turns it into 4 bytes
          of 16 times the code.
+  DINT4  int8 [N, K' / 2]: codes 0 .. 15 of dINT (kernels.dint) for products of 8-bit operands. Word 8 b + j, j < 8, of
+         a row holds k = 64 b + 4 j + i, i < 4, in nibble i and k = 64 b + 32 + 4 j + i in nibble 4 + i: the four codes
+         that a byte permutation looks up in a table at once are neighbors.
   INT4_WIDE  int8 [N, K' / 2]: for products of 16-bit operands. Word 4 b + t, t < 4, of a row holds
          k = 32 b + 8 p + 2 t + e, p < 4, e < 2, in nibble p + 4 e: the pairs that thread t of a quad owns in the two
          16-input instructions of the run. A mask turns a word into a pair of 16-bit numbers.
 
-K' and N are padded with zero codes to multiples of `PADDING`, which adds nothing to a sum.
+K' and N are padded with zero codes to multiples of `PADDING`, which adds nothing to a sum; in DINT4, where a zero code
+is a value of its own, because activations are padded with zeros as well.
 """
 
 import enum
@@ -32,6 +36,7 @@ class Layout(enum.Enum):
   ROWS = 'rows'
   INT4 = 'int4'
   INT4_WIDE = 'int4_wide'
+  DINT4 = 'dint4'
 
 
 def padded(size: int) -> int:
@@ -50,7 +55,8 @@ def prepack(w_codes, layout: Layout):
   """Weights in a device layout.
 
   Args:
-    w_codes: int8 [..., K, N]; in the 4-bit layouts codes from -8 to 7, of which the low four bits are kept.
+    w_codes: int8 [..., K, N]; in the 4-bit layouts codes from -8 to 7, or from 0 to 15 in DINT4, of which the low four
+      bits are kept.
     layout: the layout to make.
 
   Returns:
@@ -70,6 +76,10 @@ def prepack(w_codes, layout: Layout):
     return rows
   if layout is Layout.INT4:
     low, high = jnp.unstack(rows.reshape(len(rows), -1, 2, 32), axis=2)
+  elif layout is Layout.DINT4:
+    # Axes: output, block, run, word, nibble -> output, block, word, run, nibble; neighbors share a byte.
+    nibbles = rows.reshape(len(rows), -1, 2, 8, 4).transpose(0, 1, 3, 2, 4)
+    low, high = jnp.unstack(nibbles.reshape(len(rows), -1, 2), axis=-1)
   else:
     # Axes: output, run, pair p, thread t, element e -> output, run, thread, byte; byte i has nibbles 2 i and 2 i + 1.
     nibbles = rows.reshape(len(rows), -1, 4, 4, 2).transpose(0, 1, 3, 4, 2)
@@ -78,7 +88,7 @@ def prepack(w_codes, layout: Layout):
 
 
 def unpack(weights, layout: Layout, size: tuple[int, int]):
-  """The plain codes [K, N] of weights in a layout; `size` is (K, N). The inverse of `prepack`."""
+  """The plain codes int8 [K, N] of weights in a layout; `size` is (K, N). The inverse of `prepack`."""
   if layout is Layout.CODES:
     return weights
   inputs, outputs = size
@@ -86,6 +96,9 @@ def unpack(weights, layout: Layout, size: tuple[int, int]):
     low, high = (weights << 4) >> 4, weights >> 4  # an arithmetic shift extends the sign
     if layout is Layout.INT4:
       runs = jnp.stack([part.reshape(len(weights), -1, 32) for part in (low, high)], axis=2)
+    elif layout is Layout.DINT4:
+      nibbles = jnp.stack([low & 15, high & 15], axis=-1).reshape(len(weights), -1, 8, 2, 4)
+      runs = nibbles.transpose(0, 1, 3, 2, 4)
     else:
       nibbles = jnp.stack([low, high], axis=-1).reshape(len(weights), -1, 4, 2, 4)
       runs = nibbles.transpose(0, 1, 4, 2, 3)

@@ -28,7 +28,8 @@ class Problem(NamedTuple):
     tokens, outputs, inputs: of the product; `inputs` is padded.
     layout: of the weights.
     group: None for one scale an output; else the inputs that share scales: 128, 64 or 32.
-    four_bits: whether the activations' codes have at most 4 bits.
+    four_bits: whether the activations' codes have at most 4 bits, and those of the weights are integers, not dINT's:
+      then fp8 products are exact.
   """
 
   tokens: int

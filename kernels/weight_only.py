@@ -33,6 +33,8 @@ def weight_only_matmul(
     ValueError: wrong dtypes or shapes, or an unknown implementation.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
+  if layout is prepack.Layout.DINT4:
+    raise ValueError('codes in the layout dint4 multiply quantized activations only')
   inputs, (groups, outputs) = x.shape[-1], w_scale.shape
   plain = layout is prepack.Layout.CODES
   outputs = w_codes.shape[-1] if plain else outputs

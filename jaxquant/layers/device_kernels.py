@@ -12,22 +12,26 @@ import jax
 import jax.numpy as jnp
 
 import kernels
+from jaxquant import errors
 from jaxquant.layers import device_quantizers
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import trees
+from kernels import dint
 from kernels import prepack
 
 _OF_GPUS = ('auto', 'mosaic_gpu')
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=['codes', 'scale', 'offset', 'column_sums'],
-    meta_fields=['layout', 'bits', 'shape'])
+    jax.tree_util.register_dataclass, data_fields=['codes', 'scale', 'offset', 'column_sums', 'zero_point'],
+    meta_fields=['layout', 'bits', 'shape', 'special'])
 @dataclasses.dataclass(frozen=True)
 class DeviceKernel:
   """Integers with scales and offsets, as `kernels.quantized_matmul` takes them: value = scale * integer + offset.
+
+  In the layout DINT4 the integers are those that its codes and zero points stand for (kernels.dint).
 
   Attributes:
     codes: int8 in `layout`.
@@ -37,6 +41,8 @@ class DeviceKernel:
     layout: how the codes lie in memory.
     bits: of an integer.
     shape: (in, out).
+    zero_point: int32 like `scale` in the layout DINT4, else None.
+    special: of the layout DINT4, the magnitude of the special codes' values in steps.
   """
 
   codes: Any
@@ -46,6 +52,8 @@ class DeviceKernel:
   layout: kernels.Layout
   bits: int
   shape: tuple[int, int]
+  zero_point: Any = None
+  special: float = 1 / 2
 
   @property
   def ndim(self) -> int:
@@ -55,7 +63,8 @@ class DeviceKernel:
   def dense(self, dtype=jnp.float32):
     """The values, [in, out] of `dtype`."""
     spread = lambda a: quantize.spread(a, -2, self.shape[0])
-    values = prepack.unpack(self.codes, self.layout, self.shape).astype(jnp.float32) * spread(self.scale)
+    values = dint.integers(self.codes, self.layout, self.shape, self.zero_point, self.special)
+    values = values.astype(jnp.float32) * spread(self.scale)
     return (values if self.offset is None else values + spread(self.offset)).astype(dtype)
 
 
@@ -83,9 +92,13 @@ def laid_out(params: dict) -> dict:
   """The tree with the kernels of its linear layers laid out for a GPU.
 
   Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or
-  at the site above it, and else for 16-bit ones; weights of 5 to 8 bits, dINT's multiples among them, take a byte.
+  at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes of dINT of 3 and 4 bits stay
+  packed for 8-bit products, unless their integers need 8 bits (dint4/8), which then take a byte each.
   Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a kernel that
   is laid out sums their codes for it (layers.device_quantizers).
+
+  Raises:
+    UserError: a zero point of dINT codes lies beyond them, so that their integers may exceed 8 bits.
   """
   sites, readers = set(trees.inputs(params)), {}
   for path in trees.linears(params):
@@ -95,7 +108,7 @@ def laid_out(params: dict) -> dict:
     if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or name in trees.TABLES:
       continue
     above = {below(path, 'input'), below(parent, 'input')} & sites
-    converted = _convert(kernel, bool(above))
+    converted = _convert(kernel, bool(above), path)
     if converted is not None:
       params = trees.put(params, below(path, 'kernel'), converted)
       for site in above:
@@ -105,12 +118,17 @@ def laid_out(params: dict) -> dict:
   return params
 
 
-def _convert(kernel: qtensor.QTensor, quantized: bool) -> DeviceKernel | None:
+def _convert(kernel: qtensor.QTensor, quantized: bool, path: str) -> DeviceKernel | None:
   """The kernel for a quantized activation or for one that is not; None if there is no layout for it."""
   fmt = kernel.format
-  bits = fmt.multiple_bits if isinstance(fmt, formats.DIntFormat) else fmt.bits
+  of_dint = isinstance(fmt, formats.DIntFormat)
+  bits = fmt.multiple_bits if of_dint else fmt.bits
   if bits > (8 if quantized else 4):
     return None
+  if of_dint and (largest := int(kernel.zero_point.max())) > fmt.maximum:
+    raise errors.UserError(f'{path}: zero points of {fmt.name} go up to {fmt.maximum}, and one is {largest}')
+  if of_dint and fmt.storage_bits == 4 and bits <= 7:
+    return _convert_dint(kernel)
   layout = kernels.Layout.ROWS if bits > 4 else kernels.Layout.INT4 if quantized else kernels.Layout.INT4_WIDE
 
   @jax.jit
@@ -121,3 +139,20 @@ def _convert(kernel: qtensor.QTensor, quantized: bool) -> DeviceKernel | None:
     return prepack.prepack(codes, layout), scale, offset, prepack.column_sums(codes, scale, offset)
 
   return DeviceKernel(*convert(kernel), layout, bits, kernel.shape)
+
+
+def _convert_dint(kernel: qtensor.QTensor) -> DeviceKernel:
+  """The kernel of dINT codes of 3 or 4 bits in the layout DINT4, whose scale is that of the integers."""
+  fmt = kernel.format
+
+  @jax.jit
+  def convert(kernel):
+    codes = dint.widened(kernel.unpacked(), fmt.plus)
+    multiples, scale, _, _ = integers(kernel)
+    wide = lambda a: jnp.broadcast_to(a, (a.shape[0], codes.shape[1]))
+    scale = wide(scale)
+    return (prepack.prepack(codes, kernels.Layout.DINT4), scale, None, prepack.column_sums(multiples, scale),
+            wide(kernel.zero_point.astype(jnp.int32)))
+
+  *arrays, zero_point = convert(kernel)
+  return DeviceKernel(*arrays, kernels.Layout.DINT4, fmt.multiple_bits, kernel.shape, zero_point, fmt.special)

@@ -21,7 +21,7 @@ def _of_token(layout: prepack.Layout) -> int:
 
 
 def _scales(outputs: int, tokens: int, parts: float) -> int:
-  """Bytes of the scales, offsets and row sums of a step of so many groups."""
+  """Bytes of the scales, offsets or zero points, and row sums of a step of so many groups."""
   return int(4 * (2 * outputs + max(32, tokens)) * parts)
 
 

@@ -16,23 +16,26 @@ from kernels.mosaic import epilogue
 from kernels.mosaic import products
 from kernels.mosaic import tiles
 
-def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Decode):
+def matmul(
+    x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Decode, zero_points=None,
+):  # pyformat: disable
   """The scaled product.
 
   Args:
     x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `config.tile_k`.
-    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`), N a multiple of 64.
+    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`, `DINT4`), N a multiple of 64.
     terms: the epilogue's vectors.
     groups: `products.Groups`, or None for one scale an output.
     layout: of `w`.
     out_dtype: bfloat16, float16 or float32.
     config: the tiling.
+    zero_points: `products.ZeroPoints` of the layout DINT4.
 
   Returns:
     [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.
   """
   (tokens, inputs), outputs = x.shape, w.shape[0]
-  product = products.Product(x, w, groups, layout, config.tile_k)
+  product = products.Product(x, w, groups, layout, config.tile_k, zero_points)
   warpgroups, stages = config.warpgroups, config.stages
   steps, lanes = inputs // config.tile_k, warpgroups * config.split
   chunk = epilogue.Chunk.of(out_dtype, config.TILE_N, config.tile_m)
@@ -40,7 +43,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
   vectors, of_tokens = terms.vectors(), terms.of_tokens()
 
   def kernel(*refs):
-    gmems, refs = refs[: product.copies], refs[product.copies :]
+    gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
     vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
     *smems, tokens_smem, out_smem, sums_smem, full, free, summed, scales = refs
     group, block = lax.axis_index('group'), lax.axis_index('split')
@@ -96,7 +99,8 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
 
         return lax.fori_loop(0, turns(lane), step, carry)
 
-      sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, products.Turns())
+      held = product.held(gmems, n, config.TILE_N)
+      sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, held, products.Turns())
       if lanes > 1:
         @pl.when(lane > 0)
         def _():

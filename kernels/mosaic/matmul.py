@@ -6,6 +6,7 @@ import math
 
 import jax.numpy as jnp
 
+from kernels import dint
 from kernels import prepack
 from kernels import tuning
 from kernels.mosaic import calls
@@ -15,7 +16,8 @@ _LARGEST_INT32 = 2**31 - 1
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
-def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_sums, column_sums, **static):
+def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_sums, column_sums,
+           w_zero_point, **static):
   """`matmul.quantized_matmul` on Hopper; the arguments are checked already.
 
   Raises:
@@ -23,14 +25,15 @@ def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_
   """
   calls.check_device()
   operands = dict(x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset,
-                  w_offset=w_offset, bias=bias, row_sums=row_sums, column_sums=column_sums)
+                  w_offset=w_offset, bias=bias, row_sums=row_sums, column_sums=column_sums,
+                  w_zero_point=w_zero_point)
   return lowered(operands, **static)
 
 
-def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype):
+def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype, w_special=1 / 2):
   """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
   target = _check(operands, layout, x_bits, w_bits, out_dtype)
-  run = functools.partial(_run, given=layout, layout=target, x_bits=x_bits, out_dtype=out_dtype)
+  run = functools.partial(_run, given=layout, layout=target, x_bits=x_bits, out_dtype=out_dtype, w_special=w_special)
   return calls.guarded(run, operands, ('x_codes', 'x_scale', 'x_offset', 'row_sums'))
 
 
@@ -48,36 +51,41 @@ def _check(operands, layout, x_bits, w_bits, out_dtype):
     layout = prepack.Layout.INT4 if w_bits <= 4 else prepack.Layout.ROWS
   if layout is prepack.Layout.INT4_WIDE:
     raise NotImplementedError(f'the layout {layout.value} is for activations that are not quantized')
+  if layout is prepack.Layout.DINT4 and w_bits > 7:
+    raise NotImplementedError(f'it takes dINT codes of integers of at most 7 bits, not {w_bits}')
   groups, length = operands['w_scale'].shape[0], operands['x_codes'].shape[-1]
   if groups > 1 and (length // groups % 32 or length % prepack.PADDING):
     raise NotImplementedError(f'it takes groups of a multiple of 32 inputs, {prepack.PADDING} of which divide all of '
                               f'them, not groups of {length // groups} of {length}')
   if groups > 1 and length // groups % 64 and layout is prepack.Layout.ROWS:
     raise NotImplementedError(f'it takes groups of {length // groups} inputs of weights of 4 bits only')
-  stored_bits = 8 if layout is prepack.Layout.INT4 else w_bits
+  stored_bits = {prepack.Layout.INT4: 8, prepack.Layout.DINT4: w_bits + 1}.get(layout, w_bits)  # with their factors
   if length // groups > (most := _LARGEST_INT32 >> (x_bits + stored_bits - 2)):
     raise NotImplementedError(f'its sums over more than {most} inputs may exceed int32')
   return layout
 
 
-def _run(operands: dict, *, given, layout, x_bits, out_dtype):
+def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
   """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
   # Kernels import much of Mosaic, which a process without a GPU need not load.
   from kernels.mosaic import decode, epilogue, prefill, products  # pylint: disable=g-import-not-at-top
   x, w, w_scale, w_offset, x_scale, x_offset, bias, row_sums, column_sums = (operands[name] for name in (
       'x_codes', 'w_codes', 'w_scale', 'w_offset', 'x_scale', 'x_offset', 'bias', 'row_sums', 'column_sums'))
+  w_zero_point = operands.get('w_zero_point')
   *batch, inputs = x.shape
   outputs = w.shape[1] if given is prepack.Layout.CODES else w_scale.shape[1]
   spread = lambda v: None if v is None else jnp.broadcast_to(v, (v.shape[0], outputs))
   w_scale, w_offset = spread(w_scale), spread(w_offset)
   if x_offset is not None and column_sums is None:
-    column_sums = prepack.column_sums(prepack.unpack(w, given, (inputs, outputs)), w_scale, w_offset)
+    integers = dint.integers(w, given, (inputs, outputs), w_zero_point, w_special)
+    column_sums = prepack.column_sums(integers, w_scale, w_offset)
   if given is prepack.Layout.CODES:
     w = prepack.prepack(w, layout)
 
   tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
   group = None if groups == 1 else math.gcd(inputs // groups, 128)
-  config = tuning.choose(tuning.Problem(tokens, outputs, length, layout, group, x_bits <= 4))
+  config = tuning.choose(tuning.Problem(
+      tokens, outputs, length, layout, group, x_bits <= 4 and layout is not prepack.Layout.DINT4))
   # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
   # be a multiple of 8. For many tokens, vectors are read without a copy and have to cover whole tiles.
   rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
@@ -96,6 +104,8 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
     w_offset = (0 if w_offset is None else w_offset) - 8 * w_scale
   elif layout is prepack.Layout.INT4:  # the operand is 16 * code
     factor = 1 / 16
+  elif layout is prepack.Layout.DINT4:  # the operand is 2 * integer
+    factor = 1 / 2
   rank_one, scale, scaled = [], None, None
   if x_offset is not None:
     rank_one.append((of_outputs(column_sums), of_tokens(x_offset)))
@@ -111,12 +121,17 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype):
     if w_offset is not None:
       scaled = dataclasses.replace(
           scaled, offset=repeat(w_offset), row_sums=jnp.pad(row_sums.T, ((0, 0), (0, max(covered, 32) - tokens))))
+  zero_points = None
+  if w_zero_point is not None:
+    values = calls.fit(w_zero_point[0], len(w)) if groups == 1 else repeat(w_zero_point)
+    zero_points = products.ZeroPoints(values, dint.per_step(w_special))
   terms = epilogue.Terms(
       scale, of_tokens(x_scale), tuple(rank_one), None if bias is None else of_outputs(bias), factor)
 
   x = jnp.pad(x.reshape(tokens, inputs), ((0, rows - tokens), (0, length - inputs)))
   kernel = decode if decoding else prefill
-  y = kernel.matmul(x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config)
+  y = kernel.matmul(
+      x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config, zero_points=zero_points)
   return y[:tokens, :outputs].reshape(*batch, outputs)
 
 

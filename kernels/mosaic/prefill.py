@@ -22,7 +22,9 @@ from kernels.mosaic import tiles
 _EARLY = 64
 
 
-def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Prefill):
+def matmul(
+    x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Prefill, zero_points=None,
+):  # pyformat: disable
   """The scaled product.
 
   The arguments are those of `decode.matmul`, but N is a multiple of `config.outputs` times `config.cluster`, and
@@ -32,7 +34,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
     [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.
   """
   (tokens, inputs), outputs = x.shape, w.shape[0]
-  product = products.Product(x, w, groups, layout, config.tile_k)
+  product = products.Product(x, w, groups, layout, config.tile_k, zero_points)
   steps, stages = inputs // config.tile_k, config.stages
   pair = config.outputs * config.cluster
   grid = outputs // pair, pl.cdiv(tokens, config.tile_m)
@@ -42,7 +44,7 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
   vectors = terms.vectors()
 
   def kernel(*refs):
-    gmems, refs = refs[: product.copies], refs[product.copies :]
+    gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
     vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
     *smems, out_smem, full, free, barriers = refs
     group = lax.axis_index('group')
@@ -100,7 +102,8 @@ def matmul(x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: co
         load = lambda: epilogue.load(terms, vector_refs, chunk, n + mine, m)
         # Memory answers while the sums are made, where there are registers for its answers.
         loaded = load() if config.tile_m <= _EARLY else None
-        sums = product.sums(loop, smems, pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m), turns)
+        held = product.held(gmems, n + mine, config.tile_n)
+        sums = product.sums(loop, smems, pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m), held, turns)
         epilogue.store(sums, loaded or load(), out_gmem, out_smem.at[group], chunk, n + mine, m)
 
       each_tile(compute_tile)

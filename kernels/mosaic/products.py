@@ -46,6 +46,19 @@ class Groups:
 
 
 @dataclasses.dataclass(frozen=True)
+class ZeroPoints:
+  """Zero points of codes in the layout DINT4, which meet them when a warpgroup unpacks the codes.
+
+  Attributes:
+    values: int32 [G, N] beside scales of groups; else [N].
+    per_step: the integer of a step (kernels.dint).
+  """
+
+  values: Any
+  per_step: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Turns:
   """Turns of the warpgroups of a block at the tensor cores: one scales while another multiplies.
 
@@ -80,14 +93,16 @@ class Product:
   """The operands of a product and their way into a warpgroup, the same for many tokens and for few.
 
   Attributes:
-    arrays: the operands in memory, those of the groups behind x and w.
-    copies: transfers of a step, which its barrier counts.
+    arrays: the operands in memory, those of the groups and the zero points behind x and w.
+    copies: transfers of a step, which its barrier counts: of all arrays but zero points of whole outputs.
   """
 
-  def __init__(self, x, w, groups: Groups | None, layout: prepack.Layout, tile_k: int):
-    self.arrays = [x, w] + (groups.arrays() if groups else [])
-    self.copies = len(self.arrays)
+  def __init__(self, x, w, groups: Groups | None, layout: prepack.Layout, tile_k: int,
+               zero_points: ZeroPoints | None = None):
+    self.arrays = [x, w] + (groups.arrays() if groups else []) + ([zero_points.values] if zero_points else [])
+    self.copies = len(self.arrays) - (groups is None and zero_points is not None)
     self._groups = groups
+    self._zero_points = zero_points
     self._packed = layout is not prepack.Layout.ROWS
     self._width = tile_k
     self._parts = 1 if groups is None else tile_k * len(groups.scale) // x.shape[1]
@@ -102,15 +117,15 @@ class Product:
     return self._dtype if self._groups is None else jnp.float32
 
   def buffers(self, stages: int, outputs: int, tokens: int) -> list[Any]:
-    """Shared memory of `stages` steps for blocks of `outputs` and `tokens`, a buffer for each of `arrays`."""
-    x, w, *rest = self.arrays
+    """Shared memory of `stages` steps for blocks of `outputs` and `tokens`, a buffer for each array that is copied."""
+    x, w, *rest = self.arrays[: self.copies]
     found = [tiles.smem((stages, tokens, self._width), x.dtype, self._columns),
              tiles.smem((stages, outputs, self._width // (2 if self._packed else 1)), w.dtype,
                         None if self._packed else self._columns)]
     for array in rest:
       of_tokens = array is self._groups.row_sums
       size = max(tokens, _LEAST) if of_tokens else outputs
-      found.append(plgpu.SMEM((stages, self._parts, size), jnp.float32))
+      found.append(plgpu.SMEM((stages, self._parts, size), array.dtype))
     return found
 
   def copy(self, gmems, smems, slot, barrier, step, n, m, shared=None) -> None:
@@ -118,17 +133,21 @@ class Product:
 
     Activations go to all blocks of the cluster's axis `shared`, each of which reads a part of them.
     """
-    (x, w, *rest), (x_smem, w_smem, *rest_smem) = gmems, smems
+    (x, w, *rest), (x_smem, w_smem, *rest_smem) = gmems[: self.copies], smems
     for gmem, smem, row in ((w, w_smem, n), (x, x_smem, m)):
       _, rows, width = smem.shape
       plgpu.copy_gmem_to_smem(gmem.at[pl.ds(row, rows), pl.ds(step * width, width)], smem.at[slot], barrier,
                               collective_axes=shared if gmem is x else None)
-    for index, (gmem, smem) in enumerate(zip(rest, rest_smem)):
-      first = m if index == 2 else n
+    for array, gmem, smem in zip(self.arrays[2:], rest, rest_smem):
+      first = m if array is self._groups.row_sums else n
       _, parts, size = smem.shape
       plgpu.copy_gmem_to_smem(gmem.at[pl.ds(step * parts, parts), pl.ds(first, size)], smem.at[slot], barrier)
 
-  def sums(self, loop, smems, outputs, shape: tuple[int, int], turns: 'Turns'):
+  def held(self, gmems, n, outputs: int) -> list[Any]:
+    """What stays in registers for all steps of the `outputs` from n on: zero points of whole outputs."""
+    return [tiles.load(gmem.at[pl.ds(n, outputs)], _OF_OUTPUTS, optimized=False) for gmem in gmems[self.copies :]]
+
+  def sums(self, loop, smems, outputs, shape: tuple[int, int], held: list[Any], turns: Turns):
     """Sums of `shape` [outputs, tokens] over the steps that `loop` runs.
 
     Args:
@@ -136,12 +155,17 @@ class Product:
       smems: the buffers.
       outputs: the slice of the block's outputs that are this warpgroup's.
       shape: of the result.
+      held: what `held` returned for these outputs.
       turns: of the warpgroups at the tensor cores, if there are groups.
     """
     x_smem, w_smem, *rest = smems
 
     def load_weights(slot):
       weights = w_smem.at[slot, outputs]
+      if self._zero_points is not None:
+        # Behind the scales, with which they share the shape.
+        zero_points = held or [tiles.load(rest[-1].at[slot, part, outputs], _OF_OUTPUTS) for part in range(self._parts)]
+        return registers.dint4_times_2(weights[...], zero_points, self._zero_points.per_step)
       return self._unpack(weights[...]) if self._packed else weights
 
     if self._groups is None:

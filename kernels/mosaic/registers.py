@@ -13,6 +13,8 @@ from jax.extend.mlir.dialects import arith
 import jax.numpy as jnp
 
 _BYTES = plgpu.Layout.WGMMA_8BIT
+# A number for each row of the above, in the threads that hold the row.
+_OF_ROWS = plgpu.Layout.WGMMA.reduce(1)
 
 
 def int4_times_16(packed):
@@ -50,28 +52,79 @@ def int4_as_float8(packed):
   return _unpack(packed, words, jnp.float8_e4m3fn)
 
 
-def _unpack(packed, words, dtype):
-  """Splits each word in two; of 64 columns of the result, the low nibbles are the first 32."""
+def dint4_times_2(packed, zero_points, per_step: int):
+  """Operands of an 8-bit product, twice the integers of dINT codes (kernels.dint): 11 instructions for 8 weights.
+
+  A byte permutation takes 4 codes for places in half a table of 16 bytes. It reads a place from three bits of a code;
+  the fourth asks for the sign of the byte that is there, which is 0 in a table of 7-bit integers, so that the answers
+  of both halves are put together by an `or`. A shift then moves the sign of 7 bits to that of 8.
+
+  Args:
+    packed: int8 [rows, K / 2] of the layout DINT4.
+    zero_points: a list of int32 [rows], 0 to 15, one for each of equal parts of the K columns, multiples of 16 long.
+    per_step: the integer of a step; the largest one, 13 times it at a zero point of 0, is below 64.
+
+  Returns:
+    int8 [rows, K].
+  """
+  ones = 0x01010101
+
+  def table(zero_point):
+    """The low 7 bits of the integers of all codes, four in a word."""
+    # From 128 on up, so that no byte borrows from the next.
+    first = arith.subi(_constant(0x80808080), arith.muli(zero_point, _constant(per_step * ones)))
+    quarters = [arith.addi(first, _constant(per_step * (0x03020100 + 4 * quarter * ones))) for quarter in range(4)]
+    *quarters, last = (_and(quarter, 0x7F7F7F7F) for quarter in quarters)
+    return *quarters, arith.ori(_and(last, 0x0000FFFF), _constant(0x7F010000))
+
+  def words(word, *tables):
+    other = arith.xori(word, _constant(0x88888888))
+    found = []
+    for shift, (first, second, third, fourth) in zip((0, 16), tables):
+      places, others = (_shift_right(w, shift) if shift else w for w in (word, other))
+      either = arith.ori(utils.prmt(first, second, places), utils.prmt(third, fourth, others))
+      found.append(_shift_left(either, 1))
+    return found
+
+  return _unpack(packed, words, jnp.int8, zero_points, table)
+
+
+def _unpack(packed, words, dtype, vectors=(), prepare=None):
+  """Splits each word in two; of 64 columns of the result, the low nibbles are the first 32.
+
+  Args:
+    packed: int8 [rows, K / 2].
+    words: (word, *prepared) -> both words of the result; with `vectors`, `prepared` belongs to these two.
+    dtype: of the result.
+    vectors: int32 [rows], each for an equal part of the columns of the result.
+    prepare: makes of an entry of a vector what `words` wants.
+  """
   rows, columns = packed.shape
+  width = 2 * columns // 16 // max(1, len(vectors))  # of a part, in blocks of 16 columns
 
   @plgpu.inline_mgpu(
-      arg_types=(_BYTES,), return_type=plgpu.ShapeDtypeStruct((rows, 2 * columns), dtype, layout=_BYTES))
-  def unpack(ctx, array):
+      arg_types=(_BYTES, *[_OF_ROWS] * len(vectors)),
+      return_type=plgpu.ShapeDtypeStruct((rows, 2 * columns), dtype, layout=_BYTES))
+  def unpack(ctx, array, *vectors):
     del ctx
+    # By tile of 64 rows and by half of the 16 of a warp.
+    prepared = [{(row, half): prepare(utils.bitcast(entry, _i32()))
+                 for (row, _, half, *_), entry in _enumerate(vector.registers)} for vector in vectors]
     element = ir.IntegerType.get_signless(8) if dtype == jnp.int8 else ir.Float8E4M3FNType.get()
     vector = ir.VectorType.get((4,), element)
     registers = array.registers.repeat(2, axis=1)  # only the shape matters; axis 1 counts blocks of 16 columns
     for block in range(array.registers.shape[1]):
       run, half = divmod(block, 2)
       for index, register in _enumerate(array.registers[:, block]):
-        low, high = words(utils.bitcast(register, _i32()))
         row, *rest = index
-        registers[(row, 4 * run + half, *rest)] = utils.bitcast(low, vector)
-        registers[(row, 4 * run + 2 + half, *rest)] = utils.bitcast(high, vector)
+        blocks = 4 * run + half, 4 * run + 2 + half
+        of_blocks = [prepared[block // width][row, rest[2]] for block in blocks] if prepared else ()
+        for target, word in zip(blocks, words(utils.bitcast(register, _i32()), *of_blocks)):
+          registers[(row, target, *rest)] = utils.bitcast(word, vector)
     return mgpu.FragmentedArray(
         _registers=registers, _layout=array.layout, _is_signed=True if dtype == jnp.int8 else None)
 
-  return unpack(packed)
+  return unpack(packed, *vectors)
 
 
 def only(weights, first: int, count: int):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 import kernels
 from kernels import activations
+from kernels import dint
 from kernels import prepack
 from launch.benchmarks import kernel_timing
 
@@ -32,7 +33,9 @@ class Column:
     weights: (codes, scales) -> the weights.
     bits: bits of weights and of activations, for the bytes that have to be moved.
     groups: whether weights have a scale for each 128 inputs.
-    comparable: whether the result is that of all columns, but for rounding.
+    comparable: whether the result is the product of the values, but for rounding.
+    values: (codes, scales) -> the values of the weights, float32 [K, N]; None: codes times scales.
+    beside: bytes beside the codes of an output, or of each of its groups.
   """
 
   multiply: Callable[..., Any]
@@ -41,6 +44,8 @@ class Column:
   bits: tuple[int, int]
   groups: bool = False
   comparable: bool = True
+  values: Callable[..., Any] | None = None
+  beside: int = 4
 
   def calls(self, problem: Problem) -> list[Callable[[], Any]]:
     """Functions without arguments that multiply, each with a copy of the weights of its own."""
@@ -56,7 +61,7 @@ class Column:
     """Bytes of weights, scales, activations and bfloat16 results."""
     groups = problem.inputs // 128 if self.groups else 1
     moved = weight_bytes(problem, self.bits[0]) + problem.tokens * problem.inputs * self.bits[1] / 8
-    return moved + 4 * groups * problem.outputs + 2 * problem.tokens * problem.outputs
+    return moved + self.beside * groups * problem.outputs + 2 * problem.tokens * problem.outputs
 
   def difference(self, problem: Problem, call: Callable[[], Any]) -> float | None:
     """The norm of the difference from the product of the values, relative to it, if it is to be compared."""
@@ -68,7 +73,8 @@ class Column:
 
     @jax.jit
     def relative(got):
-      want = _values(codes, scale).astype(jnp.float32) @ _dense(w, w_scale, jnp.float32)
+      values = self.values(w, w_scale) if self.values else _dense(w, w_scale, jnp.float32)
+      want = _values(codes, scale).astype(jnp.float32) @ values
       return jnp.linalg.norm(got.astype(jnp.float32) - want) / jnp.linalg.norm(want)
 
     return float(relative(got))
@@ -152,6 +158,28 @@ def _codes_column(weight_bits, activation_bits, groups=False) -> Column:
                 groups)
 
 
+def _zero_points(codes, scale):
+  """Zero points int32 like the scales: all there are, one output after another."""
+  return jnp.broadcast_to(jnp.arange(codes.shape[1], dtype=jnp.int32) % dint.PLUS, scale.shape)
+
+
+def _packed_dint(codes, scale):
+  return *_packed(kernels.Layout.DINT4, codes, scale), _zero_points(codes, scale)
+
+
+def _dense_dint(codes, scale):
+  """The values of the same codes read as dINT's, 0 to 15."""
+  packed, scale, zero_point = _packed_dint(codes, scale)
+  return _dense(dint.integers(packed, kernels.Layout.DINT4, codes.shape, zero_point), scale, jnp.float32)
+
+
+def _dint(x, w):
+  return kernels.quantized_matmul(
+      x[0], w[0], x[1], w[1], w_bits=6, layout=kernels.Layout.DINT4, w_zero_point=w[2], implementation='mosaic_gpu',
+      out_dtype=jnp.bfloat16)
+
+
+_DINT = Column(_dint, lambda *x: x, _packed_dint, (4, 8), values=_dense_dint, beside=8)
 _WIDE = functools.partial(_packed, kernels.Layout.INT4_WIDE)
 
 COLUMNS = {
@@ -169,6 +197,8 @@ COLUMNS = {
                           comparable=False),
     'w4a8 g128': _codes_column(4, 8, groups=True),
     'w4a4 g128': _codes_column(4, 4, groups=True),
+    'dint4 a8': _DINT,
+    'dint4 a8 g128': dataclasses.replace(_DINT, groups=True),
     'w4a16': Column(_weight_only, _values, _WIDE, (4, 16)),
     'w4a16 g128': Column(_weight_only, _values, _WIDE, (4, 16), groups=True),
 }

@@ -202,7 +202,7 @@ class CompressedTensorsTest(parameterized.TestCase):
       ('weights', dict(num_bits=4, strategy='block', group_size=8)),
       ('weights', dict(num_bits=4, strategy='group', group_size=None)),
       ('weights', dict(num_bits=4, strategy='group', group_size=8, actorder='group')),
-      ('input_activations', dict(num_bits=8, strategy='tensor', dynamic=False)),
+      ('input_activations', dict(num_bits=8, strategy='channel', dynamic=False)),
       ('output_activations', dict(num_bits=8)))
   def test_schemes_that_are_refused(self, key, values):
     config = self._codec(_matrix().scheme).config()

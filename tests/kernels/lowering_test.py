@@ -21,6 +21,7 @@ from kernels.mosaic import tiles
 _SIZES = ((4096, 4096), (14336, 4096), (4096, 14336))  # outputs, inputs
 _TOKENS = (1, 16, 64, 256, 8192)
 _FEW_AND_MANY = (7, 333)  # tokens of the kernels for decoding and for prefill
+_BITS = {kernels.Layout.INT4: 4, kernels.Layout.ROWS: 8, kernels.Layout.DINT4: 6}
 
 
 def _arguments(tokens, outputs, inputs, layout, *, groups=1, x_offset=None, w_offset=False, bias=False):
@@ -28,11 +29,12 @@ def _arguments(tokens, outputs, inputs, layout, *, groups=1, x_offset=None, w_of
   of = jax.ShapeDtypeStruct
   scalar, token, output = (of(shape, jnp.float32) for shape in ((), (tokens, 1), (groups, outputs)))
   x_scale = scalar if x_offset == 'scalar' else token
+  zero_point = of((groups, outputs), jnp.int32) if layout is kernels.Layout.DINT4 else None
   return dict(
       x_codes=of((tokens, inputs), jnp.int8), w_codes=of(prepack.shape(layout, inputs, outputs), jnp.int8),
       x_scale=x_scale, w_scale=output, x_offset=x_scale if x_offset else None,
       w_offset=output if w_offset else None, bias=of((outputs,), jnp.float32) if bias else None, row_sums=None,
-      column_sums=of((outputs,), jnp.float32) if x_offset else None)
+      column_sums=of((outputs,), jnp.float32) if x_offset else None, w_zero_point=zero_point)
 
 
 def _lower(arguments, **static):
@@ -47,9 +49,9 @@ class LoweringTest(parameterized.TestCase):
   # The layout changes how a tile of weights is read, which has no part in how many tiles there are.
   @parameterized.parameters(
       *itertools.product(_SIZES, _TOKENS, [kernels.Layout.INT4]),
-      *itertools.product(_SIZES[:1], _TOKENS, [kernels.Layout.ROWS]))
+      *itertools.product(_SIZES[:1], _TOKENS, [kernels.Layout.ROWS, kernels.Layout.DINT4]))
   def test_configurations_by_shape(self, size, tokens, layout):
-    bits = 4 if layout is kernels.Layout.INT4 else 8
+    bits = _BITS[layout]
     self.assertIn('mosaic_gpu', _lower(_arguments(tokens, *size, layout), layout=layout, w_bits=bits))
 
   # The dtype is that of the last step, which is the same whatever terms were added up.
@@ -86,6 +88,15 @@ class LoweringTest(parameterized.TestCase):
         _lower(arguments, layout=layout)
     else:
       self.assertIn('mosaic_gpu', _lower(arguments, layout=layout))
+
+  @parameterized.product(
+      group=[None, 32, 64, 96, 128], tokens=[8, 300], special=[1 / 2, 1 / 4], x_offset=[None, 'token'])
+  def test_groups_of_dint_codes(self, group, tokens, special, x_offset):
+    groups = 768 // group if group else 1
+    arguments = _arguments(tokens, 384, 768, kernels.Layout.DINT4, groups=groups, x_offset=x_offset, bias=True)
+    if group is None:
+      arguments['column_sums'] = None
+    self.assertIn('mosaic_gpu', _lower(arguments, layout=kernels.Layout.DINT4, w_bits=7, w_special=special, x_bits=4))
 
   @parameterized.parameters((1, 1, True), (4, 4, True), (2, 4, True), (2, 8, True), (2, 2, False))
   def test_sums_at_hand_are_not_taken_again(self, groups, runs, enough):
@@ -139,6 +150,7 @@ class RefusalTest(parameterized.TestCase):
       (dict(w_codes=jax.ShapeDtypeStruct((256, 256), jnp.int16)), dict(w_bits=12), 'at most 8 bits, not 12'),
       ({}, dict(out_dtype=jnp.int32), 'writes bfloat16, float16 or float32, not int32'),
       ({}, dict(layout=kernels.Layout.INT4_WIDE), 'layout int4_wide is for activations that are not quantized'),
+      ({}, dict(layout=kernels.Layout.DINT4, w_bits=8), 'dINT codes of integers of at most 7 bits, not 8'),
       (dict(x_codes=jax.ShapeDtypeStruct((8, 2**18), jnp.int8)), {}, 'sums over more than 131071 inputs'),
       (dict(x_codes=jax.ShapeDtypeStruct((0, 256), jnp.int8)), {}, 'nothing to multiply'),
       (dict(w_scale=jax.ShapeDtypeStruct((16, 256), jnp.float32)), {}, 'multiple of 32 .* not groups of 16 of 256'))
@@ -162,7 +174,7 @@ class TuningTest(parameterized.TestCase):
 
   @parameterized.product(
       tokens=[1, 17, 65, 1000, 5000], size=[(4096, 4096), (4096, 14336), (128, 128), (32000, 11008)],
-      layout=[kernels.Layout.INT4, kernels.Layout.ROWS], group=[None, 128, 64, 32])
+      layout=list(_BITS), group=[None, 128, 64, 32])
   def test_rule_fits_the_machine(self, tokens, size, layout, group):
     problem = tuning.Problem(tokens, *size, layout, group)
     config = tuning.rule(problem)

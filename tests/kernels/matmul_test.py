@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from kernels import prepack
 from tests import product_cases
 
 def _run(arguments, implementation, bits=(8, 8), out_dtype=jnp.float32):
@@ -149,11 +150,36 @@ class QuantizedMatmulTest(parameterized.TestCase):
        r'groups of 12 of 24 inputs, not int32 \[3, 5, 3\]'),
       ({'row_sums': np.ones((3, 5, 2), np.int8)}, 'row_sums must be int32'),
       ({'column_sums': np.ones(6, np.float32)}, r'column_sums must be float32 \[7\]'),
-      ({'bias': np.ones((1, 7), np.float32)}, r'bias of shape \(1, 7\) does not fit 7 outputs'))
+      ({'bias': np.ones((1, 7), np.float32)}, r'bias of shape \(1, 7\) does not fit 7 outputs'),
+      ({'w_zero_point': np.zeros((2, 7), np.int32)}, 'w_zero_point belongs to the layout dint4, not to codes'))
   def test_refuses_operands_that_do_not_fit(self, overrides, message):
     arguments = {**product_cases.problem(groups=(2, 2)), **overrides}
     with self.assertRaisesRegex(ValueError, message):
       kernels.quantized_matmul(**arguments)
+
+
+class DintTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ({'w_zero_point': None}, 'there is no w_zero_point, which the layout dint4 needs'),
+      ({'w_zero_point': np.zeros((1, 64), np.int32)}, r'must be int32 \[2, 64\] like w_scale, not int32 \[1, 64\]'),
+      ({'w_zero_point': np.zeros((2, 64), np.int8)}, r'must be int32 \[2, 64\] like w_scale, not int8 \[2, 64\]'),
+      ({'w_special': 1 / 3}, '1/2, 1/4 or 1/8 of a step, not 0.333'),
+      ({'w_offset': np.zeros((2, 64), np.float32)}, 'the layout dint4 takes w_zero_point instead of w_offset'),
+      ({'w_codes': np.zeros((128, 256), np.int8)}, 'cannot contract codes of .* in the layout dint4, for 64 outputs'))
+  def test_refuses_operands_that_do_not_fit(self, overrides, message):
+    coded, _ = product_cases.dint_problem(groups=2)
+    coded['w_codes'] = prepack.prepack(jnp.asarray(coded['w_codes']), kernels.Layout.DINT4)
+    with self.assertRaisesRegex(ValueError, message):
+      kernels.quantized_matmul(**coded | overrides, layout=kernels.Layout.DINT4)
+
+  @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), groups=[1, 4])
+  def test_integers_of_eight_bits_give_the_bits_of_plain_ones(self, implementation, groups):
+    coded, plain = product_cases.dint_problem(special=1 / 8, groups=groups, offsets='x, per token')
+    coded['w_codes'] = prepack.prepack(jnp.asarray(coded['w_codes']), kernels.Layout.DINT4)
+    got = kernels.quantized_matmul(
+        **coded, layout=kernels.Layout.DINT4, w_special=1 / 8, implementation=implementation)
+    np.testing.assert_array_equal(got, kernels.quantized_matmul(**plain, implementation=implementation))
 
 
 if __name__ == '__main__':

@@ -56,6 +56,21 @@ class MosaicTest(product_cases.TilingCases):
     with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)):
       self.check(arguments, (4, 4), layout=kernels.Layout.INT4)
 
+  @parameterized.product(config=_DECODE + _PREFILL, special=[1 / 2, 1 / 4], shape=[(70, 1024, 384), (515, 2304, 768)])
+  def test_every_tiling_sums_dint_codes_exactly(self, config, special, shape):
+    layout = kernels.Layout.DINT4
+    if isinstance(config, configs.Prefill):
+      config = config.deepest(layout, config.stages)
+    _, inputs, outputs = shape
+    if inputs % config.tile_k or (
+        isinstance(config, configs.Prefill) and outputs % (config.outputs * config.cluster)):
+      self.skipTest('the dispatcher does not choose this tiling here')
+    coded, plain = product_cases.dint_problem(special=special, shape=shape)
+    unit = dict(x_scale=np.float32(1), w_scale=np.ones((1, outputs), np.float32))
+    with tuning.forced(lambda _: config):
+      got = self.run_problem(coded | unit, (8, 7), layout=layout, w_special=special)
+    np.testing.assert_array_equal(got, plain['x_codes'].astype(np.int64) @ plain['w_codes'])
+
   def test_a_race_would_change_the_sums(self):
     arguments = product_cases.problem(shape=(64, 4096, 4096), bits=(8, 4))
     first, *others = (self.run_problem(arguments, (8, 4), out_dtype=jnp.bfloat16) for _ in range(8))

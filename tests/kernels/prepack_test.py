@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from kernels import dint
 from kernels import prepack
 
 _PACKED = [kernels.Layout.ROWS, kernels.Layout.INT4, kernels.Layout.INT4_WIDE]
@@ -26,6 +27,15 @@ def _words(weights):
   return np.ascontiguousarray(weights).view('<u4')
 
 
+def _permuted(low, high, places):
+  """What PTX calls prmt.b32: the low 4 nibbles of a word name bytes of two others, or, from 8 on, the sign of these."""
+  source = np.frombuffer(np.array([low, high], '<u4').tobytes(), np.uint8)
+  nibbles = (places[..., None] >> np.arange(0, 16, 4, dtype=np.uint32)) & 15
+  found = source[nibbles & 7]
+  found = np.where(nibbles & 8, np.where(found & 128, 255, 0), found).astype(np.uint8)
+  return found.view('<u4')[..., 0]
+
+
 def _bytes(words):
   """Signed bytes of words, in the order of memory."""
   return np.ascontiguousarray(words.astype('<u4')).view(np.int8)
@@ -35,7 +45,7 @@ class LayoutTest(parameterized.TestCase):
 
   @parameterized.product(layout=list(kernels.Layout), size=[(128, 128), (256, 128), (70, 3), (1, 1), (384, 130)])
   def test_unpack_inverts_prepack(self, layout, size):
-    codes = _codes(*size)
+    codes = _codes(*size) & (15 if layout is kernels.Layout.DINT4 else -1)
     packed = jax.jit(prepack.prepack, static_argnums=1)(codes, layout)
     self.assertEqual(packed.shape, prepack.shape(layout, *size))
     self.assertEqual(packed.dtype, jnp.int8)
@@ -71,6 +81,24 @@ class LayoutTest(parameterized.TestCase):
     low, high = (_bytes(w & np.uint32(0x0F0F0F0F)).reshape(128, -1, 1, 32) for w in (words, words >> np.uint32(4)))
     np.testing.assert_array_equal(np.concatenate([low, high], axis=2).reshape(128, 256), codes.T + 8)
 
+  @parameterized.parameters((2, 13), (4, 13), (8, 5))
+  def test_permutations_of_a_table_make_eight_bit_operands_of_a_word(self, per_step, largest):
+    # As registers.dint4_times_2 does it: a table of the low 7 bits for each zero point, and nibbles that look it up.
+    for zero_point in range(largest + 1):
+      codes = np.random.default_rng(zero_point).integers(0, 16, (256, 128)).astype(np.int8)
+      codes[(largest < codes) & (codes < dint.PLUS)] = largest
+      first = (0x80808080 - zero_point * per_step * 0x01010101) % 2**32
+      table = [first + per_step * (0x03020100 + quarter * 0x04040404) for quarter in range(4)]
+      self.assertLess(max(table), 2**32)
+      table = [word & 0x7F7F7F7F for word in table]
+      table[3] = (table[3] & 0xFFFF) | 0x7F010000
+      words = _words(prepack.prepack(jnp.asarray(codes), kernels.Layout.DINT4))
+      low, high = (_bytes((_permuted(*table[:2], places) | _permuted(*table[2:], others)) << np.uint32(1))
+                   for places, others in ((w, w ^ np.uint32(0x88888888)) for w in (words, words >> np.uint32(16))))
+      got = np.stack([part.reshape(128, -1, 32) for part in (low, high)], axis=2).reshape(128, 256)
+      want = np.select([codes == 14, codes == 15], [1, -1], per_step * (codes.astype(int) - zero_point))
+      np.testing.assert_array_equal(got, 2 * want.T)
+
   def test_codes_above_eight_are_small_floats_of_eight_bits(self):
     # The bit pattern u of e4m3 is the number u / 512, for u below 8 as a subnormal one.
     values = np.arange(16, dtype=np.uint8).view(jnp.float8_e4m3fn).astype(np.float32)
@@ -92,6 +120,27 @@ class LayoutTest(parameterized.TestCase):
   def test_refuses_codes_that_are_not_int8(self):
     with self.assertRaisesRegex(ValueError, r'layouts are made of int8 codes .*, not int16 \[128, 128\]'):
       prepack.prepack(jnp.zeros((128, 128), jnp.int16), kernels.Layout.INT4)
+
+
+class DintTest(parameterized.TestCase):
+
+  @parameterized.product(special=dint.SPECIALS, groups=[1, 2])
+  def test_integers_are_those_of_every_code_and_zero_point(self, special, groups):
+    zero_point = np.tile(np.arange(14), (groups, 1))
+    zero_point[-1] = zero_point[-1][::-1]
+    codes = np.tile(np.arange(16)[:, None], (2, 14)).astype(np.int8)
+    packed = prepack.prepack(jnp.asarray(codes), kernels.Layout.DINT4)
+    got = dint.integers(packed, kernels.Layout.DINT4, (32, 14), jnp.asarray(zero_point, jnp.int32), special)
+    self.assertEqual(got.dtype, jnp.int8)
+    for run in range(2):
+      for code in range(14):
+        np.testing.assert_array_equal(
+            got[16 * run + code] * special, code - zero_point[0 if groups == 1 else run])
+      np.testing.assert_array_equal(got[16 * run + 14 : 16 * run + 16], np.tile([[1], [-1]], (1, 14)))
+
+  def test_special_codes_of_three_bits_become_those_of_four(self):
+    np.testing.assert_array_equal(dint.widened(jnp.arange(8, dtype=jnp.uint8), 6), [0, 1, 2, 3, 4, 5, 14, 15])
+    np.testing.assert_array_equal(dint.widened(jnp.arange(16, dtype=jnp.uint8), 14), np.arange(16))
 
 
 class SumsTest(parameterized.TestCase):

@@ -49,6 +49,7 @@ class RefusalTest(parameterized.TestCase):
       (dict(w_codes=np.zeros((12, 7), np.int8)), ValueError, r'cannot contract activations of shape \(3, 24\)'),
       (dict(w_scale=np.ones((5, 7), np.float32)), ValueError, r'w_scale float32 \[5, 7\] does not fit 24 x 7'),
       (dict(w_offset=np.ones((1, 7), np.float32)), ValueError, r'w_offset float32 \[1, 7\] does not fit'),
+      (dict(layout=kernels.Layout.DINT4), ValueError, 'layout dint4 multiply quantized activations only'),
       (dict(bias=np.ones(6, np.float32)), ValueError, r'bias of shape \(6,\) does not fit 7 outputs'),
       (dict(implementation='mosaic_gpu'), NotImplementedError, 'compute capability 9.0, and this is cpu'))
   def test_operands_that_do_not_fit(self, overrides, error, message):

@@ -1,5 +1,6 @@
 """The benchmark of kernels multiplies what it says: columns of XLA run here, those of kernels are lowered."""
 
+import dataclasses
 from unittest import mock
 
 from absl.testing import absltest
@@ -50,6 +51,18 @@ class ColumnsTest(parameterized.TestCase):
     self.assertGreater(len(candidates), 8)
     with tuning.forced(lambda _: candidates[-1]):
       self.assertIn('mosaic_gpu', lower())
+
+  @parameterized.parameters(False, True)
+  def test_columns_of_dint_are_compared_with_the_values_of_their_codes(self, groups):
+    column = kernel_columns.COLUMNS['dint4 a8 g128' if groups else 'dint4 a8']
+    multiply = lambda x, w: kernel_columns.kernels.quantized_matmul(
+        x[0], w[0], x[1], w[1], w_bits=6, layout=kernel_columns.kernels.Layout.DINT4, w_zero_point=w[2])
+    with mock.patch.object(kernel_timing, 'copies', lambda size: 2):
+      first, second = dataclasses.replace(column, multiply=multiply).calls(_PROBLEM)
+    self.assertLess(column.difference(_PROBLEM, first), 0.01)
+    self.assertGreater(column.difference(_PROBLEM, second), 0.5)
+    of_groups = 4 if groups else 1
+    self.assertEqual(column.bytes(_PROBLEM), 256 * 512 / 2 + 8 * of_groups * 256 + 16 * 512 + 2 * 16 * 256)
 
   def test_many_tokens_have_configurations_of_both_bodies_of_groups(self):
     problem = tuning.Problem(8192, 4096, 4096, kernel_columns.kernels.Layout.INT4, 128, True)

@@ -1,5 +1,7 @@
 """Laying out a tree for a GPU changes no integer of it, and what stays as it is, stays."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from jaxquant import errors
 from jaxquant.layers import device_kernels
 from jaxquant.layers import linear
 from jaxquant.numerics import formats
@@ -36,7 +39,8 @@ def _layer(name, group_size=None, quantizer=None, axis=-2):
 class DeviceKernelTest(parameterized.TestCase):
 
   @parameterized.product(
-      name=['int4', 'uint3', 'uint8', 'dint4', 'dint8'], group_size=[None, 32], quantizer=list(_QUANTIZERS))
+      name=['int4', 'uint3', 'uint8', 'dint3', 'dint4', 'dint4/4', 'dint4/8', 'dint8'], group_size=[None, 32],
+      quantizer=list(_QUANTIZERS))
   def test_products_of_codes_keep_their_bits(self, name, group_size, quantizer):
     layer, x = _layer(name, group_size, quantizer), _random(2, 3, 128)
     converted = device_kernels.laid_out(layer)
@@ -55,7 +59,22 @@ class DeviceKernelTest(parameterized.TestCase):
     self.assertEqual(got.dtype, want.dtype)
     np.testing.assert_allclose(np.float32(got), np.float32(want), **tolerance)
 
-  @parameterized.parameters('int4', 'uint4', 'dint4')
+  @parameterized.parameters(
+      ('dint3', True), ('dint3/8', True), ('dint4', True), ('dint4/4', True), ('dint4/8', False))
+  def test_codes_of_dint_stay_packed_where_seven_bits_hold_their_integers(self, name, packed):
+    kernel = device_kernels.laid_out(_layer(name, 32, 'per token'))['kernel']
+    self.assertEqual(kernel.layout, kernels.Layout.DINT4 if packed else kernels.Layout.ROWS)
+    self.assertEqual(kernel.codes.shape, (128, 64 if packed else 128))
+    self.assertEqual(kernel.zero_point is None, not packed)
+
+  def test_refuses_zero_points_that_are_no_codes(self):
+    layer = _layer('dint4', None, 'clip')
+    kernel = layer['kernel']
+    layer['kernel'] = dataclasses.replace(kernel, zero_point=kernel.zero_point.at[0, 3].set(14))
+    with self.assertRaisesRegex(errors.UserError, 'up/down: zero points of dint4 go up to 13, and one is 14'):
+      device_kernels.laid_out({'up': {'down': layer}})
+
+  @parameterized.parameters('int4', 'uint4', 'dint3', 'dint4', 'dint4/4', 'dint4/8')
   def test_dense_values_are_those_of_the_tensor(self, name):
     layer = _layer(name, 32, 'clip')
     np.testing.assert_allclose(
