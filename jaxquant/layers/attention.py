@@ -52,12 +52,13 @@ class Attention(nn.Module):
   output_initializer: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
-  def __call__(self, x, positions=None):
+  def __call__(self, x, positions=None, first=False):
     """Attention of tokens over each other, or over those in the cache and each other.
 
     Args:
       x: [batch, tokens, features], an array or `inputs.Pending`.
       positions: int32 [batch, tokens] where there is a cache (layers.cache), to which the tokens are added; None: 0, 1, ...
+      first: whether that cache holds no token yet, so that the tokens, from position 0 on, attend to each other alone.
 
     Returns:
       [batch, tokens, width].
@@ -79,7 +80,11 @@ class Attention(nn.Module):
     q, k, v = (tap.prepare(self, self.taps, specifications.get(name), a, name).values
                for name, a in zip(OPERANDS, (q, k, v)))
     if positions is not None:
-      k, v = cache.extend(self, k, v, positions)
+      slots = cache.extend(self, k, v, positions)
+      if first:
+        positions, places = None, jnp.arange(q.shape[-3])
+      else:
+        k, v = slots
     bias = position_layers.alibi_bias(self.heads, places, k.shape[-3]) if self.alibi else None
     mixed = attend(
         q, k, v, specifications.get('probabilities'), self.backend, self.causal, bias=bias, window=self.window,

@@ -113,11 +113,13 @@ def _convert(kernel: qtensor.QTensor, quantized: bool) -> DeviceKernel | None:
     return None
   layout = kernels.Layout.ROWS if bits > 4 else kernels.Layout.INT4 if quantized else kernels.Layout.INT4_WIDE
 
-  @jax.jit
-  def convert(kernel):
-    codes, scale, offset, _ = integers(kernel)
-    wide = lambda a: None if a is None else jnp.broadcast_to(a, (a.shape[0], codes.shape[1]))
-    scale, offset = wide(scale), wide(offset)
-    return prepack.prepack(codes, layout), scale, offset, prepack.column_sums(codes, scale, offset)
+  return DeviceKernel(*_arrays(kernel, layout), layout, bits, kernel.shape)
 
-  return DeviceKernel(*convert(kernel), layout, bits, kernel.shape)
+
+@functools.partial(jax.jit, static_argnames='layout')
+def _arrays(kernel: qtensor.QTensor, layout: kernels.Layout):
+  """(codes, scale, offset, column sums) of a `DeviceKernel`; compiled once for all kernels that are alike."""
+  codes, scale, offset, _ = integers(kernel)
+  wide = lambda a: None if a is None else jnp.broadcast_to(a, (a.shape[0], codes.shape[1]))
+  scale, offset = wide(scale), wide(offset)
+  return prepack.prepack(codes, layout), scale, offset, prepack.column_sums(codes, scale, offset)

@@ -85,14 +85,14 @@ class Block(nn.Module):
   opening: bool = True
 
   @nn.compact
-  def __call__(self, x, positions=None):
+  def __call__(self, x, positions=None, first=False):
     config = self.config
     for name, make in (('attention', make_attention), ('mlp', MLP)):
       normalized = self.opening or name != 'attention'
       y = norms.NORMS[config.norm](config.norm_epsilon, name=f'{name}_norm')(x) if normalized else x
       residual = self._restored(y, f'{name}_residual') if config.post_norm else x
       module = make(config, self.implementation, self.taps, name=name)
-      x = residual + (module(y, positions) if name == 'attention' else module(y))
+      x = residual + (module(y, positions, first) if name == 'attention' else module(y))
     return sharding.constrain_batch(x)
 
   def _restored(self, y, name):
@@ -108,11 +108,11 @@ class Layers(nn.Module):
   taps: tuple[tap.Tap, ...] = ()
 
   @nn.compact
-  def __call__(self, x, positions=None):
-    block = nn.remat(Block) if self.config.remat else Block
+  def __call__(self, x, positions=None, first=False):
+    block = nn.remat(Block, static_argnums=(3,)) if self.config.remat else Block
     for i in range(self.config.layers):
       x = block(self.config, self.implementation, self.taps, opens_with_norm(self.config, i), name=str(i))(
-          x, positions)
+          x, positions, first)
     return x
 
 
