@@ -45,8 +45,7 @@ def empty(config: model_config.TransformerConfig, batch: int, slots: int) -> Cac
     raise errors.UserError('an encoder sees all tokens at once: it has no cache and generates nothing')
   if slots > config.max_length:
     raise errors.UserError(f'{slots} tokens exceed the model\'s context length of {config.max_length}')
-  shape = batch, slots, config.kv_heads, config.head_dim
-  held = lambda: {name: jnp.zeros(shape, config.compute_dtype) for name in ('keys', 'values')}
+  held = lambda: cache_layers.empty(batch, slots, config.kv_heads, config.head_dim, config.compute_dtype)
   layers = {str(i): {'attention': held()} for i in range(config.layers)}
   return Cache({'layers': layers}, jnp.zeros(batch, jnp.int32))
 

@@ -99,7 +99,7 @@ def _kernel(key, shape: tuple[int, int], column: Column):
   of_codes, of_scales = jax.random.split(key)
   codes = jax.random.randint(of_codes, shape, fmt.minimum, fmt.maximum + 1, jnp.int8)
   groups = quantize.group_count(shape[0], column.group_size, f'weights of {shape[0]} inputs')
-  # Codes are uniform, of deviation sqrt(m (m + 1) / 3) for the largest code m.
-  scale = _DEVIATION * (fmt.maximum * (fmt.maximum + 1) / 3) ** -0.5
+  # The mean square of uniform codes up to m is m (m + 1) / 3, that of the factors of scales 13 / 12.
+  scale = _DEVIATION * (fmt.maximum * (fmt.maximum + 1) / 3 * 13 / 12) ** -0.5
   scales = scale * jax.random.uniform(of_scales, (groups, shape[1]), jnp.float32, 0.5, 1.5)
   return qtensor.QTensor(packing.pack(codes, fmt, -2), scales, None, fmt, -2, shape[0])
