@@ -68,9 +68,14 @@ class Attention(nn.Module):
     specifications = self.variables.get('params', {})
     prepared = tap.prepare(self, self.taps, specifications.get('input'), x)
     split = lambda y, heads: y.reshape(*y.shape[:-1], heads, self.head_dim)
-    q = split(dense(self.heads * self.head_dim, 'q')(prepared), self.heads)
-    k = split(dense(self.kv_heads * self.head_dim, 'k')(prepared), self.kv_heads)
-    v = split(dense(self.kv_heads * self.head_dim, 'v')(prepared), self.kv_heads)
+    if 'qkv' in specifications:  # joined for a device (layers.device_kernels)
+      heads = self.heads + 2 * self.kv_heads
+      joined = split(dense(heads * self.head_dim, 'qkv')(prepared), heads)
+      q, k, v = jnp.split(joined, (self.heads, self.heads + self.kv_heads), axis=-2)
+    else:
+      q = split(dense(self.heads * self.head_dim, 'q')(prepared), self.heads)
+      k = split(dense(self.kv_heads * self.head_dim, 'k')(prepared), self.kv_heads)
+      v = split(dense(self.kv_heads * self.head_dim, 'v')(prepared), self.kv_heads)
     if self.head_norm_epsilon is not None:
       q, k = (norms.RMSNorm(self.head_norm_epsilon, name=f'{name}_norm')(a) for name, a in (('q', q), ('k', k)))
     places = jnp.arange(q.shape[-3]) if positions is None else positions

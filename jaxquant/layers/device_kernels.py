@@ -19,6 +19,9 @@ from jaxquant.numerics import quantize
 from jaxquant.numerics import trees
 from kernels import prepack
 
+# Linears that read one activation, by what stands for them once their kernels are joined.
+JOINED = {'qkv': ('q', 'k', 'v'), 'gate_up': ('gate', 'up')}
+
 _OF_GPUS = ('auto', 'mosaic_gpu')
 
 
@@ -85,7 +88,8 @@ def laid_out(params: dict) -> dict:
   Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or
   at the site above it, and else for 16-bit ones; weights of 5 to 8 bits, dINT's multiples among them, take a byte.
   Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a kernel that
-  is laid out sums their codes for it (layers.device_quantizers).
+  is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED` that are alike become one, with the
+  outputs of all behind each other: one kernel in place of some that are too short to fill a GPU.
   """
   sites, readers = set(trees.inputs(params)), {}
   for path in trees.linears(params):
@@ -102,7 +106,37 @@ def laid_out(params: dict) -> dict:
         readers.setdefault(site, []).append((converted.shape[0], converted.scale.shape[0]))
   for site, groups in readers.items():
     params = trees.put(params, site, device_quantizers.converted(trees.get(params, site), groups))
+  for path, parent in list(trees.walk(params)):
+    for name, parts in JOINED.items() if isinstance(parent, dict) else ():
+      if _alike(linears := [parent.get(part) for part in parts]):
+        parent = {key: value for key, value in parent.items() if key not in parts} | {name: _join(linears)}
+        params = trees.put(params, path, parent)
   return params
+
+
+def _alike(linears: list[dict | None]) -> bool:
+  """Whether linears are laid out in one way, and hold nothing but that and biases."""
+  def kind(linear):
+    kernel = linear.get('kernel') if isinstance(linear, dict) else None
+    if not isinstance(kernel, DeviceKernel) or set(linear) - {'kernel', 'bias'} or kernel.shape[1] % prepack.PADDING:
+      return None
+    return kernel.layout, kernel.bits, kernel.shape[0], len(kernel.scale), kernel.offset is None, 'bias' in linear
+
+  kinds = {kind(linear) for linear in linears}
+  return len(kinds) == 1 and None not in kinds
+
+
+def _join(linears: list[dict]) -> dict:
+  """One linear of the outputs of all."""
+  parts = [linear['kernel'] for linear in linears]
+  along = lambda axis, name: None if getattr(parts[0], name) is None else jnp.concatenate(
+      [getattr(kernel, name) for kernel in parts], axis)
+  joined = {'kernel': dataclasses.replace(
+      parts[0], codes=along(0, 'codes'), scale=along(1, 'scale'), offset=along(1, 'offset'),
+      column_sums=along(0, 'column_sums'), shape=(parts[0].shape[0], sum(kernel.shape[1] for kernel in parts)))}
+  if 'bias' in linears[0]:
+    joined['bias'] = jnp.concatenate([linear['bias'] for linear in linears])
+  return joined
 
 
 def _convert(kernel: qtensor.QTensor, quantized: bool) -> DeviceKernel | None:

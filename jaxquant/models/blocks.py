@@ -37,11 +37,16 @@ class MLP(nn.Module):
     config = self.config
     dense = lambda features, name, **kwargs: linear.Linear(
         features, use_bias=config.mlp_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
-    prepared = tap.prepare(self, self.taps, self.variables.get('params', {}).get('input'), x)
+    params = self.variables.get('params', {})
+    prepared = tap.prepare(self, self.taps, params.get('input'), x)
     activation = ACTIVATIONS[config.activation]
-    up = dense(config.feed_forward, 'up')(prepared)
+    joined = 'gate_up' in params  # for a device (layers.device_kernels)
+    if joined:
+      gate, up = jnp.split(dense(2 * config.feed_forward, 'gate_up')(prepared), 2, axis=-1)
+    else:
+      up = dense(config.feed_forward, 'up')(prepared)
     if config.gated:
-      gate = dense(config.feed_forward, 'gate')(prepared)
+      gate = gate if joined else dense(config.feed_forward, 'gate')(prepared)
       hidden = inputs.Pending(lambda gate, up: activation(gate) * up, (gate, up))
     else:
       hidden = inputs.Pending(activation, (up,))

@@ -59,20 +59,24 @@ def prepared(config: model_config.TransformerConfig, column: Column, implementat
   Raises:
     UserError: the column's groups do not divide the inputs of a linear.
   """
-  rest = {name: leaf for name, leaf in validate.abstract_params(config).items() if name != 'layers'}
-  blocks = {str(i): device_kernels.prepared(_block(config, column, i), implementation) for i in range(config.layers)}
+  abstract = validate.abstract_params(config)
+  sites = [site.name for site in staging.model_sites(config)]
+  blocks = {}
+  for name, leaf in abstract['layers'].items():
+    prefix = f'layers/{name}/'
+    inside = [site.removeprefix(prefix) for site in sites if site.startswith(prefix)]
+    blocks[name] = device_kernels.prepared(_block(leaf, column, inside, int(name)), implementation)
+  rest = {name: leaf for name, leaf in abstract.items() if name != 'layers'}
   return {**_drawn(rest, Column(), config.layers), 'layers': blocks}
 
 
-def _block(config: model_config.TransformerConfig, column: Column, index: int) -> dict[str, Any]:
-  """A block with quantizers at its sites where the column quantizes activations."""
-  params = _drawn(validate.abstract_params(config)['layers'][str(index)], column, index)
+def _block(abstract: dict[str, Any], column: Column, sites: list[str], seed: int) -> dict[str, Any]:
+  """A block like `abstract`, with quantizers at its sites where the column quantizes activations."""
+  params = _drawn(abstract, column, seed)
   if column.activations is not None:
-    quantizer = quantizers.DynamicQuantizer(formats.IntFormat(column.activations))
-    prefix = f'layers/{index}/'
-    for site in staging.model_sites(config):
-      if site.name.startswith(prefix):
-        params = trees.put(params, f'{site.name.removeprefix(prefix)}/quantizer', quantizer)
+    for site in sites:
+      quantizer = quantizers.DynamicQuantizer(formats.IntFormat(column.activations))
+      params = trees.put(params, f'{site}/quantizer', quantizer)
   return params
 
 

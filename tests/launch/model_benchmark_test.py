@@ -55,6 +55,8 @@ class ColumnsTest(parameterized.TestCase):
     params, ids = model_columns.prepared(_CONFIG, model_columns.COLUMNS[name], 'xla'), networks.tokens(2)
     want = networks.evaluator(_CONFIG, 'xla', networks.quick_jit)(params, ids)
     laid_out, cache = device_kernels.laid_out(params), decoding.empty(_CONFIG, 2, 8)
+    self.assertIn('qkv', laid_out['layers']['0']['attention'])
+    self.assertIn('gate_up', laid_out['layers']['0']['mlp'])
     counts = np.full(2, 7)
     options = dict(config=_CONFIG, implementation='auto')
     logits, cache = _extend(laid_out, cache, ids[:, :7], counts, first=True, **options)
