@@ -16,7 +16,7 @@ from jaxquant import errors
 from launch import runtime
 
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
-_BENCHMARKS = ('training', 'ptq', 'kernels', 'imports')
+_BENCHMARKS = ('training', 'ptq', 'kernels', 'imports', 'models')
 
 
 def main(name: str, benchmark) -> None:

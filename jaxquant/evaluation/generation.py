@@ -56,8 +56,8 @@ def choose(logits, key, sampling: Sampling):
 
 def stream(
     params: Any, config: model_config.TransformerConfig, prompts: Sequence[Sequence[int]], *, limit: int,
-    sampling: Sampling = Sampling(), key=None, stop: Sequence[int] = (), implementation: str = 'simulated'
-) -> Iterator[np.ndarray]:
+    sampling: Sampling = Sampling(), key=None, stop: Sequence[int] = (), implementation: str = 'simulated',
+    burst: int = 1) -> Iterator[np.ndarray]:
   """Goes on with a batch of prompts, a token each at a time.
 
   Prompts are filled up (evaluation.batching), and so is the cache, so that few programs serve prompts of all lengths.
@@ -71,6 +71,8 @@ def stream(
     key: of the draws, a JAX key; by default that of seed 0. A row's draws depend on its place in the batch too.
     stop: tokens that end a row.
     implementation: how codes meet codes (layers.linear).
+    burst: tokens of a row behind its first that one program generates. What one call costs the host, which may be more
+      than a step of a fast model, is then shared by so many steps; rows that end within a burst are gone on with in vain.
 
   Yields:
     int32 [batch], the next token of each row; `ENDED` from the stop token on, which is not given. Ends when all rows
@@ -78,9 +80,11 @@ def stream(
 
   Raises:
     UserError: a prompt is empty or, with `limit`, exceeds the model's context; the model is no decoder; the sampling
-      is none.
+      is none; a burst has no tokens.
   """
   sampling.check()
+  if burst < 1:
+    raise errors.UserError(f'a burst is of one token or more, not of {burst}')
   lengths = np.array([len(prompt) for prompt in prompts], np.int32)
   if not lengths.all():
     raise errors.UserError('a prompt of no tokens leaves nothing to go on with')
@@ -89,19 +93,22 @@ def stream(
                            f'length of {config.max_length}')
   slots = min(batching.filled(lengths.max() + limit), config.max_length)
   tokens = batching.rows(prompts, len(prompts), min(batching.filled(lengths.max()), slots))
-  cache, counts = decoding.empty(config, len(prompts), slots), lengths
+  cache = decoding.empty(config, len(prompts), slots)
   key = jax.random.key(0) if key is None else key
   running = np.ones(len(prompts), bool)
+  options = dict(config=config, sampling=sampling, implementation=implementation)
+  chosen, cache = begin(params, cache, tokens, lengths, key, **options)
+  made = chosen[None]
   for index in range(limit):
-    chosen, cache = _advance(
-        params, cache, tokens, counts, key, np.int32(index), config=config, sampling=sampling,
-        implementation=implementation)
-    chosen = np.asarray(chosen)
-    running &= ~np.isin(chosen, stop)
+    # The first token is a burst of its own.
+    place = (index - 1) % burst if index else 0
+    if index and not place:
+      made, chosen, cache = advance(params, cache, chosen, key, np.int32(index), steps=burst, **options)
+    token = np.asarray(made)[place]
+    running &= ~np.isin(token, stop)
     if not running.any():
       return
-    yield np.where(running, chosen, ENDED)
-    tokens, counts = chosen[:, None], np.ones_like(lengths)
+    yield np.where(running, token, ENDED)
 
 
 def texts(
@@ -162,8 +169,45 @@ def _joined(streams, steps, until) -> list[str]:
   return made
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'sampling', 'implementation'), donate_argnames='cache')
-def _advance(params, cache, tokens, counts, key, index, *, config, sampling, implementation):
-  logits, cache = decoding.extend(params, cache, tokens, counts, config=config, implementation=implementation)
-  chosen = choose(logits, jax.random.fold_in(key, index), sampling)
-  return sharding.constrain_replicated(chosen), cache
+_STATIC = ('config', 'sampling', 'implementation')
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames='cache')
+def begin(params, cache: decoding.Cache, tokens, counts, key, *, config, sampling, implementation):
+  """Evaluates prompts; `tokens` and `counts` as in `decoding.extend`, an empty cache, and the others as in `stream`.
+
+  Returns:
+    (the token behind each, int32 [batch]; the cache with the prompts).
+  """
+  logits, cache = decoding.extend(
+      params, cache, tokens, counts, config=config, implementation=implementation, first=True)
+  return _chosen(logits, key, 0, sampling), cache
+
+
+@functools.partial(jax.jit, static_argnames=('steps', *_STATIC), donate_argnames='cache')
+def advance(params, cache: decoding.Cache, chosen, key, index, *, steps, config, sampling, implementation):
+  """Goes on by some tokens, in one program.
+
+  Args:
+    params, key, config, sampling, implementation: as for `stream`.
+    cache: of what is behind; donated.
+    chosen: int32 [batch], the last token of each row, which is not in the cache.
+    index: int32, how many tokens have been generated, which `key` is folded with.
+    steps: tokens to generate.
+
+  Returns:
+    (int32 [steps, batch]; the last of them, [batch]; the cache with `chosen` and all of them but the last).
+  """
+  def step(carry, index):
+    cache, chosen = carry
+    logits, cache = decoding.extend(
+        params, cache, chosen[:, None], jnp.ones_like(chosen), config=config, implementation=implementation)
+    chosen = _chosen(logits, key, index, sampling)
+    return (cache, chosen), chosen
+
+  (cache, chosen), made = jax.lax.scan(step, (cache, chosen), index + jnp.arange(steps))
+  return made, chosen, cache
+
+
+def _chosen(logits, key, index, sampling):
+  return sharding.constrain_replicated(choose(logits, jax.random.fold_in(key, index), sampling))

@@ -52,12 +52,13 @@ class Attention(nn.Module):
   output_initializer: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
-  def __call__(self, x, positions=None):
+  def __call__(self, x, positions=None, first=False):
     """Attention of tokens over each other, or over those in the cache and each other.
 
     Args:
       x: [batch, tokens, features], an array or `inputs.Pending`.
       positions: int32 [batch, tokens] where there is a cache (layers.cache), to which the tokens are added; None: 0, 1, ...
+      first: whether that cache holds no token yet, so that the tokens, from position 0 on, attend to each other alone.
 
     Returns:
       [batch, tokens, width].
@@ -67,9 +68,14 @@ class Attention(nn.Module):
     specifications = self.variables.get('params', {})
     prepared = tap.prepare(self, self.taps, specifications.get('input'), x)
     split = lambda y, heads: y.reshape(*y.shape[:-1], heads, self.head_dim)
-    q = split(dense(self.heads * self.head_dim, 'q')(prepared), self.heads)
-    k = split(dense(self.kv_heads * self.head_dim, 'k')(prepared), self.kv_heads)
-    v = split(dense(self.kv_heads * self.head_dim, 'v')(prepared), self.kv_heads)
+    if 'qkv' in specifications:  # joined for a device (layers.device_kernels)
+      heads = self.heads + 2 * self.kv_heads
+      joined = split(dense(heads * self.head_dim, 'qkv')(prepared), heads)
+      q, k, v = jnp.split(joined, (self.heads, self.heads + self.kv_heads), axis=-2)
+    else:
+      q = split(dense(self.heads * self.head_dim, 'q')(prepared), self.heads)
+      k = split(dense(self.kv_heads * self.head_dim, 'k')(prepared), self.kv_heads)
+      v = split(dense(self.kv_heads * self.head_dim, 'v')(prepared), self.kv_heads)
     if self.head_norm_epsilon is not None:
       q, k = (norms.RMSNorm(self.head_norm_epsilon, name=f'{name}_norm')(a) for name, a in (('q', q), ('k', k)))
     places = jnp.arange(q.shape[-3]) if positions is None else positions
@@ -79,36 +85,34 @@ class Attention(nn.Module):
     q, k, v = (tap.prepare(self, self.taps, specifications.get(name), a, name).values
                for name, a in zip(OPERANDS, (q, k, v)))
     if positions is not None:
-      k, v = cache.extend(self, k, v, positions)
-    bias = position_layers.alibi_bias(self.heads, places, k.shape[-3]) if self.alibi else None
-    mixed = attend(
-        q, k, v, specifications.get('probabilities'), self.backend, self.causal, bias=bias, window=self.window,
-        positions=positions)
+      slots = cache.extend(self, k, v, positions, first)
+    bias = lambda places, keys: position_layers.alibi_bias(self.heads, places, keys) if self.alibi else None
+    if positions is None or first:
+      mixed = attend(
+          q, k, v, specifications.get('probabilities'), self.backend, self.causal,
+          bias=bias(jnp.arange(q.shape[-3]), k.shape[-3]), window=self.window)
+    else:
+      mixed = attend_slots(q, *slots, specifications.get('probabilities'), positions,
+                           bias=bias(positions, slots[0].shape[-2]), window=self.window)
     mixed = mixed.reshape(*mixed.shape[:-2], self.heads * self.head_dim)
     return dense(self.width, 'o', self.output_bias, initializer=self.output_initializer)(mixed)
 
 
 def attend(
-    q, k, v, probabilities: dict | None, backend: str, causal: bool = True, *, bias=None, window: int | None = None,
-    positions=None):
+    q, k, v, probabilities: dict | None, backend: str, causal: bool = True, *, bias=None, window: int | None = None):
   """Attention of q [batch, tokens, heads, dim] over k and v [batch, keys, kv_heads, dim].
 
   Args:
     q, k, v: floating arrays of one dtype, as the products read them.
     probabilities: input specification of the probabilities, or None.
     backend, causal, window: see `Attention`; a window needs `causal`.
-    bias: float32 [heads, queries, keys] or [batch, heads, queries, keys], added to the scores, or None.
-    positions: int32 [batch, tokens], where each query stands among the keys, of which `causal` attention then lets it
-      see those up to there, by XLA whatever the backend; None: query i stands at key i.
+    bias: float32 [heads, queries, keys], added to the scores, or None.
 
   Returns:
     [batch, tokens, heads, dim] in the dtype of `q`.
   """
   if probabilities is None:
     bias = None if bias is None else bias.reshape(-1, *bias.shape[-3:]).astype(q.dtype)
-    if positions is not None:
-      seen = _seen(positions, k.shape[-3], window)
-      return jax.nn.dot_product_attention(q, k, v, bias, mask=seen, implementation='xla')
     return jax.nn.dot_product_attention(
         q, k, v, bias, is_causal=causal, local_window_size=None if window is None else (window - 1, 0),
         implementation=_backend(backend, q))
@@ -117,10 +121,37 @@ def attend(
   if bias is not None:
     scores += bias
   if causal:
-    seen = _seen(jnp.arange(q.shape[-3])[None] if positions is None else positions, k.shape[-3], window)
+    seen = _seen(jnp.arange(q.shape[-3])[None], k.shape[-3], window)
     scores = jnp.where(seen, scores, -jnp.inf)
   weights = inputs.prepare(probabilities, jax.nn.softmax(scores, axis=-1).astype(q.dtype)).values
   return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+
+
+def attend_slots(q, keys, values, probabilities: dict | None, positions, *, bias=None, window: int | None = None):
+  """Causal attention of q [batch, tokens, heads, dim] over the slots of a cache, by XLA.
+
+  Args:
+    q: of the dtype of the cache.
+    keys, values: as the cache holds them (layers.cache).
+    probabilities, window: see `attend`.
+    positions: int32 [batch, tokens], the last slot that each query sees.
+    bias: float32 [batch, heads, queries, slots], added to the scores, or None.
+
+  Returns:
+    [batch, tokens, heads, dim] in the dtype of `q`.
+  """
+  batch, tokens, heads, dim = q.shape
+  kv_heads, slots = keys.shape[1:3]
+  grouped = q.reshape(batch, tokens, kv_heads, heads // kv_heads, dim)
+  scores = jnp.einsum('bqhgd,bhkd->bhgqk', grouped, keys, preferred_element_type=jnp.float32) / dim ** 0.5
+  scores = scores.reshape(batch, heads, tokens, slots)
+  if bias is not None:
+    scores += bias
+  # A query that fills a batch up may see nothing; it has to stay finite.
+  scores = jnp.where(_seen(positions, slots, window), scores, jnp.finfo(jnp.float32).min)
+  weights = inputs.prepare(probabilities, jax.nn.softmax(scores, axis=-1).astype(q.dtype)).values
+  weights = weights.reshape(batch, kv_heads, heads // kv_heads, tokens, slots)
+  return jnp.einsum('bhgqk,bhdk->bqhgd', weights, values).reshape(q.shape)
 
 
 def _seen(positions, keys: int, window: int | None):

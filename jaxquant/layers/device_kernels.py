@@ -21,6 +21,9 @@ from jaxquant.numerics import trees
 from kernels import dint
 from kernels import prepack
 
+# Linears that read one activation, by what stands for them once their kernels are joined.
+JOINED = {'qkv': ('q', 'k', 'v'), 'gate_up': ('gate', 'up')}
+
 _OF_GPUS = ('auto', 'mosaic_gpu')
 
 
@@ -95,7 +98,8 @@ def laid_out(params: dict) -> dict:
   at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes of dINT of 3 and 4 bits stay
   packed for 8-bit products, unless their integers need 8 bits (dint4/8), which then take a byte each.
   Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a kernel that
-  is laid out sums their codes for it (layers.device_quantizers).
+  is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED` that are alike become one, with the
+  outputs of all behind each other: one kernel in place of some that are too short to fill a GPU.
 
   Raises:
     UserError: a zero point of dINT codes lies beyond them, so that their integers may exceed 8 bits.
@@ -115,7 +119,39 @@ def laid_out(params: dict) -> dict:
         readers.setdefault(site, []).append((converted.shape[0], converted.scale.shape[0]))
   for site, groups in readers.items():
     params = trees.put(params, site, device_quantizers.converted(trees.get(params, site), groups))
+  for path, parent in list(trees.walk(params)):
+    for name, parts in JOINED.items() if isinstance(parent, dict) else ():
+      if _alike(linears := [parent.get(part) for part in parts]):
+        parent = {key: value for key, value in parent.items() if key not in parts} | {name: _join(linears)}
+        params = trees.put(params, path, parent)
   return params
+
+
+def _alike(linears: list[dict | None]) -> bool:
+  """Whether linears are laid out in one way, and hold nothing but that and biases."""
+  def kind(linear):
+    kernel = linear.get('kernel') if isinstance(linear, dict) else None
+    if not isinstance(kernel, DeviceKernel) or set(linear) - {'kernel', 'bias'} or kernel.shape[1] % prepack.PADDING:
+      return None
+    return (kernel.layout, kernel.bits, kernel.special, kernel.shape[0], len(kernel.scale), kernel.offset is None,
+            'bias' in linear)
+
+  kinds = {kind(linear) for linear in linears}
+  return len(kinds) == 1 and None not in kinds
+
+
+def _join(linears: list[dict]) -> dict:
+  """One linear of the outputs of all."""
+  parts = [linear['kernel'] for linear in linears]
+  along = lambda axis, name: None if getattr(parts[0], name) is None else jnp.concatenate(
+      [getattr(kernel, name) for kernel in parts], axis)
+  joined = {'kernel': dataclasses.replace(
+      parts[0], codes=along(0, 'codes'), scale=along(1, 'scale'), offset=along(1, 'offset'),
+      column_sums=along(0, 'column_sums'),
+      zero_point=along(1, 'zero_point'), shape=(parts[0].shape[0], sum(kernel.shape[1] for kernel in parts)))}
+  if 'bias' in linears[0]:
+    joined['bias'] = jnp.concatenate([linear['bias'] for linear in linears])
+  return joined
 
 
 def _convert(kernel: qtensor.QTensor, quantized: bool, path: str) -> DeviceKernel | None:
@@ -131,14 +167,7 @@ def _convert(kernel: qtensor.QTensor, quantized: bool, path: str) -> DeviceKerne
     return _convert_dint(kernel)
   layout = kernels.Layout.ROWS if bits > 4 else kernels.Layout.INT4 if quantized else kernels.Layout.INT4_WIDE
 
-  @jax.jit
-  def convert(kernel):
-    codes, scale, offset, _ = integers(kernel)
-    wide = lambda a: None if a is None else jnp.broadcast_to(a, (a.shape[0], codes.shape[1]))
-    scale, offset = wide(scale), wide(offset)
-    return prepack.prepack(codes, layout), scale, offset, prepack.column_sums(codes, scale, offset)
-
-  return DeviceKernel(*convert(kernel), layout, bits, kernel.shape)
+  return DeviceKernel(*_arrays(kernel, layout), layout, bits, kernel.shape)
 
 
 def _convert_dint(kernel: qtensor.QTensor) -> DeviceKernel:
@@ -156,3 +185,12 @@ def _convert_dint(kernel: qtensor.QTensor) -> DeviceKernel:
 
   *arrays, zero_point = convert(kernel)
   return DeviceKernel(*arrays, kernels.Layout.DINT4, fmt.multiple_bits, kernel.shape, zero_point, fmt.special)
+
+
+@functools.partial(jax.jit, static_argnames='layout')
+def _arrays(kernel: qtensor.QTensor, layout: kernels.Layout):
+  """(codes, scale, offset, column sums) of a `DeviceKernel`; compiled once for all kernels that are alike."""
+  codes, scale, offset, _ = integers(kernel)
+  wide = lambda a: None if a is None else jnp.broadcast_to(a, (a.shape[0], codes.shape[1]))
+  scale, offset = wide(scale), wide(offset)
+  return prepack.prepack(codes, layout), scale, offset, prepack.column_sums(codes, scale, offset)

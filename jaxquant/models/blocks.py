@@ -37,11 +37,16 @@ class MLP(nn.Module):
     config = self.config
     dense = lambda features, name, **kwargs: linear.Linear(
         features, use_bias=config.mlp_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
-    prepared = tap.prepare(self, self.taps, self.variables.get('params', {}).get('input'), x)
+    params = self.variables.get('params', {})
+    prepared = tap.prepare(self, self.taps, params.get('input'), x)
     activation = ACTIVATIONS[config.activation]
-    up = dense(config.feed_forward, 'up')(prepared)
+    joined = 'gate_up' in params  # for a device (layers.device_kernels)
+    if joined:
+      gate, up = jnp.split(dense(2 * config.feed_forward, 'gate_up')(prepared), 2, axis=-1)
+    else:
+      up = dense(config.feed_forward, 'up')(prepared)
     if config.gated:
-      gate = dense(config.feed_forward, 'gate')(prepared)
+      gate = gate if joined else dense(config.feed_forward, 'gate')(prepared)
       hidden = inputs.Pending(lambda gate, up: activation(gate) * up, (gate, up))
     else:
       hidden = inputs.Pending(activation, (up,))
@@ -85,14 +90,14 @@ class Block(nn.Module):
   opening: bool = True
 
   @nn.compact
-  def __call__(self, x, positions=None):
+  def __call__(self, x, positions=None, first=False):
     config = self.config
     for name, make in (('attention', make_attention), ('mlp', MLP)):
       normalized = self.opening or name != 'attention'
       y = norms.NORMS[config.norm](config.norm_epsilon, name=f'{name}_norm')(x) if normalized else x
       residual = self._restored(y, f'{name}_residual') if config.post_norm else x
       module = make(config, self.implementation, self.taps, name=name)
-      x = residual + (module(y, positions) if name == 'attention' else module(y))
+      x = residual + (module(y, positions, first) if name == 'attention' else module(y))
     return sharding.constrain_batch(x)
 
   def _restored(self, y, name):
@@ -108,11 +113,11 @@ class Layers(nn.Module):
   taps: tuple[tap.Tap, ...] = ()
 
   @nn.compact
-  def __call__(self, x, positions=None):
-    block = nn.remat(Block) if self.config.remat else Block
+  def __call__(self, x, positions=None, first=False):
+    block = nn.remat(Block, static_argnums=(3,)) if self.config.remat else Block
     for i in range(self.config.layers):
       x = block(self.config, self.implementation, self.taps, opens_with_norm(self.config, i), name=str(i))(
-          x, positions)
+          x, positions, first)
     return x
 
 

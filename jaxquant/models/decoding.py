@@ -45,15 +45,14 @@ def empty(config: model_config.TransformerConfig, batch: int, slots: int) -> Cac
     raise errors.UserError('an encoder sees all tokens at once: it has no cache and generates nothing')
   if slots > config.max_length:
     raise errors.UserError(f'{slots} tokens exceed the model\'s context length of {config.max_length}')
-  shape = batch, slots, config.kv_heads, config.head_dim
-  held = lambda: {name: jnp.zeros(shape, config.compute_dtype) for name in ('keys', 'values')}
+  held = lambda: cache_layers.empty(batch, slots, config.kv_heads, config.head_dim, config.compute_dtype)
   layers = {str(i): {'attention': held()} for i in range(config.layers)}
   return Cache({'layers': layers}, jnp.zeros(batch, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'implementation'), donate_argnames='cache')
+@functools.partial(jax.jit, static_argnames=('config', 'implementation', 'first'), donate_argnames='cache')
 def extend(params: Any, cache: Cache, tokens, counts, *, config: model_config.TransformerConfig,
-           implementation: str = 'simulated'):
+           implementation: str = 'simulated', first: bool = False):
   """Evaluates the next tokens of every row.
 
   Args:
@@ -63,6 +62,8 @@ def extend(params: Any, cache: Cache, tokens, counts, *, config: model_config.Tr
     counts: int32 [batch], from 1 to `width`; with the row's length they must not exceed the slots of the cache.
     config: the decoder.
     implementation: how codes meet codes (layers.linear).
+    first: whether the cache holds no token yet. Attention then is that of the tokens over each other, for which there
+      are fused kernels, and not over slots.
 
   Returns:
     (logits of the token after each row's last, [batch, vocabulary] in the compute dtype; the cache with the tokens).
@@ -70,7 +71,7 @@ def extend(params: Any, cache: Cache, tokens, counts, *, config: model_config.Tr
   positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
 
   def last_logits(decoder):
-    x = decoder.layers(decoder.embed(tokens, positions), positions)
+    x = decoder.layers(decoder.embed(tokens, positions), positions, first)
     return decoder.logits(jnp.take_along_axis(x, (counts - 1)[:, None, None], axis=1))[:, 0]
 
   logits, changed = staging.make(config, implementation).apply(

@@ -6,6 +6,7 @@ arithmetic does not limit, a code takes few instructions: a multiplication and t
 numbers of float32 are integers, round it, and it is read off the lowest bits.
 """
 
+import functools
 import math
 
 import jax
@@ -51,11 +52,9 @@ def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, p
   if static is not None:
     operands |= {'range_scale': static.scale, 'range_offset': static.offset}
 
-  def call(operands):
-    filled = before._replace(**{name: operands[name] for name in preceding.VECTORS})
-    known = None if static is None else type(static)(operands['range_scale'], operands['range_offset'])
-    return _run(operands['x'], bits, symmetric, filled, known, group_size, packed)
-
+  fixed = before._replace(**dict.fromkeys(preceding.VECTORS))
+  call = functools.partial(
+      _call, bits=bits, symmetric=symmetric, fixed=fixed, group_size=group_size, packed=packed)
   codes, row_sums, *rest = calls.guarded(call, operands, ('x',))
   scale, offset = (*rest, None, None)[:2]
   return codes, scale, offset, row_sums
@@ -75,10 +74,20 @@ def _inner(features: int, group_size: int, transformed: bool) -> int:
   return next((inner for inner in (4, 2) if transformed and fits(inner)), 1)
 
 
-def _run(x, bits, symmetric, before, static, group_size, packed):
-  """Calls the kernel, a block of threads for each token: (codes, row sums, scale, offset) as far as there are."""
+# Traced and lowered once for all activations of a model that are alike, and not once a layer.
+@functools.partial(jax.jit, static_argnames=('bits', 'symmetric', 'fixed', 'group_size', 'packed'))
+def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
+  """Calls the kernel, a block of threads for each token: (codes, row sums, scale, offset) as far as there are.
+
+  Args:
+    operands: `x`, the vectors of `before` and the ends of a static range, by name.
+    bits, symmetric, group_size, packed: see `lowered`.
+    fixed: what happens before, without its vectors.
+  """
   from jax.experimental.pallas import mosaic_gpu as plgpu  # pylint: disable=g-import-not-at-top
   from kernels.mosaic import tiles, token_registers  # pylint: disable=g-import-not-at-top
+  x, before = operands['x'], fixed._replace(**{name: operands[name] for name in preceding.VECTORS})
+  static = (operands['range_scale'], operands['range_offset']) if 'range_scale' in operands else None
   *batch, features = x.shape
   tokens, groups = math.prod(batch), features // group_size
   places = token_registers.Places(features, _width(features), _inner(features, group_size, before.hadamard > 1))

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 
 from kernels import dint
@@ -66,6 +67,20 @@ def _check(operands, layout, x_bits, w_bits, out_dtype):
 
 
 def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
+  """Calls the kernel in the configuration for the problem."""
+  (*batch, inputs), groups = operands['x_codes'].shape, len(operands['w_scale'])
+  outputs = operands['w_codes'].shape[1] if given is prepack.Layout.CODES else operands['w_scale'].shape[1]
+  group = None if groups == 1 else math.gcd(inputs // groups, 128)
+  four_bits = x_bits <= 4 and layout is not prepack.Layout.DINT4
+  config = tuning.choose(
+      tuning.Problem(math.prod(batch), outputs, prepack.padded(inputs), layout, group, four_bits))
+  return _call(
+      operands, given=given, layout=layout, group=group, out_dtype=out_dtype, config=config, w_special=w_special)
+
+
+# Traced and lowered once for all layers of a model that are alike, and not once a layer.
+@functools.partial(jax.jit, static_argnames=('given', 'layout', 'group', 'out_dtype', 'config', 'w_special'))
+def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special):
   """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
   # Kernels import much of Mosaic, which a process without a GPU need not load.
   from kernels.mosaic import decode, epilogue, prefill, products  # pylint: disable=g-import-not-at-top
@@ -83,9 +98,6 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
     w = prepack.prepack(w, layout)
 
   tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
-  group = None if groups == 1 else math.gcd(inputs // groups, 128)
-  config = tuning.choose(tuning.Problem(
-      tokens, outputs, length, layout, group, x_bits <= 4 and layout is not prepack.Layout.DINT4))
   # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
   # be a multiple of 8. For many tokens, vectors are read without a copy and have to cover whole tiles.
   rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)

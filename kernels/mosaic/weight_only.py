@@ -3,6 +3,7 @@
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 
 from kernels import prepack
@@ -41,6 +42,18 @@ def lowered(operands: dict, *, layout, w_bits, out_dtype):
 
 
 def _run(operands: dict, *, layout, out_dtype):
+  """Calls the kernel in the configuration for the problem."""
+  (*batch, inputs), groups = operands['x'].shape, len(operands['w_scale'])
+  outputs = operands['w_codes'].shape[1] if layout is prepack.Layout.CODES else operands['w_scale'].shape[1]
+  group = None if groups == 1 else math.gcd(inputs // groups, 128)
+  config = tuning.choose(tuning.Problem(
+      math.prod(batch), outputs, prepack.padded(inputs), prepack.Layout.INT4_WIDE, group))
+  return _call(operands, layout=layout, group=group, out_dtype=out_dtype, config=config)
+
+
+# Traced and lowered once for all layers of a model that are alike, and not once a layer.
+@functools.partial(jax.jit, static_argnames=('layout', 'group', 'out_dtype', 'config'))
+def _call(operands: dict, *, layout, group, out_dtype, config):
   """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
   from kernels.mosaic import decode, epilogue, products  # pylint: disable=g-import-not-at-top
   x, w, w_scale, w_offset, bias = (operands[name] for name in ('x', 'w_codes', 'w_scale', 'w_offset', 'bias'))
@@ -49,8 +62,6 @@ def _run(operands: dict, *, layout, out_dtype):
   if layout is prepack.Layout.CODES:
     w = prepack.prepack(w, prepack.Layout.INT4_WIDE)
   tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
-  group = None if groups == 1 else math.gcd(inputs // groups, 128)
-  config = tuning.choose(tuning.Problem(tokens, outputs, length, prepack.Layout.INT4_WIDE, group))
   x = x.reshape(tokens, inputs)
   rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
   covered = calls.next_multiple(tokens, config.tile_m)

@@ -61,6 +61,21 @@ class StreamTest(parameterized.TestCase):
     np.testing.assert_array_equal(draw(1), draw(1))
     self.assertGreater(np.mean(draw(1) != draw(2)), 0.3)
 
+  @parameterized.parameters(2, 3, 16)
+  def test_bursts_change_no_token(self, burst):
+    options = dict(sampling=generation.Sampling(1.5), limit=6)
+    whole = _stream(**options)
+    np.testing.assert_array_equal(_stream(burst=burst, **options), whole)
+    # The first row ends within a burst, and the last of the context is reached within one.
+    stop = [whole[0, 1]]
+    np.testing.assert_array_equal(_stream(burst=burst, stop=stop, **options), _stream(stop=stop, **options))
+    filling = dict(prompts=[[1] * 12], limit=4)
+    np.testing.assert_array_equal(_stream(burst=burst, **filling), _stream(**filling))
+
+  def test_a_burst_has_tokens(self):
+    with self.assertRaisesRegex(errors.UserError, 'not of 0'):
+      _stream(burst=0)
+
   def test_prompts_may_fill_the_context_with_what_follows(self):
     self.assertEqual(_stream(prompts=[[1] * 12], limit=4).shape, (1, 4))
     for prompts, limit, words in (

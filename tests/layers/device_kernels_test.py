@@ -11,6 +11,7 @@ import numpy as np
 import kernels
 from jaxquant import errors
 from jaxquant.layers import device_kernels
+from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
@@ -92,6 +93,36 @@ class DeviceKernelTest(parameterized.TestCase):
   def test_a_kernel_laid_out_is_not_read_transposed(self):
     with self.assertRaisesRegex(ValueError, 'cannot be read transposed'):
       linear.linear(device_kernels.laid_out(_layer('int4')), _random(3, 24), transpose=True)
+
+
+class JoinedTest(parameterized.TestCase):
+
+  @parameterized.product(name=['int4', 'uint4', 'int8'], group_size=[None, 32], bias=[False, True])
+  def test_linears_of_one_activation_become_one(self, name, group_size, bias):
+    layer = lambda seed, outputs: {
+        'kernel': quantize.quantize(_random(64, outputs, seed=seed), formats.parse(name), group_size=group_size),
+        **({'bias': _random(outputs, seed=seed)} if bias else {})}
+    site = {'quantizer': _QUANTIZERS['per token']}
+    tree = {'attention': {'q': layer(1, 256), 'k': layer(2, 128), 'v': layer(3, 128), 'o': layer(4, 128),
+                          'input': site, 'q_norm': {'scale': jnp.ones(3)}}}
+    got = device_kernels.laid_out(tree)['attention']
+    self.assertEqual(set(got), {'qkv', 'input', 'q_norm', 'o'})
+    self.assertEqual(got['qkv']['kernel'].shape, (64, 512))
+    x = inputs.prepare(site, _random(3, 64))
+    want = [_linear(tree['attention'][part], x, implementation='xla') for part in 'qkv']
+    np.testing.assert_array_equal(_linear(got['qkv'], x, implementation='auto'), jnp.concatenate(want, axis=-1))
+    dense = [linear.dense_kernel(tree['attention'][part]) for part in 'qkv']
+    np.testing.assert_allclose(got['qkv']['kernel'].dense(), jnp.concatenate(dense, axis=1), rtol=1e-5, atol=1e-6)
+    sums = jnp.sum(jnp.concatenate(dense, axis=1), axis=0)
+    np.testing.assert_allclose(got['qkv']['kernel'].column_sums, sums, rtol=1e-4, atol=1e-4)
+
+  def test_what_is_not_alike_stays_apart(self):
+    kernel = lambda name, outputs=128: {'kernel': quantize.quantize(_random(64, outputs), formats.parse(name))}
+    site = {'input': {'quantizer': _QUANTIZERS['per token']}}
+    for other in (kernel('int8'), kernel('uint4'), kernel('int4', 96), kernel('int4') | {'bias': jnp.zeros(128)},
+                  kernel('int4') | {'input': {'scale': jnp.ones(64)}}, {'kernel': _random(64, 128)}):
+      got = device_kernels.laid_out({'gate': kernel('int4'), 'up': other} | site)
+      self.assertEqual(set(got), {'gate', 'up', 'input'})
 
 
 class ModelTest(parameterized.TestCase):

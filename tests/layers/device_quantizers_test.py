@@ -92,6 +92,20 @@ class DeviceQuantizerTest(parameterized.TestCase):
     self.assertNotRegex(text, r'stablehlo.convert .*xi8>\) -> tensor<.*xi32>')
 
 
+  def test_layers_that_are_alike_share_what_is_lowered_for_them(self):
+    converted = device_kernels.laid_out(_large('int8', 'int4', None))
+    count = lambda call, *xs: jax.jit(call).trace(converted, *xs).lower(
+        lowering_platforms=('cuda',)).as_text().count('stablehlo.custom_call @mosaic_gpu')
+    evaluate = lambda params, x: linear.linear(params, x, implementation='auto')
+    x = jax.ShapeDtypeStruct((8, 512), jnp.bfloat16)
+    with (mock.patch.object(calls, 'check_device'),
+          mock.patch.object(dispatch, 'candidates', lambda: ('mosaic_gpu', 'xla'))):
+      one = count(evaluate, x)
+      self.assertEqual(count(lambda params, x, y: evaluate(params, x) + evaluate(params, y), x, x), one)
+      wider = jax.ShapeDtypeStruct((16, 512), jnp.bfloat16)
+      self.assertGreater(count(lambda params, x, y: (evaluate(params, x), evaluate(params, y)), x, wider), one)
+
+
 @gpus.needed
 class OnGpuTest(parameterized.TestCase):
 

@@ -24,7 +24,7 @@ _LENGTHS = (3, 5, 1)  # of the prompts in a batch
 
 # The same function, compiled in less time.
 _extend = networks.quick_jit(
-    decoding.extend.__wrapped__, static_argnames=('config', 'implementation'), donate_argnames='cache')
+    decoding.extend.__wrapped__, static_argnames=('config', 'implementation', 'first'), donate_argnames='cache')
 
 
 @networks.quick_jit
@@ -66,7 +66,7 @@ _TREES = {
 
 class DecodingTest(parameterized.TestCase):
 
-  def _assert_decodes(self, params, config, slots=8, implementation='simulated', width=5):
+  def _assert_decodes(self, params, config, slots=8, implementation='simulated', width=5, first=False):
     """Prompts of different lengths, then a token at a time: at each place the logits are those of the whole texts."""
     ids, lengths = np.asarray(networks.tokens(len(_LENGTHS))), np.array(_LENGTHS)
     want = np.asarray(networks.evaluator(config, implementation, networks.quick_jit)(params, ids))
@@ -74,7 +74,7 @@ class DecodingTest(parameterized.TestCase):
     for prompt, row, length in zip(prompts, ids, lengths):
       prompt[:length] = row[:length]
     cache = decoding.empty(config, len(ids), slots)
-    logits, cache = _extend(params, cache, prompts, lengths, config=config, implementation=implementation)
+    logits, cache = _extend(params, cache, prompts, lengths, config=config, implementation=implementation, first=first)
     rows = np.arange(len(ids))
     for _ in range(ids.shape[1] - max(_LENGTHS) + 1):
       np.testing.assert_array_equal(cache.lengths, lengths)
@@ -90,6 +90,11 @@ class DecodingTest(parameterized.TestCase):
   def test_families(self, style):
     layers = 1 if networks.config(style).opening_norm else 2  # The first block of some is unlike the others.
     self._assert_decodes(networks.params(style, layers), networks.config(style, layers=layers))
+
+  @parameterized.parameters(*_DECODERS)
+  def test_prompts_need_not_see_an_empty_cache(self, style):
+    layers = 1 if networks.config(style).opening_norm else 2
+    self._assert_decodes(networks.params(style, layers), networks.config(style, layers=layers), first=True)
 
   @parameterized.parameters(*(('llama', kind) for kind in _TREES), ('bloom', 'operands'), ('mistral', 'operands'))
   def test_quantized_trees(self, style, kind):

@@ -1,0 +1,108 @@
+"""The benchmark of whole models runs every column at every case, on trees that the model evaluates as any other."""
+
+import json
+import math
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxquant import errors
+from jaxquant.layers import device_kernels
+from jaxquant.layers import linear
+from jaxquant.models import config as model_config
+from jaxquant.models import decoding
+from jaxquant.models import validate
+from jaxquant.numerics import trees
+from launch.benchmarks import model_columns
+from tests import launching
+from tests import networks
+
+_CONFIG = model_config.TransformerConfig(
+    vocabulary=32, width=128, layers=2, heads=4, feed_forward=256, max_length=16, dtype='float32')
+_FLAGS = ('--vocabulary=32', '--width=128', '--layers=1', '--heads=4', '--feed_forward=128', '--implementation=xla')
+
+_extend = networks.quick_jit(
+    decoding.extend.__wrapped__, static_argnames=('config', 'implementation', 'first'), donate_argnames='cache')
+
+
+class ColumnsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*model_columns.COLUMNS)
+  def test_trees_are_of_the_model_and_their_weights_of_one_size(self, name):
+    column = model_columns.COLUMNS[name]
+    params = model_columns.prepared(_CONFIG, column, 'xla')
+    validate.validate(params, _CONFIG)
+    for path in trees.linears(params):
+      kernel = trees.get(params, path)['kernel']
+      if column.weights is not None and path.startswith('layers/'):
+        self.assertEqual(kernel.format.bits, column.weights)
+        self.assertEqual(kernel.group_size, column.group_size or kernel.size)
+        codes = np.asarray(kernel.unpacked())
+        self.assertEqual((codes.min(), codes.max()), (kernel.format.minimum, kernel.format.maximum))
+      else:
+        self.assertEqual(kernel.dtype, jnp.bfloat16)
+      self.assertAlmostEqual(np.std(np.float32(linear.dense_kernel({'kernel': kernel}))) / 0.02, 1, delta=0.1)
+    quantized = {trees.get(params, site)['quantizer'].format.bits for site in trees.inputs(params)}
+    self.assertEqual(quantized, {column.activations} - {None})
+    blocks = params['layers']
+    self.assertFalse(jnp.array_equal(*(jax.tree.leaves(blocks[i]['mlp']['up']['kernel'])[0] for i in blocks)))
+
+  @parameterized.parameters('w8a8', 'w4a8', 'w4a4')
+  def test_logits_are_those_of_the_whole_forward_of_the_tree_that_is_not_laid_out(self, name):
+    params, ids = model_columns.prepared(_CONFIG, model_columns.COLUMNS[name], 'xla'), networks.tokens(2)
+    want = networks.evaluator(_CONFIG, 'xla', networks.quick_jit)(params, ids)
+    laid_out, cache = device_kernels.laid_out(params), decoding.empty(_CONFIG, 2, 8)
+    self.assertIn('qkv', laid_out['layers']['0']['attention'])
+    self.assertIn('gate_up', laid_out['layers']['0']['mlp'])
+    counts = np.full(2, 7)
+    options = dict(config=_CONFIG, implementation='auto')
+    logits, cache = _extend(laid_out, cache, ids[:, :7], counts, first=True, **options)
+    np.testing.assert_allclose(logits, want[:, 6], rtol=0, atol=1e-5 * np.abs(want).max())
+    logits, cache = _extend(laid_out, cache, ids[:, 7:], counts // 7, **options)
+    np.testing.assert_allclose(logits, want[:, 7], rtol=0, atol=1e-5 * np.abs(want).max())
+
+  def test_groups_divide_inputs(self):
+    with self.assertRaisesRegex(errors.UserError, 'weights of 16 inputs: group size 128'):
+      model_columns.prepared(networks.config('llama'), model_columns.COLUMNS['w4a16'], 'xla')
+
+
+class BenchmarkTest(absltest.TestCase):
+
+  def test_every_column_has_every_case(self):
+    output = launching.folder() / 'models.json'
+    finished = launching.run(
+        'benchmark', 'models', *_FLAGS, '--contexts=8', '--batches=1,3', '--prompt=8', '--steps=2', '--repetitions=2',
+        f'--output={output}')
+    self.assertEqual(finished.code, 0, finished.error)
+    found = json.loads(output.read_text())
+    cases = [('prefill', 1, 8), ('burst', 1, 8), ('burst', 3, 8), ('calls', 1, 8)]
+    rows = {(row['kind'], row['batch'], row['context'], row['column']): row for row in found['rows']}
+    self.assertEqual(set(rows), {(*case, name) for case in cases for name in model_columns.COLUMNS})
+    for (kind, batch, context, name), row in rows.items():
+      self.assertLen(row['times'], 2)
+      tokens = batch * (context if kind == 'prefill' else 1)
+      self.assertAlmostEqual(row['tokens_per_second'] * row['seconds'] / tokens, 1)
+      self.assertTrue(0 < row['ratio'] < math.inf)
+      self.assertEqual(row['ratio'] == 1, name == 'bf16')
+    # Linears of 16 bits, of which four codes take the room of one; gains of float32; rows of the table; keys and values.
+    linears, head = 4 * 128 * 128 + 3 * 128 * 128, 32 * 128
+    self.assertEqual(rows['burst', 3, 8, 'bf16']['bytes'],
+                     2 * (linears + head) + 4 * 3 * 128 + 3 * 2 * 128 + 3 * 8 * 2 * 2 * 128)
+    self.assertEqual(rows['burst', 3, 8, 'bf16']['bytes'] - rows['burst', 3, 8, 'w4a8']['bytes'],
+                     linears * 3 // 2 - 4 * 7 * 128)
+    for name in model_columns.COLUMNS:
+      self.assertIn(name, finished.output)
+
+  def test_mistakes_are_one_line(self):
+    for flag, words in (('--columns=w2a2', 'no column w2a2'), ('--contexts=64', 'integers from 65 on'),
+                        ('--batches=', '--batches takes integers'), ('--heads=3', 'not a multiple')):
+      finished = launching.run('benchmark', 'models', *_FLAGS, flag)
+      self.assertEqual((finished.code, finished.error.count('\n')), (2, 1), finished)
+      self.assertIn(words, finished.error)
+
+
+if __name__ == '__main__':
+  absltest.main()
