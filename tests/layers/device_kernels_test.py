@@ -149,7 +149,8 @@ class ModelTest(parameterized.TestCase):
     ids = networks.tokens(2)
     want = networks.evaluator(model, 'xla')(params, ids)
     got = networks.evaluator(model, 'auto')(converted, ids)
-    np.testing.assert_allclose(got, want, rtol=0, atol=0 if quantized else 1e-4)
+    # The same integers; what surrounds them is another program, in which XLA may contract other products and sums.
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 if quantized else 1e-4)
 
 
 if __name__ == '__main__':
