@@ -98,8 +98,8 @@ def laid_out(params: dict) -> dict:
   at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes of dINT of 3 and 4 bits stay
   packed for 8-bit products, unless their integers need 8 bits (dint4/8), which then take a byte each.
   Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a kernel that
-  is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED` that are alike become one, with the
-  outputs of all behind each other: one kernel in place of some that are too short to fill a GPU.
+  is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED` that are alike become one, with
+  the outputs of all behind each other: one kernel in place of some that are too short to fill a GPU.
 
   Raises:
     UserError: a zero point of dINT codes lies beyond them, so that their integers may exceed 8 bits.
@@ -147,8 +147,8 @@ def _join(linears: list[dict]) -> dict:
       [getattr(kernel, name) for kernel in parts], axis)
   joined = {'kernel': dataclasses.replace(
       parts[0], codes=along(0, 'codes'), scale=along(1, 'scale'), offset=along(1, 'offset'),
-      column_sums=along(0, 'column_sums'),
-      zero_point=along(1, 'zero_point'), shape=(parts[0].shape[0], sum(kernel.shape[1] for kernel in parts)))}
+      column_sums=along(0, 'column_sums'), zero_point=along(1, 'zero_point'),
+      shape=(parts[0].shape[0], sum(kernel.shape[1] for kernel in parts)))}
   if 'bias' in linears[0]:
     joined['bias'] = jnp.concatenate([linear['bias'] for linear in linears])
   return joined
@@ -164,33 +164,22 @@ def _convert(kernel: qtensor.QTensor, quantized: bool, path: str) -> DeviceKerne
   if of_dint and (largest := int(kernel.zero_point.max())) > fmt.maximum:
     raise errors.UserError(f'{path}: zero points of {fmt.name} go up to {fmt.maximum}, and one is {largest}')
   if of_dint and fmt.storage_bits == 4 and bits <= 7:
-    return _convert_dint(kernel)
-  layout = kernels.Layout.ROWS if bits > 4 else kernels.Layout.INT4 if quantized else kernels.Layout.INT4_WIDE
-
-  return DeviceKernel(*_arrays(kernel, layout), layout, bits, kernel.shape)
-
-
-def _convert_dint(kernel: qtensor.QTensor) -> DeviceKernel:
-  """The kernel of dINT codes of 3 or 4 bits in the layout DINT4, whose scale is that of the integers."""
-  fmt = kernel.format
-
-  @jax.jit
-  def convert(kernel):
-    codes = dint.widened(kernel.unpacked(), fmt.plus)
-    multiples, scale, _, _ = integers(kernel)
-    wide = lambda a: jnp.broadcast_to(a, (a.shape[0], codes.shape[1]))
-    scale = wide(scale)
-    return (prepack.prepack(codes, kernels.Layout.DINT4), scale, None, prepack.column_sums(multiples, scale),
-            wide(kernel.zero_point.astype(jnp.int32)))
-
-  *arrays, zero_point = convert(kernel)
-  return DeviceKernel(*arrays, kernels.Layout.DINT4, fmt.multiple_bits, kernel.shape, zero_point, fmt.special)
+    layout = kernels.Layout.DINT4
+  elif bits > 4:
+    layout = kernels.Layout.ROWS
+  else:
+    layout = kernels.Layout.INT4 if quantized else kernels.Layout.INT4_WIDE
+  special = fmt.special if layout is kernels.Layout.DINT4 else DeviceKernel.special
+  *arrays, zero_point = _arrays(kernel, layout)
+  return DeviceKernel(*arrays, layout, bits, kernel.shape, zero_point, special)
 
 
 @functools.partial(jax.jit, static_argnames='layout')
 def _arrays(kernel: qtensor.QTensor, layout: kernels.Layout):
-  """(codes, scale, offset, column sums) of a `DeviceKernel`; compiled once for all kernels that are alike."""
-  codes, scale, offset, _ = integers(kernel)
-  wide = lambda a: None if a is None else jnp.broadcast_to(a, (a.shape[0], codes.shape[1]))
-  scale, offset = wide(scale), wide(offset)
-  return prepack.prepack(codes, layout), scale, offset, prepack.column_sums(codes, scale, offset)
+  """(codes, scale, offset, column sums, zero point) of a `DeviceKernel`; compiled once for all kernels alike."""
+  multiples, scale, offset, _ = integers(kernel)
+  wide = lambda a: None if a is None else jnp.broadcast_to(a, (a.shape[0], multiples.shape[1]))
+  codes, scale, offset, zero_point = multiples, wide(scale), wide(offset), None
+  if layout is kernels.Layout.DINT4:
+    codes, zero_point = dint.widened(kernel.unpacked(), kernel.format.plus), wide(kernel.zero_point.astype(jnp.int32))
+  return prepack.prepack(codes, layout), scale, offset, prepack.column_sums(multiples, scale, offset), zero_point

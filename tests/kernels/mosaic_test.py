@@ -29,17 +29,20 @@ _PREFILL = [
 class MosaicTest(product_cases.TilingCases):
   implementation = 'mosaic_gpu'
 
+  def _fitting(self, config, layout, shape):
+    """The tiling with as many of its stages as fit; skips the test where the shape is not one of its."""
+    _, inputs, outputs = shape
+    prefill = isinstance(config, configs.Prefill)
+    if inputs % config.tile_k or (prefill and outputs % (config.outputs * config.cluster)):
+      self.skipTest('the dispatcher does not choose this tiling here')
+    return config.deepest(layout, most=config.stages) if prefill else config
+
   @parameterized.product(
       config=_DECODE + _PREFILL, layout=[kernels.Layout.INT4, kernels.Layout.ROWS],
       shape=[(70, 1024, 384), (515, 2304, 768)])
   def test_every_tiling_sums_exactly(self, config, layout, shape):
     bits = (4, 4) if layout is kernels.Layout.INT4 else (4, 8)
-    if isinstance(config, configs.Prefill):
-      config = config.deepest(layout, config.stages)
-    tokens, inputs, outputs = shape
-    if inputs % config.tile_k or (
-        isinstance(config, configs.Prefill) and outputs % (config.outputs * config.cluster)):
-      self.skipTest('the dispatcher does not choose this tiling here')
+    config, (tokens, inputs, outputs) = self._fitting(config, layout, shape), shape
     rng = np.random.default_rng(0)
     x, w = product_cases.codes(rng, bits[0], tokens, inputs), product_cases.codes(rng, bits[1], inputs, outputs)
     unit = dict(x_scale=np.ones((tokens, 1), np.float32), w_scale=np.ones((1, outputs), np.float32))
@@ -59,14 +62,9 @@ class MosaicTest(product_cases.TilingCases):
   @parameterized.product(config=_DECODE + _PREFILL, special=[1 / 2, 1 / 4], shape=[(70, 1024, 384), (515, 2304, 768)])
   def test_every_tiling_sums_dint_codes_exactly(self, config, special, shape):
     layout = kernels.Layout.DINT4
-    if isinstance(config, configs.Prefill):
-      config = config.deepest(layout, config.stages)
-    _, inputs, outputs = shape
-    if inputs % config.tile_k or (
-        isinstance(config, configs.Prefill) and outputs % (config.outputs * config.cluster)):
-      self.skipTest('the dispatcher does not choose this tiling here')
+    config = self._fitting(config, layout, shape)
     coded, plain = product_cases.dint_problem(special=special, shape=shape)
-    unit = dict(x_scale=np.float32(1), w_scale=np.ones((1, outputs), np.float32))
+    unit = dict(x_scale=np.float32(1), w_scale=np.ones((1, shape[-1]), np.float32))
     with tuning.forced(lambda _: config):
       got = self.run_problem(coded | unit, (8, 7), layout=layout, w_special=special)
     np.testing.assert_array_equal(got, plain['x_codes'].astype(np.int64) @ plain['w_codes'])
