@@ -23,7 +23,7 @@ def _targets() -> dict[str, dict]:
     return declare
 
   scope = {kind: rule(kind) for kind in ('py_binary', 'py_library', 'py_test')}
-  scope.update(load=lambda *_: None, package=lambda **_: None)
+  scope.update(load=lambda *_: None, package=lambda **_: None, glob=lambda patterns: patterns)
   exec(compile((source.ROOT / 'BUILD').read_text(encoding='utf-8'), 'BUILD', 'exec'), scope)
   return targets
 
