@@ -65,8 +65,9 @@ def target() -> jax.sharding.Sharding:
   try:
     found = topologies.get_topology_desc(platform='cuda', target_config=_H200, topology='1x1x1')
   except NotImplementedError:
-    raise errors.UserError('kernels are compiled by the CUDA plugin of JAX, which is not installed here or did not start: '
-                           'install the extra [cuda13], and set JAX_PLATFORMS=cpu where there is no GPU') from None
+    raise errors.UserError(
+        'kernels are compiled by the CUDA plugin of JAX, which is not installed here or did not start: install the '
+        'extra [cuda13], and set JAX_PLATFORMS=cpu where there is no GPU') from None
   return jax.sharding.SingleDeviceSharding(found.devices[0])
 
 
@@ -93,7 +94,7 @@ def compiled(case: kernel_cases.Case, sharding: jax.sharding.Sharding) -> tuple[
   operands = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), case.operands)
   with tuning.forced(choose):
     try:
-      text = _verbosely(lambda: jax.jit(lambda operands: case.call(operands)).lower(operands).compile())
+      text = _verbosely(lambda: jax.jit(case.call).lower(operands).compile())
     except jax.errors.JaxRuntimeError as error:
       if 'No PTX compilation provider' not in str(error):
         raise
