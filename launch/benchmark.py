@@ -2,7 +2,8 @@
 
   python -m launch.benchmark NAME [flags of that benchmark] [--output=FILE]
 
-NAME is a file of launch/benchmarks; its flags are listed by --help behind the name.
+NAME is a file of launch/benchmarks; its flags are listed by --help behind the name. The exit code is 1 where a result
+has a `failure`, which is printed.
 """
 
 import functools
@@ -16,7 +17,7 @@ from jaxquant import errors
 from launch import runtime
 
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
-_BENCHMARKS = ('training', 'ptq', 'kernels', 'imports', 'models')
+_BENCHMARKS = ('training', 'ptq', 'kernels', 'imports', 'models', 'compilation')
 
 
 def main(name: str, benchmark) -> None:
@@ -28,6 +29,8 @@ def main(name: str, benchmark) -> None:
   result = benchmark.run()
   if _OUTPUT.value:
     workdir.write_json(pathlib.Path(_OUTPUT.value), result)
+  if result.get('failure'):
+    sys.exit(result['failure'])
 
 
 if __name__ == '__main__':

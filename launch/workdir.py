@@ -89,7 +89,7 @@ class Workdir:
         continue
       if record.get('variant') != variant or record.get('seed') != seed or record['step'] <= step:
         kept.append(line + '\n')
-    _replace(path, ''.join(kept))
+    write_text(path, ''.join(kept))
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Replaces `results.json`."""
@@ -128,7 +128,15 @@ def environment() -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON so that a reader sees the old file or the new one; raises `UserError` if that fails."""
-  _replace(path, json.dumps(value, indent=1) + '\n')
+  write_text(path, json.dumps(value, indent=1) + '\n')
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that a reader sees the old one or the new one; raises `UserError` if that fails."""
+  partial = path.with_name(path.name + '.partial')
+  with _naming_failures(path):
+    partial.write_text(text, encoding='utf-8')
+    os.replace(partial, path)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -140,13 +148,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise errors.UserError(f'{path} holds no JSON object')
   return value
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  partial = path.with_name(path.name + '.partial')
-  with _naming_failures(path):
-    partial.write_text(text, encoding='utf-8')
-    os.replace(partial, path)
 
 
 @contextlib.contextmanager

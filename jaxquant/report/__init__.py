@@ -7,7 +7,8 @@ be made again later, on another machine, from the files alone.
   tables          precision tables (variants by bit widths), mean and standard deviation over seeds, aligned text
   axes            linear and logarithmic axes, ticks and their labels
   frame           axes, grid and legend around the data of a chart; the colours
-  svg             line charts and histograms as inline SVG
+  svg             lines, points and histograms as inline SVG
+  picture         a chart as a file of its own
   parts           the pieces of HTML that the page is put together from; escapes what comes from files
   sections        the charts over steps: training, outlier channels, weights, clip ranges
   decisions       the section of what calibration measured and decided

@@ -19,10 +19,10 @@ def _palette(colors: Sequence[str]) -> str:
   return ''.join(f'--c{index}:{color};' for index, color in enumerate(colors))
 
 
-STYLE = f""":root {{ {_palette(_LIGHT)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_palette(_DARK)} }} }}
-""" + ''.join(f'.c{index} {{ --c: var(--c{index}); }}\n' for index in range(COLORS)) + """
-svg.chart { display: block; width: 100%; height: auto; font-size: 11px; }
+# The colours on a light ground, as custom properties.
+LIGHT = _palette(_LIGHT)
+# What a chart is drawn with, wherever it stands.
+SHAPES = ''.join(f'.c{index} {{ --c: var(--c{index}); }}\n' for index in range(COLORS)) + """
 .chart text { fill: var(--muted); }
 .chart .grid { stroke: var(--grid); stroke-width: 1; fill: none; }
 .chart .frame { stroke: var(--axis); stroke-width: 1; fill: none; }
@@ -31,12 +31,25 @@ svg.chart { display: block; width: 100%; height: auto; font-size: 11px; }
 .chart .band { fill: var(--c); fill-opacity: .13; stroke: none; }
 .chart .bars { fill: var(--c); fill-opacity: .38; stroke: var(--c); stroke-width: .8; stroke-linejoin: round; }
 .chart .dot { fill: var(--c); stroke: transparent; stroke-width: 9; }
+.chart .mark { fill: var(--c); stroke: var(--c); stroke-width: 1.5; }
+.chart .open { fill: none; }
 .chart .broken { stroke: var(--c); stroke-width: 1.7; fill: none; }
 """
+
+STYLE = f""":root {{ {LIGHT} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_palette(_DARK)} }} }}
+svg.chart {{ display: block; width: 100%; height: auto; font-size: 11px; }}
+""" + SHAPES
 
 _CHARACTER = 6.1  # Width in pixels of an average character at the font size of `STYLE`.
 _LEGEND_ROW = 17
 _LABEL_LENGTH = 32
+_TITLE = 16  # Room for the title of the y axis.
+# A class and an outline around (0, 0) for each round through the palette, so that colours that come again differ. Open
+# marks are larger, so that one around another mark leaves both visible.
+_MARKS = (
+    ('mark', 'M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0'), ('mark open', 'M-4.6 0a4.6 4.6 0 1 0 9.2 0a4.6 4.6 0 1 0 -9.2 0'),
+    ('mark', 'M-2.6 -2.6h5.2v5.2h-5.2Z'), ('mark open', 'M-4.4 -4.4h8.8v8.8h-8.8Z'))
 _TOP, _RIGHT, _BOTTOM = 8, 14, 33  # Margins around the plot; the left one depends on the tick labels.
 _EDGE = 4
 
@@ -49,6 +62,14 @@ class Scale(NamedTuple):
   limits: tuple[float | None, float | None] = (None, None)
 
 
+class Entry(NamedTuple):
+  """An entry of the legend: a label, its colour, and whether it stands for marks instead of a line."""
+
+  label: str
+  color: int
+  marks: bool = False
+
+
 class Frame:
   """The axes `x` and `y` of a chart, the `height` of its plot in pixels, and the drawing of all that surrounds data.
 
@@ -57,15 +78,18 @@ class Frame:
     x: what the x axis shows.
     y: what the y axis shows.
     x_label: what the x axis counts.
-    legend: pairs of a label and a colour, listed under the chart.
+    legend: listed under the chart.
+    y_label: what the y axis measures; empty where the title of the chart says it.
   """
 
-  def __init__(self, size: tuple[int, int], x: Scale, y: Scale, x_label: str, legend: Sequence[tuple[str, int]]):
-    self._size, self._x_label, self._legend = size, x_label, _rows(legend, size[0])
+  def __init__(
+      self, size: tuple[int, int], x: Scale, y: Scale, x_label: str, legend: Sequence[Entry], y_label: str = ''):
+    self._size, self._x_label, self._y_label, self._legend = size, x_label, y_label, _rows(legend, size[0])
     self.height = size[1] - _TOP - _BOTTOM
     self.y = axes.fit(y.values, y.kind, self.height, 0.0, y.limits)
     self._y_ticks = self.y.ticks(5 if self.height < 170 else 6)
     self._left = 8 + _CHARACTER * max((len(text) for text in axes.labels(self._y_ticks, self.y.scale)), default=0)
+    self._left += _TITLE * bool(y_label)
     self._width = size[0] - self._left - _RIGHT
     self.x = axes.fit(x.values, x.kind, 0.0, self._width, x.limits, padded=False)
 
@@ -86,15 +110,19 @@ class Frame:
         room = x + half + 4
     labels.append(
         f'<text x="{pixel(self._width / 2)}" y="{self.height + 28}" text-anchor="middle">'
-        f'{html.escape(self._x_label + (", log scale" if self.x.scale == "log" else ""))}</text>'
+        f'{_title(self._x_label, self.x)}</text>'
     )
+    if self._y_label:
+      labels.append(f'<text transform="translate({pixel(11 - self._left)} {pixel(self.height / 2)}) rotate(-90)" '
+                    f'text-anchor="middle">{_title(self._y_label, self.y)}</text>')
     items = []
     for row, entries in enumerate(self._legend):
       y = self._size[1] + _LEGEND_ROW * row + 8
-      for label, color, x in entries:
+      for (label, color, marks), x in entries:
+        line = f'<path class="{line_class(color)}" d="M{pixel(x + 4)} {y}h14"/>'
         items.append(
-            f'<path class="{line_class(color)}" d="M{pixel(x + 4)} {y}h14"/>'
-            f'<text x="{pixel(x + 22)}" y="{y}" dy=".33em">{html.escape(_short(label))}</text>'
+            (mark(color, x + 11, y) if marks else line)
+            + f'<text x="{pixel(x + 22)}" y="{y}" dy=".33em">{html.escape(_short(label))}</text>'
         )
     total = self._size[1] + _LEGEND_ROW * len(self._legend)
     # The inner element cuts off what lies beyond the plot, without the identifier that a clip path would need. It is a
@@ -115,20 +143,34 @@ def line_class(color: int) -> str:
   return f'line c{color % COLORS}' + (' dashed' if color >= COLORS else '')
 
 
+def mark(color: int, x: float, y: float, title: str = '') -> str:
+  """The mark of a point at (x, y); `title` (HTML) is shown under the pointer.
+
+  After the end of the palette its colours come again as rings, then as squares, then as open squares.
+  """
+  kind, outline = _MARKS[color // COLORS % len(_MARKS)]
+  return (f'<path class="{kind} c{color % COLORS}" transform="translate({pixel(x)} {pixel(y)})" d="{outline}">'
+          f'{f"<title>{title}</title>" * bool(title)}</path>')
+
+
 def pixel(value: float | np.ndarray) -> str:
   """A coordinate with one decimal."""
   return f'{round(float(value), 1) + 0.0:g}'
 
 
-def _rows(legend: Sequence[tuple[str, int]], width: float) -> list[list[tuple[str, int, float]]]:
-  """Breaks a legend into rows of (label, colour, x)."""
+def _title(label: str, axis: axes.Axis) -> str:
+  return html.escape(label + (', log scale' if axis.scale == 'log' else ''))
+
+
+def _rows(legend: Sequence[Entry], width: float) -> list[list[tuple[Entry, float]]]:
+  """Breaks a legend into rows of (entry, x)."""
   rows, used = [], math.inf
-  for label, color in legend:
-    needed = 26 + _CHARACTER * len(_short(label))
+  for entry in legend:
+    needed = 30 + _CHARACTER * len(_short(entry.label))
     if used + needed > width - 8:
       rows.append([])
       used = 0.0
-    rows[-1].append((label, color, used))
+    rows[-1].append((entry, used))
     used += needed
   return rows
 

@@ -1,13 +1,17 @@
 """The style sheet of the page: light, dark where the reader's system asks for it, and readable on a narrow screen."""
 
+# The colours on a light ground, as custom properties.
+LIGHT = """--page: #f6f7f9; --card: #fff; --text: #1c2733; --muted: #5b6875; --grid: #e8ebef;
+  --axis: #aab4be; --edge: #dfe4e9; --accent: #0b5cad; --heat: 213 94 0; --note: #fff4e5; --note-edge: #e69f00;"""
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif"
+
 STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2733; --muted: #5b6875; --grid: #e8ebef;
-  --axis: #aab4be; --edge: #dfe4e9; --accent: #0b5cad; --heat: 213 94 0; --note: #fff4e5; --note-edge: #e69f00; }
+:root { color-scheme: light dark; """ + LIGHT + """ }
 @media (prefers-color-scheme: dark) { :root { --page: #12171d; --card: #1a2129; --text: #e3e8ed; --muted: #9aa7b3;
   --grid: #27303a; --axis: #55616d; --edge: #2c3641; --accent: #6cb6ff; --note: #33291a; --note-edge: #b07d1c; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text);
-  font: 15px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif; }
+  font: 15px/1.5 """ + FONT + """; }
 header, main { max-width: 1160px; margin: 0 auto; padding: 0 20px; }
 header { padding-top: 28px; }
 .kicker { margin: 0; color: var(--muted); font-size: 12px; letter-spacing: .08em; text-transform: uppercase; }

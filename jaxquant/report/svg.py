@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: lines over steps, and histograms.
+"""Small charts as inline SVG: lines over steps, points, and histograms.
 
 A chart is one `<svg>` element without identifiers, scripts or outside references. It scales with the width of its
 container, and takes its colours from the custom properties that `frame.STYLE` defines. Equal input gives equal text.
@@ -25,7 +25,8 @@ _MAXIMUM_BINS = 160
 class Series(NamedTuple):
   """One line: float arrays of shape [points]; `low` and `high`, if given, bound a band around it.
 
-  `color` counts through the palette; after its end, lines are dashed.
+  `color` counts through the palette; after its end, lines are dashed and marks have other shapes. `drawn` is 'both' for
+  a line whose points are marked where they are few, 'line' for one without marks, 'marks' for points alone.
   """
 
   label: str
@@ -34,6 +35,7 @@ class Series(NamedTuple):
   y: np.ndarray
   low: np.ndarray | None = None
   high: np.ndarray | None = None
+  drawn: str = 'both'
 
 
 class Bars(NamedTuple):
@@ -50,13 +52,14 @@ def line_chart(
     title: str,
     *,
     x_label: str = 'step',
+    y_label: str = '',
     x_scale: str = 'linear',
     y_scale: str = 'linear',
     y_limits: tuple[float | None, float | None] = (None, None),
     size: tuple[int, int] = SMALL,
     legend: bool = False,
 ) -> str:
-  """Draws lines.
+  """Draws lines and points.
 
   Lines break where a value is not finite, and a cross at the upper edge marks the beginning of such a gap. Long series
   are thinned out to 400 points that keep the extremes. Lines with the same label share one entry of the legend.
@@ -65,6 +68,7 @@ def line_chart(
     series: the lines; those of equal labels should have equal colours.
     title: what the chart shows, for readers who do not see it.
     x_label: what the x axis counts.
+    y_label: what the y axis measures, written along it; by default nothing is, and the title has to say it.
     x_scale: 'linear' or 'log'; zeros get a place of their own at the left of a log axis.
     y_scale: 'linear' or 'log', likewise.
     y_limits: fixed ends of the y axis, None where the values decide; what lies beyond is cut off.
@@ -77,15 +81,15 @@ def line_chart(
   every_y = [part for line in series for part in (line.y, line.low, line.high) if part is not None]
   x_axis = frame.Scale(_joined([line.x for line in series]), x_scale)
   y_axis = frame.Scale(_joined(every_y), y_scale, y_limits)
-  chart = frame.Frame(size, x_axis, y_axis, x_label, _entries(series) if legend else [])
+  chart = frame.Frame(size, x_axis, y_axis, x_label, _entries(series) if legend else [], y_label)
   bands, lines = [], []
   for line in series:
     kept = _thinned(line.y)
     x, y = chart.x.place(line.x[kept]), chart.y.place(line.y[kept])
     if line.low is not None and line.high is not None:
       bands.append(_band(x, chart.y.place(line.low[kept]), chart.y.place(line.high[kept]), line.color))
-    lines.append(_line(line, kept, x, y, x_label))
-  ends = '; '.join(f'{line.label} ends at {_last(line.y)}' for line in series if line.y.size)
+    lines.append((_marks if line.drawn == 'marks' else _line)(line, kept, x, y, x_label))
+  ends = '; '.join(_summary(line) for line in series if line.y.size)
   return chart.svg(''.join(bands + lines), f'{title}. {ends}.')
 
 
@@ -130,8 +134,17 @@ def histogram(
   return chart.svg(''.join(shapes), f'{title}. ' + '; '.join(f'{layer.label}: {_range(layer)}' for layer in layers))
 
 
-def _entries(items: Sequence[Series | Bars]) -> list[tuple[str, int]]:
-  return list(dict.fromkeys((item.label, item.color) for item in items if item.label))
+def _entries(items: Sequence[Series | Bars]) -> list[frame.Entry]:
+  marks = lambda item: getattr(item, 'drawn', '') == 'marks'
+  return list(dict.fromkeys(frame.Entry(item.label, item.color, marks(item)) for item in items if item.label))
+
+
+def _summary(line: Series) -> str:
+  return f'{line.label}: {_count(line)}' if line.drawn == 'marks' else f'{line.label} ends at {_last(line.y)}'
+
+
+def _count(line: Series) -> str:
+  return f'{line.y.size} point' + 's' * (line.y.size != 1)
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -198,9 +211,10 @@ def _line(line: Series, kept: np.ndarray, x: np.ndarray, y: np.ndarray, x_label:
   drawn = ''.join(_path(x[run], y[run]) for run in runs if run.size > 1)
   body = ''
   if drawn:
-    title = f'<title>{label}: {line.y.size} points, last {_last(line.y)}</title>'
+    title = f'<title>{label}: {_count(line)}, last {_last(line.y)}</title>'
     body = f'<path class="{frame.line_class(line.color)}" d="{drawn}">{title}</path>'
-  dots = np.concatenate(runs) if runs and kept.size <= _MARKED_POINTS else [run[0] for run in runs if run.size == 1]
+  all_marked = runs and kept.size <= _MARKED_POINTS and line.drawn == 'both'
+  dots = np.concatenate(runs) if all_marked else [run[0] for run in runs if run.size == 1]
   for index in dots:
     body += (
         f'<circle class="dot c{color}" cx="{frame.pixel(x[index])}" cy="{frame.pixel(y[index])}" r="2.2">'
@@ -213,6 +227,13 @@ def _line(line: Series, kept: np.ndarray, x: np.ndarray, y: np.ndarray, x_label:
         f'{_point(line, kept[index], x_label)}</title></path>'
     )
   return body
+
+
+def _marks(line: Series, kept: np.ndarray, x: np.ndarray, y: np.ndarray, x_label: str) -> str:
+  """Points alone; those that an axis has no place for are left out."""
+  label = html.escape(line.label)
+  return ''.join(frame.mark(line.color, x[index], y[index], f'{label}, {_point(line, kept[index], x_label)}')
+                 for run in _stretches(x, y) for index in run)
 
 
 def _point(line: Series, index: int, x_label: str) -> str:

@@ -2,14 +2,17 @@
 
   python -m launch.benchmark kernels [--sizes=4096x4096 --tokens=1,16 --columns=bf16,w4a8] [--output=FILE]
   python -m launch.benchmark kernels --sweep=w4a8 --tuning_file=kernels/data/nvidia_h200.json
+  python -m launch.benchmark kernels --rows=FILE --plot=FILE.svg
 
 Times are those of the device's kernels (CUPTI), so that launches do not count, medians over repetitions, and weights
-rotate through copies larger than the L2 cache. Everything that is compared runs in the same call.
+rotate through copies larger than the L2 cache. Everything that is compared runs in the same call. `--plot` draws a
+roofline of it; that of an earlier run, whose `--output` is the file of `--rows`, is drawn on any machine.
 """
 
 import functools
 import itertools
 import math
+import pathlib
 
 from absl import flags
 import jax
@@ -19,6 +22,7 @@ from jaxquant import errors
 import kernels
 from launch import workdir
 from launch.benchmarks import kernel_columns
+from launch.benchmarks import kernel_roofline
 from launch.benchmarks import kernel_sweep
 from launch.benchmarks import kernel_timing
 from launch.benchmarks import kernel_torch
@@ -26,18 +30,39 @@ from launch.benchmarks import kernel_torch
 _SIZES = flags.DEFINE_list(
     'sizes', ['4096x4096', '14336x4096', '4096x14336'], 'Weights: outputs x inputs, separated by commas.')
 _TOKENS = flags.DEFINE_list('tokens', ['1', '16', '64', '256', '2048', '8192'], 'Tokens, separated by commas.')
-_COLUMNS = flags.DEFINE_list('columns', [], 'What to measure; none: all columns.')
+_COLUMNS = flags.DEFINE_list('columns', [], 'What to measure, or to plot; none: all columns.')
 _REPETITIONS = flags.DEFINE_integer('repetitions', 10, 'Repetitions; the median counts.')
 _DIFFERENCES = flags.DEFINE_bool('differences', True, 'Compare results with the product of the values, too.')
 _SWEEP = flags.DEFINE_list('sweep', [], 'Columns whose configurations to try instead.')
 _TUNING_FILE = flags.DEFINE_string('tuning_file', None, 'JSON file of configurations, to which a sweep adds the best.')
+_PLOT = flags.DEFINE_string('plot', None, 'SVG file of a roofline to write.')
+_ROWS = flags.DEFINE_string('rows', None, 'JSON file of an earlier run, to plot instead of measuring.')
 
 # Of an H100 or H200, dense: 2^12 multiply-adds of int8 a cycle and multiprocessor, at the largest clock.
 _INT8_PEAK = 1979e12
 
 
 def run() -> dict:
-  """Measures every column at every size and number of tokens."""
+  """Measures every column at every size and number of tokens, or takes what was measured, and plots it if asked to."""
+  _check_plot()
+  result = kernel_roofline.read(pathlib.Path(_ROWS.value)) if _ROWS.value else _measured()
+  if _PLOT.value:
+    names = _known(_COLUMNS.value, kernel_roofline.columns(result))
+    workdir.write_text(pathlib.Path(_PLOT.value), kernel_roofline.draw(result, names))
+  return result
+
+
+def _check_plot() -> None:
+  """Refuses, before anything is measured, what could not be plotted afterwards."""
+  if _SWEEP.value and (_PLOT.value or _ROWS.value):
+    raise errors.UserError('--plot and --rows are of measurements, not of a --sweep')
+  if _ROWS.value and not _PLOT.value:
+    raise errors.UserError('--rows=FILE is what to plot; --plot=FILE.svg says where')
+  if _PLOT.value and not pathlib.Path(_PLOT.value).absolute().parent.is_dir():
+    raise errors.UserError(f'cannot write {_PLOT.value}: there is no such folder')
+
+
+def _measured() -> dict:
   environment = workdir.environment()
   if jax.default_backend() != 'gpu':
     raise errors.UserError(f'kernels are measured on a GPU; this is {environment["device"]}')

@@ -12,29 +12,14 @@ import jax
 import jax.numpy as jnp
 
 import kernels
-from kernels import prepack
 from kernels import tuning
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
 from kernels.mosaic import tiles
+from launch.benchmarks import kernel_cases
 
-_SIZES = ((4096, 4096), (14336, 4096), (4096, 14336))  # outputs, inputs
-_TOKENS = (1, 16, 64, 256, 8192)
 _FEW_AND_MANY = (7, 333)  # tokens of the kernels for decoding and for prefill
-_BITS = {kernels.Layout.INT4: 4, kernels.Layout.ROWS: 8, kernels.Layout.DINT4: 6}
-
-
-def _arguments(tokens, outputs, inputs, layout, *, groups=1, x_offset=None, w_offset=False, bias=False):
-  """Abstract operands; `x_offset` is None, `scalar` or `token`."""
-  of = jax.ShapeDtypeStruct
-  scalar, token, output = (of(shape, jnp.float32) for shape in ((), (tokens, 1), (groups, outputs)))
-  x_scale = scalar if x_offset == 'scalar' else token
-  zero_point = of((groups, outputs), jnp.int32) if layout is kernels.Layout.DINT4 else None
-  return dict(
-      x_codes=of((tokens, inputs), jnp.int8), w_codes=of(prepack.shape(layout, inputs, outputs), jnp.int8),
-      x_scale=x_scale, w_scale=output, x_offset=x_scale if x_offset else None,
-      w_offset=output if w_offset else None, bias=of((outputs,), jnp.float32) if bias else None, row_sums=None,
-      column_sums=of((outputs,), jnp.float32) if x_offset else None, w_zero_point=zero_point)
+_arguments = kernel_cases.product
 
 
 def _lower(arguments, **static):
@@ -46,13 +31,10 @@ def _lower(arguments, **static):
 
 class LoweringTest(parameterized.TestCase):
 
-  # The layout changes how a tile of weights is read, which has no part in how many tiles there are.
-  @parameterized.parameters(
-      *itertools.product(_SIZES, _TOKENS, [kernels.Layout.INT4]),
-      *itertools.product(_SIZES[:1], _TOKENS, [kernels.Layout.ROWS, kernels.Layout.DINT4]))
-  def test_configurations_by_shape(self, size, tokens, layout):
-    bits = _BITS[layout]
-    self.assertIn('mosaic_gpu', _lower(_arguments(tokens, *size, layout), layout=layout, w_bits=bits))
+  @parameterized.named_parameters((case.name, case) for case in kernel_cases.every())
+  def test_cases_that_are_compiled(self, case):
+    text = jax.jit(case.call).trace(case.operands).lower(lowering_platforms=('cuda',)).as_text()
+    self.assertEqual(text.count('custom_call @mosaic_gpu'), 1)
 
   # The dtype is that of the last step, which is the same whatever terms were added up.
   @parameterized.parameters(
@@ -71,12 +53,10 @@ class LoweringTest(parameterized.TestCase):
     with tuning.forced(lambda _: config):
       self.assertIn('mosaic_gpu', _lower(_arguments(tokens, outputs, 1024, kernels.Layout.INT4)))
 
-  @parameterized.parameters(
-      *itertools.product([(4096, 4096)], [1, 64, 8192], [False, True], [False, True]),
-      *itertools.product([(4096, 14336)], [1, 64, 8192], [True], [False, True]))
-  def test_groups_by_shape(self, size, tokens, w_offset, float8):
-    arguments = _arguments(tokens, *size, kernels.Layout.INT4, groups=size[1] // 128, w_offset=w_offset)
-    with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)):
+  @parameterized.product(tokens=[1, 64, 8192], w_offset=[False, True])
+  def test_groups_as_8_bit_floating_point(self, tokens, w_offset):
+    arguments = _arguments(tokens, 4096, 4096, kernels.Layout.INT4, groups=32, w_offset=w_offset)
+    with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=True)):
       self.assertIn('mosaic_gpu', _lower(arguments, x_bits=4))
 
   @parameterized.product(
@@ -174,7 +154,7 @@ class TuningTest(parameterized.TestCase):
 
   @parameterized.product(
       tokens=[1, 17, 65, 1000, 5000], size=[(4096, 4096), (4096, 14336), (128, 128), (32000, 11008)],
-      layout=list(_BITS), group=[None, 128, 64, 32])
+      layout=list(kernel_cases.BITS), group=[None, 128, 64, 32])
   def test_rule_fits_the_machine(self, tokens, size, layout, group):
     problem = tuning.Problem(tokens, *size, layout, group)
     config = tuning.rule(problem)

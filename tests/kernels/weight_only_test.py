@@ -1,20 +1,12 @@
 """Products with quantized weights alone: of the dequantized weights on every device, and for Hopper."""
 
-import itertools
-
 from absl.testing import absltest
 from absl.testing import parameterized
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import kernels
-from kernels import prepack
-from kernels.mosaic import weight_only
 from tests import gpus
 from tests import product_cases
-
-_TOKENS = (1, 64, 128)
 
 
 class XlaTest(product_cases.WeightOnlyCases):
@@ -24,22 +16,6 @@ class XlaTest(product_cases.WeightOnlyCases):
 @gpus.needed
 class MosaicTest(product_cases.WeightOnlyTilingCases):
   implementation = 'mosaic_gpu'
-
-
-class LoweringTest(parameterized.TestCase):
-
-  @parameterized.parameters(
-      *itertools.product([(4096, 4096)], _TOKENS, [False, True], [False, True]),
-      *itertools.product([(4096, 14336)], _TOKENS, [True], [True]))
-  def test_configurations_by_shape(self, size, tokens, groups, offset):
-    outputs, inputs = size
-    of = jax.ShapeDtypeStruct
-    scale = of((inputs // 128 if groups else 1, outputs), jnp.float32)
-    operands = dict(x=of((tokens, inputs), jnp.bfloat16), w_scale=scale, w_offset=scale if offset else None, bias=None,
-                    w_codes=of(prepack.shape(kernels.Layout.INT4_WIDE, inputs, outputs), jnp.int8))
-    call = jax.jit(lambda a: weight_only.lowered(
-        a, layout=kernels.Layout.INT4_WIDE, w_bits=4, out_dtype=jnp.bfloat16))
-    self.assertIn('mosaic_gpu', call.trace(operands).lower(lowering_platforms=('cuda',)).as_text())
 
 
 class RefusalTest(parameterized.TestCase):

@@ -98,6 +98,36 @@ class LineChartTest(parameterized.TestCase):
     self.assertEqual(
         [e.get('class') for e in _elements(chart, 'path', 'line')], ['line c1', 'line c1 dashed'])
 
+  def test_marks_stand_at_their_points_without_a_line(self):
+    chart = svg.line_chart(
+        [_series([1.0, 100.0], x=[1, 100]), _series([10.0, np.nan, 1.0], x=[10, 10, 100], color=1, drawn='marks')],
+        'speeds', x_scale='log', y_scale='log', legend=True)
+    line, *_ = _elements(chart, 'path', 'line')
+    (left, bottom), (right, top) = _points(line)
+    *marks, in_legend = (re.findall(r'[\d.]+', e.get('transform')) for e in _elements(chart, 'path', 'mark'))
+    np.testing.assert_allclose(
+        np.float64(marks), [[(left + right) / 2, (bottom + top) / 2], [right, bottom]], atol=0.1)
+    self.assertGreater(float(in_legend[1]), svg.SMALL[1])
+    self.assertLen(_elements(chart, 'path', 'line'), 2)  # that of the first series, and its entry in the legend
+
+  def test_marks_differ_in_each_round_through_the_palette(self):
+    marks = [frame.mark(2 + frame.COLORS * index, 0, 0) for index in range(4)]
+    self.assertLen(set(marks), 4)
+    self.assertTrue(all(' c2"' in mark for mark in marks))
+
+  def test_a_line_without_marks(self):
+    line = _series([1.0, 2.0])
+    self.assertLen(_elements(svg.line_chart([line], 'roof'), 'circle'), 2)
+    self.assertEmpty(_elements(svg.line_chart([line._replace(drawn='line')], 'roof'), 'circle'))
+
+  def test_the_title_of_the_y_axis_stands_beside_its_labels(self):
+    line, = _elements(svg.line_chart([_series([1.0, 2.0])], 'loss'), 'path', 'frame')
+    chart = svg.line_chart([_series([1.0, 2.0])], 'loss', y_label='<bits>', y_scale='log')
+    title, = (element for element in _elements(chart, 'text') if element.text == '<bits>, log scale')
+    self.assertIn('rotate(-90)', title.get('transform'))
+    width = lambda path: float(path.get('d').rpartition('H')[2])
+    self.assertLess(width(_elements(chart, 'path', 'frame')[0]), width(line))
+
   @parameterized.parameters(([],), ([_series([])],), ([_series([np.nan, np.nan])],), ([_series([5.0])],))
   def test_hardly_any_data_still_gives_a_chart(self, series):
     self.assertNotEmpty(_elements(svg.line_chart(series, 'loss', x_scale='log', y_scale='log'), 'text'))

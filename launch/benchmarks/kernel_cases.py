@@ -1,0 +1,114 @@
+"""Problems that all kernels are lowered and compiled for, of abstract operands: nothing here needs a device."""
+
+from collections.abc import Callable
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import kernels
+from kernels import prepack
+from kernels.mosaic import activations
+from kernels.mosaic import matmul
+from kernels.mosaic import weight_only
+
+_SIZES = ((4096, 4096), (14336, 4096), (4096, 14336))  # outputs, inputs
+_TOKENS = (1, 16, 64, 256, 8192)
+# Bits of the integers that codes of a layout stand for.
+BITS = {kernels.Layout.INT4: 4, kernels.Layout.ROWS: 8, kernels.Layout.DINT4: 6}
+_CODES = {kernels.Layout.INT4: 'W4A8', kernels.Layout.ROWS: 'W8A8', kernels.Layout.DINT4: 'dINT4A8'}
+
+
+class Case(NamedTuple):
+  """A kernel and what it is called with.
+
+  Attributes:
+    name: for tables and tests.
+    call: takes the operands.
+    operands: `jax.ShapeDtypeStruct` by name; None for what is not there.
+  """
+
+  name: str
+  call: Callable[[dict[str, Any]], Any]
+  operands: dict[str, Any]
+
+
+def product(tokens, outputs, inputs, layout, *, groups=1, x_offset=None, w_offset=False, bias=False) -> dict[str, Any]:
+  """Operands of `kernels.mosaic.matmul.lowered`; `x_offset` is None, `scalar` or `token`."""
+  of = jax.ShapeDtypeStruct
+  scalar, token, output = (of(shape, jnp.float32) for shape in ((), (tokens, 1), (groups, outputs)))
+  x_scale = scalar if x_offset == 'scalar' else token
+  zero_point = of((groups, outputs), jnp.int32) if layout is kernels.Layout.DINT4 else None
+  return dict(
+      x_codes=of((tokens, inputs), jnp.int8), w_codes=of(prepack.shape(layout, inputs, outputs), jnp.int8),
+      x_scale=x_scale, w_scale=output, x_offset=x_scale if x_offset else None,
+      w_offset=output if w_offset else None, bias=of((outputs,), jnp.float32) if bias else None, row_sums=None,
+      column_sums=of((outputs,), jnp.float32) if x_offset else None, w_zero_point=zero_point)
+
+
+def every() -> list[Case]:
+  """Few and many tokens of the sizes of models: all layouts, groups and terms that change a kernel's registers."""
+  int4, rows, dint4 = BITS
+  few, many, small = 16, 256, _SIZES[0]
+  return [
+      # The layout changes how a tile of weights is read, which has no part in how many tiles there are.
+      *itertools.starmap(_codes, itertools.product(_SIZES, _TOKENS, [int4])),
+      *itertools.starmap(_codes, itertools.product([_SIZES[1]], _TOKENS, [rows])),
+      *itertools.starmap(_codes, itertools.product([_SIZES[1]], _TOKENS, [dint4])),
+      *itertools.starmap(_codes, itertools.product(_SIZES, [1, 64, 256, 8192], [int4], [128])),
+      *itertools.starmap(_codes, itertools.product([small, _SIZES[2]], [1, 64, 8192], [int4], [128], [True])),
+      *itertools.starmap(_codes, itertools.product([small], [few, many], [int4], [64, 32])),
+      *itertools.starmap(_codes, itertools.product([small], [few, many], [rows], [128, 64])),
+      *itertools.starmap(_codes, itertools.product([small], [few, many], [dint4], [128, 32])),
+      *itertools.starmap(_plain, itertools.product([small], [1, 16, 64, 128], [None, 128], [False, True])),
+      *itertools.starmap(_plain, itertools.product([_SIZES[2]], [1, 64, 128], [128], [True])),
+      *itertools.starmap(_quantization, [
+          ('int8', {}), ('uint8, sums of 128', dict(symmetric=False, group_size=128)),
+          ('int4 packed', dict(bits=4, packed=True)), ('int8 static', dict(static=True)),
+          ('int8 of an RMSNorm', dict(norm='rms')), ('int8 of a LayerNorm', dict(norm='layer')),
+          ('int8 of a Hadamard transform of 128', dict(hadamard=128)),
+          ('int8 of a Hadamard transform of 4096', dict(hadamard=4096))])]
+
+
+def _codes(size, tokens, layout, group=None, w_offset=False) -> Case:
+  """Codes by codes."""
+  outputs, inputs = size
+  operands = product(tokens, outputs, inputs, layout, groups=inputs // group if group else 1, w_offset=w_offset)
+  call = functools.partial(matmul.lowered, layout=layout, x_bits=8, w_bits=BITS[layout], out_dtype=jnp.bfloat16)
+  return Case(_name(_CODES[layout], size, tokens, group, w_offset), call, operands)
+
+
+def _plain(size, tokens, group, w_offset) -> Case:
+  """Plain activations by codes."""
+  (outputs, inputs), of, layout = size, jax.ShapeDtypeStruct, kernels.Layout.INT4_WIDE
+  scale = of((inputs // group if group else 1, outputs), jnp.float32)
+  operands = dict(
+      x=of((tokens, inputs), jnp.bfloat16), w_codes=of(prepack.shape(layout, inputs, outputs), jnp.int8), w_scale=scale,
+      w_offset=scale if w_offset else None, bias=None)
+  call = functools.partial(weight_only.lowered, layout=layout, w_bits=4, out_dtype=jnp.bfloat16)
+  return Case(_name('W4A16', size, tokens, group, w_offset), call, operands)
+
+
+def _quantization(name, options) -> Case:
+  """Activations to codes."""
+  options, tokens, features = dict(options), 8192, 4096
+  norm, static, hadamard = options.pop('norm', None), options.pop('static', False), options.pop('hadamard', 1)
+  vector, scalar = jax.ShapeDtypeStruct((features,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+  operands = dict(
+      x=jax.ShapeDtypeStruct((tokens, features), jnp.bfloat16), gain=vector if norm else None,
+      bias=vector if norm == 'layer' else None, scale=scalar if static else None)
+
+  def call(operands):
+    before = kernels.Before(norm, operands['gain'], operands['bias'], hadamard=hadamard)
+    known = kernels.StaticRange(operands['scale']) if static else None
+    defaults = dict(bits=8, symmetric=True, group_size=features, packed=False)
+    return activations.lowered(operands['x'], before=before, static=known, **defaults | options)
+
+  return Case(f'{name}, {tokens} x {features}', call, operands)
+
+
+def _name(codes, size, tokens, group, w_offset) -> str:
+  text = f'{codes} {size[0]} x {size[1]}, tokens: {tokens}'
+  return text + (f', groups of {group}' if group else '') + ', offsets' * w_offset
