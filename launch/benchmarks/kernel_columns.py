@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import kernels
 from kernels import activations
 from kernels import dint
+from kernels import integer_weights
 from kernels import prepack
 from launch.benchmarks import kernel_timing
 
@@ -170,7 +171,7 @@ def _packed_dint(codes, scale):
 def _dense_dint(codes, scale):
   """The values of the same codes read as dINT's, 0 to 15."""
   packed, scale, zero_point = _packed_dint(codes, scale)
-  return _dense(dint.integers(packed, kernels.Layout.DINT4, codes.shape, zero_point), scale, jnp.float32)
+  return _dense(integer_weights.integers(packed, kernels.Layout.DINT4, codes.shape, zero_point), scale, jnp.float32)
 
 
 def _dint(x, w):

@@ -8,6 +8,7 @@ import numpy as np
 
 import kernels
 from kernels import dint
+from kernels import integer_weights
 from kernels import prepack
 
 _PACKED = [kernels.Layout.ROWS, kernels.Layout.INT4, kernels.Layout.INT4_WIDE]
@@ -130,7 +131,8 @@ class DintTest(parameterized.TestCase):
     zero_point[-1] = zero_point[-1][::-1]
     codes = np.tile(np.arange(16)[:, None], (2, 14)).astype(np.int8)
     packed = prepack.prepack(jnp.asarray(codes), kernels.Layout.DINT4)
-    got = dint.integers(packed, kernels.Layout.DINT4, (32, 14), jnp.asarray(zero_point, jnp.int32), special)
+    got = integer_weights.integers(
+        packed, kernels.Layout.DINT4, (32, 14), jnp.asarray(zero_point, jnp.int32), special)
     self.assertEqual(got.dtype, jnp.int8)
     for run in range(2):
       for code in range(14):
