@@ -61,8 +61,8 @@ def check(w_scale, w_offset, inputs: int, outputs: int, layout: prepack.Layout, 
     if layout not in (prepack.Layout.CODES, prepack.Layout.INT4) or w_bits > _BITS:
       raise ValueError(f'w_multiplier belongs to codes of at most {_BITS} bits in the layouts codes and int4, not to '
                        f'{w_bits} bits in the layout {layout.value}')
-    if multiplier.ndim != 2 or multiplier.shape[1] != outputs or multiplier.dtype != jnp.int32 or inputs % max(
-        1, len(multiplier)):
+    fits = multiplier.ndim == 2 and multiplier.shape[1] == outputs and len(multiplier) and inputs % len(multiplier) == 0
+    if not fits or multiplier.dtype != jnp.int32:
       raise ValueError(f'w_multiplier must be int32 [W, {outputs}] for W groups of {inputs} inputs, not '
                        f'{multiplier.dtype} {list(multiplier.shape)}')
     if len(w_scale) != 1 or w_offset is not None:

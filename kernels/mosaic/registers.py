@@ -53,7 +53,8 @@ def int4_as_float8(packed):
 
 
 def int4_times(packed, multipliers):
-  """Operands of an 8-bit product, the codes times integers from 1 to 15: 7 instructions for 8 weights.
+  """Operands of an 8-bit product, the codes times integers from 1 to 15: 7 instructions for 8 weights,
+  and now and then one that moves a constant.
 
   The multiplication of QServe (arXiv:2405.04532) in registers, with the constant by which LiquidGEMM (arXiv:2509.01229)
   keeps the bytes of a word apart: u = code + 8 is 0 to 15, and u * t + (128 - 8 t) = code * t + 128 is 8 to 248, so
@@ -70,10 +71,12 @@ def int4_times(packed, multipliers):
     return multiplier, arith.subi(_constant(0x80808080), arith.muli(multiplier, _constant(0x08080808)))
 
   def words(word, *prepared):
-    word = arith.xori(word, _constant(0x88888888))
-    halves = (_and(half, 0x0F0F0F0F) for half in (word, _shift_right(word, 4)))
-    return [arith.xori(arith.addi(arith.muli(half, multiplier), first), _constant(0x80808080))
-            for half, (multiplier, first) in zip(halves, prepared)]
+    found = []
+    for half, (multiplier, first) in zip((word, _shift_right(word, 4)), prepared):
+      # The mask stands before the inversion, so that both are one operation of three operands.
+      above = arith.xori(_and(half, 0x0F0F0F0F), _constant(0x08080808))
+      found.append(arith.xori(arith.addi(arith.muli(above, multiplier), first), _constant(0x80808080)))
+    return found
 
   return _unpack(packed, words, jnp.int8, multipliers, constants)
 
