@@ -52,8 +52,8 @@ def quantized_matmul(
     w_zero_point: int32 like `w_scale`, from 0 to 13, in the layout DINT4 and in no other; then there is no `w_offset`,
       and `w_scale` is that of the integers: `w_special` steps.
     w_special: the magnitude of the special codes' values in steps, one of dint.SPECIALS; a Python number.
-    w_multiplier: int32 [W, N] from 1 to 15, W groups along K, which multiply codes of at most 4 bits in the layouts
-      CODES and INT4, or None; then there is no `w_offset`, and `w_scale` has one group, of these products.
+    w_multiplier: int32 [W, N] from 1 to 15, W groups along K, or None: values are w_scale * w_multiplier * w_codes. It
+      takes `w_bits` of at most 4, the layouts CODES and INT4, a `w_scale` of one group and no `w_offset`.
     implementation: one of `IMPLEMENTATIONS` or `DEVICE_IMPLEMENTATIONS`; None: the fastest that takes the problem on
       this device, as the log of `kernels` says once for each kind of problem.
     out_dtype: dtype of the result; everything before is int32 and float32.
@@ -72,7 +72,7 @@ def quantized_matmul(
   length = x_codes.shape[-1]
   groups = max(1 if x_scale.ndim == 0 else x_scale.shape[-1], w_scale.shape[0])
   if length // groups > (most := _LARGEST_INT32 >> (x_bits + w_bits - 2)):
-    raise ValueError(f'sums over groups of {length // groups} inputs may exceed int32; with codes of {x_bits} and '
+    raise ValueError(f'sums over groups of {length // groups} inputs may exceed int32; with integers of {x_bits} and '
                      f'{w_bits} bits a group has at most {most}')
   arguments = dict(
       x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset,

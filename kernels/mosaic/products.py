@@ -1,7 +1,8 @@
 """What a warpgroup sums over the steps of a product, with one scale an output or with one for each group of inputs.
 
-A product with one scale an output adds integers from the first input to the last. With groups, the sums of each group
-start from zero, are scaled and added up in float32, while the tensor cores are at the next group of the same step.
+A product with one scale an output adds integers from the first input to the last, also where groups of inputs have
+integers that go into the weights. With scales of groups, the sums of each start from zero, are scaled and added up in
+float32, while the tensor cores are at the next group of the same step.
 """
 
 from collections.abc import Callable
@@ -163,8 +164,9 @@ class Product:
     def load_weights(slot):
       weights = w_smem.at[slot, outputs]
       if self._unpacking is not None:
-        *_, values = rest or [None]
-        vectors = held or [tiles.load(values.at[slot, part, outputs], _OF_OUTPUTS) for part in range(values.shape[1])]
+        # Behind the scales, if these have groups too.
+        vectors = held or [tiles.load(rest[-1].at[slot, part, outputs], _OF_OUTPUTS)
+                           for part in range(rest[-1].shape[1])]
         return self._unpacking.unpack(weights[...], vectors)
       return self._unpack(weights[...]) if self._packed else weights
 
