@@ -53,8 +53,7 @@ def int4_as_float8(packed):
 
 
 def int4_times(packed, multipliers):
-  """Operands of an 8-bit product, the codes times integers from 1 to 15: 7 instructions for 8 weights,
-  and now and then one that moves a constant.
+  """Operands of an 8-bit product, codes times integers from 1 to 15: 7 instructions, and 1 or 2 moves, for 8 weights.
 
   The multiplication of QServe (arXiv:2405.04532) in registers, with the constant by which LiquidGEMM (arXiv:2509.01229)
   keeps the bytes of a word apart: u = code + 8 is 0 to 15, and u * t + (128 - 8 t) = code * t + 128 is 8 to 248, so
