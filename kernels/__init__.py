@@ -1,15 +1,16 @@
 """Quantized matmuls on plain arrays of codes and scales. Imports jax only; knows no QTensor and no model.
 
-  activations  quantize_activations: per token or on a static range, with the sums that products need
-  before       what precedes it: a norm, a shift and a scale of channels, a Hadamard transform of blocks
-  dint         the integers that codes of dINT stand for
-  dispatch     which implementation runs, and the log that says so
-  matmul       quantized_matmul: exact integer accumulation, float32 epilogue
-  mosaic       the implementation for Hopper
-  prepack      device layouts of weight codes; sums that fold a static activation's offset into the bias
-  tuning       configurations of kernels: measured ones, and a rule behind them
-  weight_only  weight_only_matmul: activations that are not quantized
-  xla          the implementations of every device, to which the others are held
+  activations      quantize_activations: per token or on a static range, with the sums that products need
+  before           what precedes it: a norm, a shift and a scale of channels, a Hadamard transform of blocks
+  dint             the integers that codes of dINT stand for
+  dispatch         which implementation runs, and the log that says so
+  integer_weights  the integers that codes of weights stand for, by themselves or with others of their group
+  matmul           quantized_matmul: exact integer accumulation, float32 epilogue
+  mosaic           the implementation for Hopper
+  prepack          device layouts of weight codes; sums that fold a static activation's offset into the bias
+  tuning           configurations of kernels: measured ones, and a rule behind them
+  weight_only      weight_only_matmul: activations that are not quantized
+  xla              the implementations of every device, to which the others are held
 """
 
 from kernels.activations import StaticRange

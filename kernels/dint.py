@@ -1,4 +1,4 @@
-"""The integers that codes of dINT stand for (arXiv:2311.05161, section 4), as the layout DINT4 holds the codes.
+"""The integers that codes of dINT stand for (arXiv:2311.05161, section 4).
 
 Codes 0 .. 13 are a uniform grid with a zero point, 14 and 15 the values +c and -c, c = special * step, whatever the
 zero point. Every value is an integer times c: (code - zero point) / special on the grid, and 1 or -1. Codes of three
@@ -6,8 +6,6 @@ bits, 0 .. 5 with 6 and 7 for +c and -c, become these by `widened`.
 """
 
 import jax.numpy as jnp
-
-from kernels import prepack
 
 PLUS, MINUS = 14, 15
 SPECIALS = (1 / 2, 1 / 4, 1 / 8)
@@ -23,18 +21,13 @@ def widened(codes, plus: int):
   return jnp.where(codes >= plus, codes + (PLUS - plus), codes).astype(jnp.int8)
 
 
-def integers(weights, layout: prepack.Layout, size: tuple[int, int], zero_point=None, special: float = 1 / 2):
-  """The integers [K, N] that weights in any layout stand for; `size` is (K, N).
+def integers(codes, zero_point, special: float):
+  """The integers int8 [K, N] that codes stand for.
 
   Args:
-    weights: as `prepack.prepack` returns them.
-    layout: of the weights; plain integers but for DINT4.
-    size: (K, N).
-    zero_point: int32 [W, N], W groups along K, from 0 to 13; with DINT4 alone.
-    special: c over the step, one of `SPECIALS`; with DINT4 alone.
+    codes: int8 [K, N], from 0 to 15.
+    zero_point: int32 [W, N], W groups along K, from 0 to 13.
+    special: c over the step, one of `SPECIALS`.
   """
-  codes = prepack.unpack(weights, layout, size)
-  if layout is not prepack.Layout.DINT4:
-    return codes
-  steps = codes - jnp.repeat(zero_point.astype(jnp.int8), size[0] // len(zero_point), axis=0)
+  steps = codes - jnp.repeat(zero_point.astype(jnp.int8), len(codes) // len(zero_point), axis=0)
   return jnp.where(codes == PLUS, 1, jnp.where(codes == MINUS, -1, per_step(special) * steps)).astype(jnp.int8)

@@ -6,16 +6,17 @@ inputs is then
 
   x_scale w_scale sum(c d)  +  x_offset w_scale sum(d)  +  w_offset x_scale sum(c)  +  K x_offset w_offset,
 
-where the three sums are integers. Codes of dINT stand for integers d that depend on a zero point (kernels.dint). Every implementation computes the same integers; `xla` and `simulated` agree bit for
-bit in the result as well, the others to the rounding of the epilogue.
+where the three sums are integers. Codes of weights may stand for integers d that depend on a zero point or on a
+multiplier of their group (kernels.integer_weights). Every implementation computes the same integers; `xla` and
+`simulated` agree bit for bit in the result as well, the others to the rounding of the epilogue.
 """
 
 import math
 
 import jax.numpy as jnp
 
-from kernels import dint
 from kernels import dispatch
+from kernels import integer_weights
 from kernels import prepack
 from kernels import xla
 from kernels.mosaic import matmul as mosaic
@@ -31,7 +32,7 @@ _LARGEST_INT32 = 2**31 - 1
 def quantized_matmul(
     x_codes, w_codes, x_scale, w_scale, *, x_offset=None, w_offset=None, bias=None, x_bits=8, w_bits=8,
     layout=prepack.Layout.CODES, row_sums=None, column_sums=None, w_zero_point=None, w_special=1 / 2,
-    implementation='xla', out_dtype=jnp.float32,
+    w_multiplier=None, implementation='xla', out_dtype=jnp.float32,
 ):  # pyformat: disable
   """y[..., N] = sum over K of (x_scale * x_codes + x_offset) * (w_scale * w_codes + w_offset), + bias.
 
@@ -51,6 +52,8 @@ def quantized_matmul(
     w_zero_point: int32 like `w_scale`, from 0 to 13, in the layout DINT4 and in no other; then there is no `w_offset`,
       and `w_scale` is that of the integers: `w_special` steps.
     w_special: the magnitude of the special codes' values in steps, one of dint.SPECIALS; a Python number.
+    w_multiplier: int32 [W, N] from 1 to 15, W groups along K, or None: values are w_scale * w_multiplier * w_codes. It
+      takes `w_bits` of at most 4, the layouts CODES and INT4, a `w_scale` of one group and no `w_offset`.
     implementation: one of `IMPLEMENTATIONS` or `DEVICE_IMPLEMENTATIONS`; None: the fastest that takes the problem on
       this device, as the log of `kernels` says once for each kind of problem.
     out_dtype: dtype of the result; everything before is int32 and float32.
@@ -64,16 +67,17 @@ def quantized_matmul(
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
-         w_special, implementation)
+         w_special, w_multiplier, w_bits, implementation)
+  w_bits = integer_weights.bits(w_bits, w_multiplier)
   length = x_codes.shape[-1]
   groups = max(1 if x_scale.ndim == 0 else x_scale.shape[-1], w_scale.shape[0])
   if length // groups > (most := _LARGEST_INT32 >> (x_bits + w_bits - 2)):
-    raise ValueError(f'sums over groups of {length // groups} inputs may exceed int32; with codes of {x_bits} and '
+    raise ValueError(f'sums over groups of {length // groups} inputs may exceed int32; with integers of {x_bits} and '
                      f'{w_bits} bits a group has at most {most}')
   arguments = dict(
       x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset,
       bias=bias, x_bits=x_bits, w_bits=w_bits, layout=layout, row_sums=row_sums, column_sums=column_sums,
-      w_zero_point=w_zero_point, w_special=w_special, out_dtype=out_dtype)
+      w_zero_point=w_zero_point, w_special=w_special, w_multiplier=w_multiplier, out_dtype=out_dtype)
   return dispatch.call(_FUNCTIONS, implementation, arguments, _described(arguments))
 
 
@@ -81,13 +85,15 @@ def _described(arguments) -> str:
   """The static part of a problem, in words."""
   *batch, inputs = arguments['x_codes'].shape
   groups, outputs = arguments['w_scale'].shape
+  multiplier = arguments['w_multiplier']
   return (f'{math.prod(batch)} x {inputs} codes of {arguments["x_bits"]} bits by {inputs} x {outputs} of '
-          f'{arguments["w_bits"]} bits in {groups} groups, laid out as {arguments["layout"].value}')
+          f'{arguments["w_bits"]} bits in {groups} groups, laid out as {arguments["layout"].value}'
+          + ('' if multiplier is None else f', with {len(multiplier)} groups of multipliers'))
 
 
 def _check(
     x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
-    w_special, implementation,
+    w_special, w_multiplier, w_bits, implementation,
 ):  # pyformat: disable
   """Raises `ValueError` for operands that do not fit each other."""
   if implementation is not None and implementation not in _FUNCTIONS:
@@ -104,17 +110,8 @@ def _check(
                      + ('' if plain else f' in the layout {layout.value}, for {outputs} outputs'))
   if w_scale.shape[1] not in ((1, outputs) if plain else (outputs,)):
     raise ValueError(f'w_scale of shape {w_scale.shape} does not fit codes of shape {w_codes.shape}')
-  if (layout is prepack.Layout.DINT4) != (w_zero_point is not None):
-    raise ValueError('there is no w_zero_point, which the layout dint4 needs' if w_zero_point is None else
-                     f'w_zero_point belongs to the layout dint4, not to {layout.value}')
-  if w_zero_point is not None:
-    if w_zero_point.shape != w_scale.shape or w_zero_point.dtype != jnp.int32:
-      raise ValueError(f'w_zero_point must be int32 {list(w_scale.shape)} like w_scale, not {w_zero_point.dtype} '
-                       f'{list(w_zero_point.shape)}')
-    if w_special not in dint.SPECIALS:
-      raise ValueError(f'w_special must be 1/2, 1/4 or 1/8 of a step, not {w_special}')
-    if w_offset is not None:
-      raise ValueError('the layout dint4 takes w_zero_point instead of w_offset')
+  integer_weights.check(
+      w_scale, w_offset, inputs, outputs, layout, w_bits, w_zero_point, w_special, w_multiplier)
   if x_scale.ndim and (x_scale.ndim != x_codes.ndim or any(
       have not in (1, want) for have, want in zip(x_scale.shape[:-1], x_codes.shape[:-1]))):
     raise ValueError(f'x_scale of shape {x_scale.shape} does not fit codes of shape {x_codes.shape}')

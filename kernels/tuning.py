@@ -27,9 +27,10 @@ class Problem(NamedTuple):
   Attributes:
     tokens, outputs, inputs: of the product; `inputs` is padded.
     layout: of the weights.
-    group: None for one scale an output; else the inputs that share scales: 128, 64 or 32.
+    group: None for one scale an output; else the inputs that share scales, or a multiplier: 128, 64 or 32.
     four_bits: whether the activations' codes have at most 4 bits, and those of the weights are integers, not dINT's:
       then fp8 products are exact.
+    two_level: whether groups have multipliers (kernels.integer_weights), so that sums have one scale an output.
   """
 
   tokens: int
@@ -38,6 +39,17 @@ class Problem(NamedTuple):
   layout: prepack.Layout
   group: int | None = None
   four_bits: bool = False
+  two_level: bool = False
+
+  @property
+  def weights(self) -> tuple[prepack.Layout, int | None, bool]:
+    """What of the weights decides how much shared memory a configuration takes: its arguments."""
+    return self.layout, self.group, self.two_level
+
+  @property
+  def scaled(self) -> int | None:
+    """The inputs whose sums share scales, None for all."""
+    return None if self.two_level else self.group
 
 
 def choose(problem: Problem, device: str = 'NVIDIA H200'):
@@ -96,14 +108,14 @@ def _few(problem: Problem):
   blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
   if not wide and 2 * configs.CORES > blocks >= configs.CORES * 3 // 2:
     # One block of twice the outputs for each multiprocessor reads the activations once for both halves.
-    return configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(problem.layout, problem.group)
+    return configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(*problem.weights)
   split = 1
   while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k > 16 * split:
     split *= 2
   # One stage would leave a warpgroup without the next step while it works on this one.
   for warpgroups, stages in itertools.product((2, 1), (4, 3, 2)):
     config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
-    if config.shared_memory(problem.layout, problem.group) <= configs.SHARED_MEMORY:
+    if config.shared_memory(*problem.weights) <= configs.SHARED_MEMORY:
       return config
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
 
@@ -116,9 +128,8 @@ def _many(problem: Problem):
     return math.ceil(tiles / configs.CORES) * (config.tile_n / 64) * (config.tile_m + 48)
 
   # Sums in float32 beside those of a group leave registers for 128 tokens, and masked weights of small ones for fewer.
-  sizes = (256, 192, 128, 64) if problem.group is None else (128, 64) if problem.group > 32 else (64,)
+  sizes = (256, 192, 128, 64) if problem.scaled is None else (128, 64) if problem.scaled > 32 else (64,)
   # With two groups a step, the sums of the first are scaled while the second is multiplied.
-  tile_k = 256 if problem.group == 128 and problem.inputs % 256 == 0 else 128
-  candidates = [configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(problem.layout, problem.group)
-                for tile_m in sizes]
+  tile_k = 256 if problem.scaled == 128 and problem.inputs % 256 == 0 else 128
+  candidates = [configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(*problem.weights) for tile_m in sizes]
   return min(candidates, key=cost)

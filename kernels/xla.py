@@ -11,7 +11,7 @@ Both take every shape, group and offset, on every device, and differentiate with
 import jax
 import jax.numpy as jnp
 
-from kernels import dint
+from kernels import integer_weights
 
 _EXACT_FLOAT32 = 2**24
 _LARGEST = float(jnp.finfo(jnp.float32).max)
@@ -30,12 +30,13 @@ def simulated(x_codes, w_codes, x_scale, w_scale, *, x_bits, w_bits, **options):
 
 def _matmul(
     accumulate, x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, x_bits, w_bits, layout, row_sums,
-    column_sums, w_zero_point, w_special, out_dtype,
+    column_sums, w_zero_point, w_special, w_multiplier, out_dtype,
 ):  # pyformat: disable
   """Sums over groups of the scaled accumulators; `row_sums` and `column_sums` are summed again where they matter."""
   del x_bits, w_bits, row_sums, column_sums
   length = x_codes.shape[-1]
-  w_codes = dint.integers(w_codes, layout, (length, w_scale.shape[1]), w_zero_point, w_special)
+  w_codes = integer_weights.integers(
+      w_codes, layout, (length, w_scale.shape[1]), w_zero_point, w_special, w_multiplier)
   x_groups = 1 if x_scale.ndim == 0 else x_scale.shape[-1]
   groups = max(x_groups, w_scale.shape[0])
 

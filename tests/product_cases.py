@@ -44,20 +44,6 @@ def problem(*, bits=(4, 4), groups=(1, 1), offsets='none', shape=(3, 5, 24, 7), 
   return arguments
 
 
-def dint_problem(*, special=1 / 2, groups=1, shape=(5, 256, 64), seed=0, **options):
-  """(arguments with codes of dINT4 and zero points, the same problem with the integers that they stand for)."""
-  plain = problem(bits=(8, 8), groups=(1, groups), shape=shape, seed=seed, **options)
-  inputs, outputs = plain['w_codes'].shape
-  rng = np.random.default_rng(seed)
-  zero_point = rng.integers(0, 14, (groups, outputs), np.int32)
-  zero_point.flat[:: max(2, outputs // 3)], zero_point.flat[1 :: max(2, outputs // 3)] = 0, 13
-  codes = rng.integers(0, 16, (inputs, outputs), np.int8)
-  codes[:16] = np.arange(16)[:, None]  # every code of every output
-  steps = (codes - np.repeat(zero_point, inputs // groups, axis=0)) * round(1 / special)
-  integers = np.select([codes == 14, codes == 15], [1, -1], steps).astype(np.int8)
-  return {**plain, 'w_codes': codes, 'w_zero_point': zero_point}, {**plain, 'w_codes': integers}
-
-
 def reference(arguments):
   """(float64 product of the values, float64 bound of the sum of the magnitudes of its terms)."""
   def values(of, scale, offset, axis):
@@ -151,47 +137,6 @@ class ProductCases(parameterized.TestCase):
   @parameterized.product(bits=[(4, 4), (8, 4)], group=[32, 64, 128, 256], offsets=['none', 'w', 'both, scalar'])
   def test_groups(self, bits, group, offsets):
     self.check_groups(bits, group, offsets, (3, 512, 96))
-
-  @parameterized.product(
-      special=[1 / 2, 1 / 4], shape=[(1, 128, 64), (2, 3, 256, 130), (33, 130, 7), (64, 896, 128), (300, 640, 192)])
-  def test_sums_of_dint_codes_are_exact(self, special, shape):
-    coded, plain = dint_problem(special=special, shape=shape)
-    unit = dict(x_scale=np.float32(1), w_scale=np.ones_like(coded['w_scale']))
-    got = self.run_problem(coded | unit, (8, 7), layout=kernels.Layout.DINT4, w_special=special)
-    want = plain['x_codes'].astype(np.int64) @ plain['w_codes']
-    self.assertLess(np.abs(want).max(), _EXACT)
-    np.testing.assert_array_equal(got, want)
-
-  @parameterized.product(
-      group=[32, 64, 128, 256, None], offsets=['none', 'x, scalar', 'x, per token'],
-      shape=[(3, 512, 96), (130, 768, 192)])
-  def test_groups_and_offsets_of_dint_codes(self, group, offsets, shape):
-    groups = 1 if group is None else shape[-2] // group
-    coded, plain = dint_problem(groups=groups, offsets=offsets, bias=True, shape=shape)
-    dtype = jnp.bfloat16 if group == 64 else jnp.float32
-    self.compare(self.run_problem(coded, (8, 6), layout=kernels.Layout.DINT4, out_dtype=dtype), plain, dtype)
-
-  @parameterized.parameters(4, 70)
-  def test_zero_scales_leave_the_bias_of_dint_codes(self, tokens):
-    coded, _ = dint_problem(bias=True, shape=(tokens, 256, 64))
-    coded['w_scale'][:, ::2] = 0
-    got = self.run_problem(coded, (8, 6), layout=kernels.Layout.DINT4)
-    np.testing.assert_array_equal(got[:, ::2], np.broadcast_to(coded['bias'], got.shape)[:, ::2])
-    self.assertGreater(np.abs(got - coded['bias'])[:, 1::2].mean(), 1)
-
-  @parameterized.parameters('activations', 'weights too')
-  def test_under_vmap_dint_codes_keep_their_zero_points(self, mapped):
-    problems = [dint_problem(shape=(5, 256, 64), seed=seed) for seed in range(2)]
-    shared = lambda name: mapped == 'activations' and name[0] == 'w'
-    coded = {name: a if shared(name) else np.stack([each[name] for each, _ in problems])
-             for name, a in problems[0][0].items()}
-    coded['w_codes'] = prepack.prepack(jnp.asarray(coded['w_codes']), kernels.Layout.DINT4)
-    call = lambda a: kernels.quantized_matmul(
-        **a, w_bits=6, layout=kernels.Layout.DINT4, implementation=self.implementation)
-    got = jax.jit(jax.vmap(call, in_axes=({name: None if shared(name) else 0 for name in coded},)))(coded)
-    for (_, plain), result in zip(problems, got):
-      weights = {name: a for name, a in problems[0][1].items() if shared(name)}
-      self.compare(np.asarray(result), plain | weights, jnp.float32)
 
   @parameterized.parameters(4, 70)
   def test_zero_scales_leave_the_bias(self, tokens):

@@ -19,6 +19,7 @@ from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import trees
 from kernels import dint
+from kernels import integer_weights
 from kernels import prepack
 
 # Linears that read one activation, by what stands for them once their kernels are joined.
@@ -66,7 +67,7 @@ class DeviceKernel:
   def dense(self, dtype=jnp.float32):
     """The values, [in, out] of `dtype`."""
     spread = lambda a: quantize.spread(a, -2, self.shape[0])
-    values = dint.integers(self.codes, self.layout, self.shape, self.zero_point, self.special)
+    values = integer_weights.integers(self.codes, self.layout, self.shape, self.zero_point, self.special)
     values = values.astype(jnp.float32) * spread(self.scale)
     return (values if self.offset is None else values + spread(self.offset)).astype(dtype)
 

@@ -20,9 +20,12 @@ def _of_token(layout: prepack.Layout) -> int:
   return 2 if layout is prepack.Layout.INT4_WIDE else 1
 
 
-def _scales(outputs: int, tokens: int, parts: float) -> int:
-  """Bytes of the scales, offsets or zero points, and row sums of a step of so many groups."""
-  return int(4 * (2 * outputs + max(32, tokens)) * parts)
+def _scales(outputs: int, tokens: int, parts: float, two_level: bool) -> int:
+  """Bytes of what a step of so many groups has beside its codes.
+
+  That is a multiplier for each output, or scales, offsets or zero points, and row sums.
+  """
+  return int(4 * (outputs if two_level else 2 * outputs + max(32, tokens)) * parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +57,17 @@ class Prefill:
     """Outputs of a tile."""
     return self.tile_n * self.warpgroups
 
-  def shared_memory(self, layout: prepack.Layout, group: int | None = None) -> int:
-    """Bytes of shared memory for weights of a layout with scales for each `group` inputs."""
+  def shared_memory(self, layout: prepack.Layout, group: int | None = None, two_level: bool = False) -> int:
+    """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.tile_m * _of_token(layout) + self.outputs // _per_byte(layout)) * self.tile_k
-    step += _scales(self.outputs, self.tile_m, self.tile_k / group if group else 0)
+    step += _scales(self.outputs, self.tile_m, self.tile_k / group if group else 0, two_level)
     return self.stages * step + self.warpgroups * 2 * self.tile_n * 64 * 2
 
-  def deepest(self, layout: prepack.Layout, group: int | None = None, most: int = 6) -> 'Prefill':
+  def deepest(
+      self, layout: prepack.Layout, group: int | None = None, two_level: bool = False, most: int = 6) -> 'Prefill':
     """The same with as many stages as fit, from 1 up to `most`."""
     deeper = [dataclasses.replace(self, stages=stages) for stages in range(2, most + 1)]
-    fitting = [config for config in deeper if config.shared_memory(layout, group) <= SHARED_MEMORY]
+    fitting = [config for config in deeper if config.shared_memory(layout, group, two_level) <= SHARED_MEMORY]
     return fitting[-1] if fitting else dataclasses.replace(self, stages=1)
 
 
@@ -89,10 +93,10 @@ class Decode:
   split: int = 1
   float8: bool = False
 
-  def shared_memory(self, layout: prepack.Layout, group: int | None = None) -> int:
-    """Bytes of shared memory for weights of a layout with scales for each `group` inputs."""
+  def shared_memory(self, layout: prepack.Layout, group: int | None = None, two_level: bool = False) -> int:
+    """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
-    step += _scales(self.TILE_N, self.tile_m, self.tile_k / group if group else 0)
+    step += _scales(self.TILE_N, self.tile_m, self.tile_k / group if group else 0, two_level)
     partial = 4 * self.TILE_N * self.tile_m
     return self.stages * self.warpgroups * step + partial * max(1, self.warpgroups * self.split - 1) + partial
 

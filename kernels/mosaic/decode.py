@@ -17,7 +17,7 @@ from kernels.mosaic import products
 from kernels.mosaic import tiles
 
 def matmul(
-    x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Decode, zero_points=None,
+    x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Decode, unpacking=None,
 ):  # pyformat: disable
   """The scaled product.
 
@@ -29,13 +29,13 @@ def matmul(
     layout: of `w`.
     out_dtype: bfloat16, float16 or float32.
     config: the tiling.
-    zero_points: `products.ZeroPoints` of the layout DINT4.
+    unpacking: `products.Unpacking` of codes whose integers depend on their output or group, or None.
 
   Returns:
     [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.
   """
   (tokens, inputs), outputs = x.shape, w.shape[0]
-  product = products.Product(x, w, groups, layout, config.tile_k, zero_points)
+  product = products.Product(x, w, groups, layout, config.tile_k, unpacking)
   warpgroups, stages = config.warpgroups, config.stages
   steps, lanes = inputs // config.tile_k, warpgroups * config.split
   chunk = epilogue.Chunk.of(out_dtype, config.TILE_N, config.tile_m)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import dint
+from kernels import integer_weights
 from kernels import prepack
 from kernels import tuning
 from kernels.mosaic import calls
@@ -18,7 +19,7 @@ _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
 def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_sums, column_sums,
-           w_zero_point, **static):
+           w_zero_point, w_multiplier, **static):
   """`matmul.quantized_matmul` on Hopper; the arguments are checked already.
 
   Raises:
@@ -27,7 +28,7 @@ def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_
   calls.check_device()
   operands = dict(x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset,
                   w_offset=w_offset, bias=bias, row_sums=row_sums, column_sums=column_sums,
-                  w_zero_point=w_zero_point)
+                  w_zero_point=w_zero_point, w_multiplier=w_multiplier)
   return lowered(operands, **static)
 
 
@@ -49,31 +50,42 @@ def _check(operands, layout, x_bits, w_bits, out_dtype):
   if out_dtype not in _DTYPES:
     raise NotImplementedError(f'it writes bfloat16, float16 or float32, not {jnp.dtype(out_dtype)}')
   if layout is prepack.Layout.CODES:
-    layout = prepack.Layout.INT4 if w_bits <= 4 else prepack.Layout.ROWS
+    layout = prepack.Layout.INT4 if w_bits <= 4 or _two_level(operands) else prepack.Layout.ROWS
   if layout is prepack.Layout.INT4_WIDE:
     raise NotImplementedError(f'the layout {layout.value} is for activations that are not quantized')
   if layout is prepack.Layout.DINT4 and w_bits > 7:
     raise NotImplementedError(f'it takes dINT codes of integers of at most 7 bits, not {w_bits}')
-  groups, length = operands['w_scale'].shape[0], operands['x_codes'].shape[-1]
+  groups, length = _groups(operands), operands['x_codes'].shape[-1]
   if groups > 1 and (length // groups % 32 or length % prepack.PADDING):
     raise NotImplementedError(f'it takes groups of a multiple of 32 inputs, {prepack.PADDING} of which divide all of '
                               f'them, not groups of {length // groups} of {length}')
   if groups > 1 and length // groups % 64 and layout is prepack.Layout.ROWS:
     raise NotImplementedError(f'it takes groups of {length // groups} inputs of weights of 4 bits only')
   stored_bits = {prepack.Layout.INT4: 8, prepack.Layout.DINT4: w_bits + 1}.get(layout, w_bits)  # with their factors
-  if length // groups > (most := _LARGEST_INT32 >> (x_bits + stored_bits - 2)):
+  if length // operands['w_scale'].shape[0] > (most := _LARGEST_INT32 >> (x_bits + stored_bits - 2)):
     raise NotImplementedError(f'its sums over more than {most} inputs may exceed int32')
   return layout
 
 
+def _two_level(operands: dict) -> bool:
+  """Whether groups of inputs have an integer each beside the scale of their output."""
+  return operands.get('w_multiplier') is not None
+
+
+def _groups(operands: dict) -> int:
+  """Groups of inputs that share a scale or a multiplier."""
+  return len(operands['w_multiplier' if _two_level(operands) else 'w_scale'])
+
+
 def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
   """Calls the kernel in the configuration for the problem."""
-  (*batch, inputs), groups = operands['x_codes'].shape, len(operands['w_scale'])
+  (*batch, inputs), groups = operands['x_codes'].shape, _groups(operands)
   outputs = operands['w_codes'].shape[1] if given is prepack.Layout.CODES else operands['w_scale'].shape[1]
   group = None if groups == 1 else math.gcd(inputs // groups, 128)
-  four_bits = x_bits <= 4 and layout is not prepack.Layout.DINT4
+  two_level = _two_level(operands)
+  four_bits = x_bits <= 4 and layout is not prepack.Layout.DINT4 and not two_level
   config = tuning.choose(
-      tuning.Problem(math.prod(batch), outputs, prepack.padded(inputs), layout, group, four_bits))
+      tuning.Problem(math.prod(batch), outputs, prepack.padded(inputs), layout, group, four_bits, two_level))
   return _call(
       operands, given=given, layout=layout, group=group, out_dtype=out_dtype, config=config, w_special=w_special)
 
@@ -83,16 +95,16 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
 def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special):
   """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
   # Kernels import much of Mosaic, which a process without a GPU need not load.
-  from kernels.mosaic import decode, epilogue, prefill, products  # pylint: disable=g-import-not-at-top
+  from kernels.mosaic import decode, epilogue, prefill, products, registers  # pylint: disable=g-import-not-at-top
   x, w, w_scale, w_offset, x_scale, x_offset, bias, row_sums, column_sums = (operands[name] for name in (
       'x_codes', 'w_codes', 'w_scale', 'w_offset', 'x_scale', 'x_offset', 'bias', 'row_sums', 'column_sums'))
-  w_zero_point = operands.get('w_zero_point')
+  w_zero_point, w_multiplier = operands.get('w_zero_point'), operands.get('w_multiplier')
   *batch, inputs = x.shape
   outputs = w.shape[1] if given is prepack.Layout.CODES else w_scale.shape[1]
   spread = lambda v: None if v is None else jnp.broadcast_to(v, (v.shape[0], outputs))
   w_scale, w_offset = spread(w_scale), spread(w_offset)
   if x_offset is not None and column_sums is None:
-    integers = dint.integers(w, given, (inputs, outputs), w_zero_point, w_special)
+    integers = integer_weights.integers(w, given, (inputs, outputs), w_zero_point, w_special, w_multiplier)
     column_sums = prepack.column_sums(integers, w_scale, w_offset)
   if given is prepack.Layout.CODES:
     w = prepack.prepack(w, layout)
@@ -110,14 +122,21 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
 
   if w_offset is not None or config.float8:
     row_sums = _row_sums(x if row_sums is None else row_sums, x, tokens, 1 if group is None else inputs // group)
-  factor = 1.0
+  repeat = lambda v: jnp.pad(
+      jnp.repeat(v, inputs // len(v) // group, axis=0), ((0, 0), (0, len(w) - v.shape[1])))
+  unpacking = lambda v, unpack: products.Unpacking(calls.fit(v[0], len(w)) if group is None else repeat(v), unpack)
+  factor, unpacked = 1.0, None
   if config.float8:  # the operand is (code + 8) / 512
     x, factor = x.astype(jnp.float8_e4m3fn), 512.0
     w_offset = (0 if w_offset is None else w_offset) - 8 * w_scale
+  elif w_multiplier is not None:
+    unpacked = unpacking(w_multiplier, registers.int4_times)
   elif layout is prepack.Layout.INT4:  # the operand is 16 * code
     factor = 1 / 16
   elif layout is prepack.Layout.DINT4:  # the operand is 2 * integer
     factor = 1 / 2
+    unpacked = unpacking(
+        w_zero_point, functools.partial(registers.dint4_times_2, per_step=dint.per_step(w_special)))
   rank_one, scale, scaled = [], None, None
   if x_offset is not None:
     rank_one.append((of_outputs(column_sums), of_tokens(x_offset)))
@@ -127,23 +146,17 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
       of_token = row_sums.reshape(*batch, 1) * x_scale
       rank_one.append((of_outputs(w_offset[0]), of_tokens(of_token)))
   else:
-    repeat = lambda v: jnp.pad(
-        jnp.repeat(v, inputs // groups // group, axis=0), ((0, 0), (0, len(w) - v.shape[1])))
     scaled = products.Groups(repeat(w_scale), factor=factor)
     if w_offset is not None:
       scaled = dataclasses.replace(
           scaled, offset=repeat(w_offset), row_sums=jnp.pad(row_sums.T, ((0, 0), (0, max(covered, 32) - tokens))))
-  zero_points = None
-  if w_zero_point is not None:
-    values = calls.fit(w_zero_point[0], len(w)) if groups == 1 else repeat(w_zero_point)
-    zero_points = products.ZeroPoints(values, dint.per_step(w_special))
   terms = epilogue.Terms(
       scale, of_tokens(x_scale), tuple(rank_one), None if bias is None else of_outputs(bias), factor)
 
   x = jnp.pad(x.reshape(tokens, inputs), ((0, rows - tokens), (0, length - inputs)))
   kernel = decode if decoding else prefill
   y = kernel.matmul(
-      x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config, zero_points=zero_points)
+      x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config, unpacking=unpacked)
   return y[:tokens, :outputs].reshape(*batch, outputs)
 
 

@@ -23,7 +23,7 @@ _EARLY = 64
 
 
 def matmul(
-    x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Prefill, zero_points=None,
+    x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Prefill, unpacking=None,
 ):  # pyformat: disable
   """The scaled product.
 
@@ -34,7 +34,7 @@ def matmul(
     [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.
   """
   (tokens, inputs), outputs = x.shape, w.shape[0]
-  product = products.Product(x, w, groups, layout, config.tile_k, zero_points)
+  product = products.Product(x, w, groups, layout, config.tile_k, unpacking)
   steps, stages = inputs // config.tile_k, config.stages
   pair = config.outputs * config.cluster
   grid = outputs // pair, pl.cdiv(tokens, config.tile_m)

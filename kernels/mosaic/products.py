@@ -1,9 +1,11 @@
 """What a warpgroup sums over the steps of a product, with one scale an output or with one for each group of inputs.
 
-A product with one scale an output adds integers from the first input to the last. With groups, the sums of each group
-start from zero, are scaled and added up in float32, while the tensor cores are at the next group of the same step.
+A product with one scale an output adds integers from the first input to the last, also where groups of inputs have
+integers that go into the weights. With scales of groups, the sums of each start from zero, are scaled and added up in
+float32, while the tensor cores are at the next group of the same step.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -46,16 +48,16 @@ class Groups:
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroPoints:
-  """Zero points of codes in the layout DINT4, which meet them when a warpgroup unpacks the codes.
+class Unpacking:
+  """How codes become integers that depend on their output, or on the group of inputs: their zero points, multipliers.
 
   Attributes:
-    values: int32 [G, N] beside scales of groups; else [N].
-    per_step: the integer of a step (kernels.dint).
+    values: int32 [N], or [G, N] for G groups of inputs, those of the scales where these have groups.
+    unpack: (int8 [rows, K / 2], int32 [rows] for each of equal parts of the K columns) -> the operand, int8 [rows, K].
   """
 
   values: Any
-  per_step: int
+  unpack: Callable[[Any, list[Any]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +95,19 @@ class Product:
   """The operands of a product and their way into a warpgroup, the same for many tokens and for few.
 
   Attributes:
-    arrays: the operands in memory, those of the groups and the zero points behind x and w.
-    copies: transfers of a step, which its barrier counts: of all arrays but zero points of whole outputs.
+    arrays: the operands in memory, those of the groups and the unpacking behind x and w.
+    copies: transfers of a step, which its barrier counts: of all arrays but what unpacking needs of whole outputs.
   """
 
   def __init__(self, x, w, groups: Groups | None, layout: prepack.Layout, tile_k: int,
-               zero_points: ZeroPoints | None = None):
-    self.arrays = [x, w] + (groups.arrays() if groups else []) + ([zero_points.values] if zero_points else [])
-    self.copies = len(self.arrays) - (groups is None and zero_points is not None)
+               unpacking: Unpacking | None = None):
+    self.arrays = [x, w] + (groups.arrays() if groups else []) + ([unpacking.values] if unpacking else [])
+    self.copies = len(self.arrays) - (unpacking is not None and unpacking.values.ndim == 1)
     self._groups = groups
-    self._zero_points = zero_points
+    self._unpacking = unpacking
     self._packed = layout is not prepack.Layout.ROWS
     self._width = tile_k
-    self._parts = 1 if groups is None else tile_k * len(groups.scale) // x.shape[1]
+    self._parts = 1 if groups is None else self._parts_of(groups.scale)
     # Columns of a matrix instruction; of a smaller group, the others' weights are zeros.
     self._columns = max(tile_k // self._parts, _LEAST_BYTES // x.dtype.itemsize)
     self._unpack = _UNPACK[jnp.dtype(x.dtype)]
@@ -123,9 +125,8 @@ class Product:
              tiles.smem((stages, outputs, self._width // (2 if self._packed else 1)), w.dtype,
                         None if self._packed else self._columns)]
     for array in rest:
-      of_tokens = array is self._groups.row_sums
-      size = max(tokens, _LEAST) if of_tokens else outputs
-      found.append(plgpu.SMEM((stages, self._parts, size), array.dtype))
+      size = max(tokens, _LEAST) if self._of_tokens(array) else outputs
+      found.append(plgpu.SMEM((stages, self._parts_of(array), size), array.dtype))
     return found
 
   def copy(self, gmems, smems, slot, barrier, step, n, m, shared=None) -> None:
@@ -139,12 +140,12 @@ class Product:
       plgpu.copy_gmem_to_smem(gmem.at[pl.ds(row, rows), pl.ds(step * width, width)], smem.at[slot], barrier,
                               collective_axes=shared if gmem is x else None)
     for array, gmem, smem in zip(self.arrays[2:], rest, rest_smem):
-      first = m if array is self._groups.row_sums else n
+      first = m if self._of_tokens(array) else n
       _, parts, size = smem.shape
       plgpu.copy_gmem_to_smem(gmem.at[pl.ds(step * parts, parts), pl.ds(first, size)], smem.at[slot], barrier)
 
   def held(self, gmems, n, outputs: int) -> list[Any]:
-    """What stays in registers for all steps of the `outputs` from n on: zero points of whole outputs."""
+    """What stays in registers for all steps of the `outputs` from n on: what unpacking needs of whole outputs."""
     return [tiles.load(gmem.at[pl.ds(n, outputs)], _OF_OUTPUTS, optimized=False) for gmem in gmems[self.copies :]]
 
   def sums(self, loop, smems, outputs, shape: tuple[int, int], held: list[Any], turns: Turns):
@@ -162,10 +163,11 @@ class Product:
 
     def load_weights(slot):
       weights = w_smem.at[slot, outputs]
-      if self._zero_points is not None:
-        # Behind the scales, with which they share the shape.
-        zero_points = held or [tiles.load(rest[-1].at[slot, part, outputs], _OF_OUTPUTS) for part in range(self._parts)]
-        return registers.dint4_times_2(weights[...], zero_points, self._zero_points.per_step)
+      if self._unpacking is not None:
+        # Behind the scales, if these have groups too.
+        vectors = held or [tiles.load(rest[-1].at[slot, part, outputs], _OF_OUTPUTS)
+                           for part in range(rest[-1].shape[1])]
+        return self._unpacking.unpack(weights[...], vectors)
       return self._unpack(weights[...]) if self._packed else weights
 
     if self._groups is None:
@@ -218,6 +220,14 @@ class Product:
       return multiply(0, total)
 
     return loop(scaled, plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA))
+
+  def _parts_of(self, array) -> int:
+    """Groups of a step, of an array with an entry for each group of inputs."""
+    return self._width * len(array) // self.arrays[0].shape[1]
+
+  def _of_tokens(self, array) -> bool:
+    """Whether an array of groups has columns of tokens, not of outputs."""
+    return self._groups is not None and array is self._groups.row_sums
 
   def _part(self, weights, part: int):
     """(columns of the activations, weights for them) of which one group's weights are not zero."""

@@ -52,6 +52,34 @@ def int4_as_float8(packed):
   return _unpack(packed, words, jnp.float8_e4m3fn)
 
 
+def int4_times(packed, multipliers):
+  """Operands of an 8-bit product, codes times integers from 1 to 15: 7 instructions, and 1 or 2 moves, for 8 weights.
+
+  The multiplication of QServe (arXiv:2405.04532) in registers, with the constant by which LiquidGEMM (arXiv:2509.01229)
+  keeps the bytes of a word apart: u = code + 8 is 0 to 15, and u * t + (128 - 8 t) = code * t + 128 is 8 to 248, so
+  that one multiplication and addition of words does four codes. The sign of a byte then is its highest bit inverted.
+
+  Args:
+    packed: int8 [rows, K / 2] of the layout INT4.
+    multipliers: a list of int32 [rows], 0 to 15, one for each of equal parts of the K columns, multiples of 16 long.
+
+  Returns:
+    int8 [rows, K].
+  """
+  def constants(multiplier):
+    return multiplier, arith.subi(_constant(0x80808080), arith.muli(multiplier, _constant(0x08080808)))
+
+  def words(word, *prepared):
+    found = []
+    for half, (multiplier, first) in zip((word, _shift_right(word, 4)), prepared):
+      # The mask stands before the inversion, so that both are one operation of three operands.
+      above = arith.xori(_and(half, 0x0F0F0F0F), _constant(0x08080808))
+      found.append(arith.xori(arith.addi(arith.muli(above, multiplier), first), _constant(0x80808080)))
+    return found
+
+  return _unpack(packed, words, jnp.int8, multipliers, constants)
+
+
 def dint4_times_2(packed, zero_points, per_step: int):
   """Operands of an 8-bit product, twice the integers of dINT codes (kernels.dint): 11 instructions for 8 weights.
 

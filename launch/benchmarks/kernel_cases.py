@@ -35,17 +35,23 @@ class Case(NamedTuple):
   operands: dict[str, Any]
 
 
-def product(tokens, outputs, inputs, layout, *, groups=1, x_offset=None, w_offset=False, bias=False) -> dict[str, Any]:
-  """Operands of `kernels.mosaic.matmul.lowered`; `x_offset` is None, `scalar` or `token`."""
+def product(
+    tokens, outputs, inputs, layout, *, groups=1, x_offset=None, w_offset=False, bias=False, multipliers=None,
+) -> dict[str, Any]:  # pyformat: disable
+  """Operands of `kernels.mosaic.matmul.lowered`.
+
+  `x_offset` is None, `scalar` or `token`, `multipliers` the number of groups that have them, or None.
+  """
   of = jax.ShapeDtypeStruct
   scalar, token, output = (of(shape, jnp.float32) for shape in ((), (tokens, 1), (groups, outputs)))
   x_scale = scalar if x_offset == 'scalar' else token
   zero_point = of((groups, outputs), jnp.int32) if layout is kernels.Layout.DINT4 else None
+  multiplier = of((multipliers, outputs), jnp.int32) if multipliers else None
   return dict(
       x_codes=of((tokens, inputs), jnp.int8), w_codes=of(prepack.shape(layout, inputs, outputs), jnp.int8),
       x_scale=x_scale, w_scale=output, x_offset=x_scale if x_offset else None,
       w_offset=output if w_offset else None, bias=of((outputs,), jnp.float32) if bias else None, row_sums=None,
-      column_sums=of((outputs,), jnp.float32) if x_offset else None, w_zero_point=zero_point)
+      column_sums=of((outputs,), jnp.float32) if x_offset else None, w_zero_point=zero_point, w_multiplier=multiplier)
 
 
 def every() -> list[Case]:
@@ -62,6 +68,8 @@ def every() -> list[Case]:
       *itertools.starmap(_codes, itertools.product([small], [few, many], [int4], [64, 32])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [rows], [128, 64])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [dint4], [128, 32])),
+      *itertools.starmap(_two_level, itertools.product(_SIZES[:2], _TOKENS, [128])),
+      *itertools.starmap(_two_level, itertools.product([small], [few, many], [64, 32])),
       *itertools.starmap(_plain, itertools.product([small], [1, 16, 64, 128], [None, 128], [False, True])),
       *itertools.starmap(_plain, itertools.product([_SIZES[2]], [1, 64, 128], [128], [True])),
       *itertools.starmap(_quantization, [
@@ -78,6 +86,15 @@ def _codes(size, tokens, layout, group=None, w_offset=False) -> Case:
   operands = product(tokens, outputs, inputs, layout, groups=inputs // group if group else 1, w_offset=w_offset)
   call = functools.partial(matmul.lowered, layout=layout, x_bits=8, w_bits=BITS[layout], out_dtype=jnp.bfloat16)
   return Case(_name(_CODES[layout], size, tokens, group, w_offset), call, operands)
+
+
+def _two_level(size, tokens, group) -> Case:
+  """Codes by codes that are multiplied by an integer of their group."""
+  outputs, inputs = size
+  operands = product(tokens, outputs, inputs, kernels.Layout.INT4, multipliers=inputs // group)
+  call = functools.partial(
+      matmul.lowered, layout=kernels.Layout.INT4, x_bits=8, w_bits=8, out_dtype=jnp.bfloat16)
+  return Case(_name('W4A8 two-level', size, tokens, group, False), call, operands)
 
 
 def _plain(size, tokens, group, w_offset) -> Case:

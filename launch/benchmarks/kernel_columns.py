@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import kernels
 from kernels import activations
 from kernels import dint
+from kernels import integer_weights
 from kernels import prepack
 from launch.benchmarks import kernel_timing
 
@@ -35,7 +36,7 @@ class Column:
     groups: whether weights have a scale for each 128 inputs.
     comparable: whether the result is the product of the values, but for rounding.
     values: (codes, scales) -> the values of the weights, float32 [K, N]; None: codes times scales.
-    beside: bytes beside the codes of an output, or of each of its groups.
+    beside: bytes beside the codes of an output, or of each of its groups (those of an output, for both, hardly count).
   """
 
   multiply: Callable[..., Any]
@@ -170,12 +171,31 @@ def _packed_dint(codes, scale):
 def _dense_dint(codes, scale):
   """The values of the same codes read as dINT's, 0 to 15."""
   packed, scale, zero_point = _packed_dint(codes, scale)
-  return _dense(dint.integers(packed, kernels.Layout.DINT4, codes.shape, zero_point), scale, jnp.float32)
+  return _dense(integer_weights.integers(packed, kernels.Layout.DINT4, codes.shape, zero_point), scale, jnp.float32)
 
 
 def _dint(x, w):
   return kernels.quantized_matmul(
       x[0], w[0], x[1], w[1], w_bits=6, layout=kernels.Layout.DINT4, w_zero_point=w[2], implementation='mosaic_gpu',
+      out_dtype=jnp.bfloat16)
+
+
+def _packed_two_level(codes, scale):
+  """Codes, the first group's scales for whole outputs, and multipliers: all there are, in every output and group."""
+  groups, outputs = scale.shape
+  multiplier = (jnp.arange(groups, dtype=jnp.int32)[:, None] + jnp.arange(outputs)) % integer_weights.MOST + 1
+  return *_packed(kernels.Layout.INT4, codes, scale[:1]), multiplier
+
+
+def _dense_two_level(codes, scale):
+  packed, scale, multiplier = _packed_two_level(codes, scale)
+  integers = integer_weights.integers(packed, kernels.Layout.INT4, codes.shape, multiplier=multiplier)
+  return _dense(integers, scale, jnp.float32)
+
+
+def _two_level(x, w):
+  return kernels.quantized_matmul(
+      x[0], w[0], x[1], w[1], w_bits=4, layout=kernels.Layout.INT4, w_multiplier=w[2], implementation='mosaic_gpu',
       out_dtype=jnp.bfloat16)
 
 
@@ -197,6 +217,7 @@ COLUMNS = {
                           comparable=False),
     'w4a8 g128': _codes_column(4, 8, groups=True),
     'w4a4 g128': _codes_column(4, 4, groups=True),
+    'w4a8 two-level': Column(_two_level, lambda *x: x, _packed_two_level, (4, 8), groups=True, values=_dense_two_level),
     'dint4 a8': _DINT,
     'dint4 a8 g128': dataclasses.replace(_DINT, groups=True),
     'w4a16': Column(_weight_only, _values, _WIDE, (4, 16)),

@@ -87,19 +87,19 @@ def candidates(problem: tuning.Problem) -> list[Any]:
         (*steps, 512), (2, 4, 6), (1, 2, 4), (1, 2, 4), float8):
       found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8))
     if problem.layout is not prepack.Layout.INT4_WIDE:
-      found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(problem.layout, problem.group)
+      found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
                 for tile_k, warpgroups, f8 in itertools.product((256, 512), (1, 2), float8)]
   if problem.tokens >= 64 and problem.layout is not prepack.Layout.INT4_WIDE:
-    tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.group else (
+    tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.scaled else (
         (64, 64), (64, 128), (64, 192), (64, 256), (128, 64), (128, 128))
     for (tile_n, tile_m), tile_k, warpgroups, panel, f8, cluster in itertools.product(
         tiles, steps, (2, 3), (4, 16), float8, (1, 2)):
       if tile_n * tile_m * warpgroups > 64 * 256 * 2 or tile_m > problem.tokens:
         continue
       config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(
-          problem.layout, problem.group)
+          *problem.weights)
       found += [config] if problem.outputs % (config.outputs * cluster) == 0 else []
-  fits = lambda config: config.shared_memory(problem.layout, problem.group) <= configs.SHARED_MEMORY
+  fits = lambda config: config.shared_memory(*problem.weights) <= configs.SHARED_MEMORY
   return [config for config in found if fits(config) and problem.inputs % config.tile_k == 0]
 
 

@@ -78,6 +78,39 @@ class LoweringTest(parameterized.TestCase):
       arguments['column_sums'] = None
     self.assertIn('mosaic_gpu', _lower(arguments, layout=kernels.Layout.DINT4, w_bits=7, w_special=special, x_bits=4))
 
+  @parameterized.product(
+      group=[None, 32, 64, 96, 192, 256], tokens=[8, 300], layout=[kernels.Layout.CODES, kernels.Layout.INT4],
+      x_offset=[None, 'token'])
+  def test_groups_of_two_level_weights(self, group, tokens, layout, x_offset):
+    multipliers = 768 // group if group else 1
+    arguments = _arguments(tokens, 384, 768, layout, multipliers=multipliers, x_offset=x_offset, bias=True)
+    arguments['column_sums'] = None
+    self.assertIn('mosaic_gpu', _lower(arguments, layout=layout, w_bits=8, out_dtype=jnp.float32))
+
+  @parameterized.parameters(
+      configs.Prefill(64, 256, 256, 2), configs.Prefill(64, 128, 256, 3), configs.Prefill(128, 128, 128, 4, cluster=2),
+      configs.Decode(8, 256, 4, 4, 4), configs.Decode(64, 128, 2, 2))
+  def test_configurations_of_two_level_weights(self, config):
+    with tuning.forced(lambda _: config):
+      arguments = _arguments(2 * config.tile_m, 768, 1024, kernels.Layout.INT4, multipliers=16)
+      self.assertIn('mosaic_gpu', _lower(arguments, w_bits=8))
+
+  @parameterized.parameters(7, 333)
+  def test_two_level_weights_are_tuned_as_with_one_scale_an_output(self, tokens):
+    asked = []
+
+    def choose(problem):
+      asked.append(problem)
+      return tuning.rule(problem)
+
+    with tuning.forced(choose):
+      _lower(_arguments(tokens, 512, 4096, kernels.Layout.INT4, multipliers=32), x_bits=4, w_bits=8)
+      _lower(_arguments(tokens, 512, 4096, kernels.Layout.INT4), x_bits=8)
+    two_level, plain = asked
+    self.assertEqual(two_level, plain._replace(group=128, two_level=True))
+    one = lambda config: dataclasses.replace(config, stages=1)
+    self.assertEqual(one(tuning.rule(two_level)), one(tuning.rule(plain)))
+
   @parameterized.parameters((1, 1, True), (4, 4, True), (2, 4, True), (2, 8, True), (2, 2, False))
   def test_sums_at_hand_are_not_taken_again(self, groups, runs, enough):
     arguments = _arguments(16, 256, 512, kernels.Layout.INT4, groups=groups, w_offset=True)
@@ -133,7 +166,8 @@ class RefusalTest(parameterized.TestCase):
       ({}, dict(layout=kernels.Layout.DINT4, w_bits=8), 'dINT codes of integers of at most 7 bits, not 8'),
       (dict(x_codes=jax.ShapeDtypeStruct((8, 2**18), jnp.int8)), {}, 'sums over more than 131071 inputs'),
       (dict(x_codes=jax.ShapeDtypeStruct((0, 256), jnp.int8)), {}, 'nothing to multiply'),
-      (dict(w_scale=jax.ShapeDtypeStruct((16, 256), jnp.float32)), {}, 'multiple of 32 .* not groups of 16 of 256'))
+      (dict(w_scale=jax.ShapeDtypeStruct((16, 256), jnp.float32)), {}, 'multiple of 32 .* not groups of 16 of 256'),
+      (dict(w_multiplier=jax.ShapeDtypeStruct((16, 256), jnp.int32)), {}, 'multiple of 32 .* not groups of 16 of 256'))
   def test_problems_that_no_kernel_takes(self, operands, static, message):
     with self.assertRaisesRegex(NotImplementedError, message):
       _lower(_arguments(8, 256, 256, kernels.Layout.INT4) | operands, **static)
@@ -154,11 +188,13 @@ class TuningTest(parameterized.TestCase):
 
   @parameterized.product(
       tokens=[1, 17, 65, 1000, 5000], size=[(4096, 4096), (4096, 14336), (128, 128), (32000, 11008)],
-      layout=list(kernel_cases.BITS), group=[None, 128, 64, 32])
-  def test_rule_fits_the_machine(self, tokens, size, layout, group):
-    problem = tuning.Problem(tokens, *size, layout, group)
+      weights=[*itertools.product(kernel_cases.BITS, [None, 128, 64, 32], [False]),
+               *itertools.product([kernels.Layout.INT4], [128, 64, 32], [True])])
+  def test_rule_fits_the_machine(self, tokens, size, weights):
+    layout, group, two_level = weights
+    problem = tuning.Problem(tokens, *size, layout, group, two_level=two_level)
     config = tuning.rule(problem)
-    self.assertLessEqual(config.shared_memory(layout, group), configs.SHARED_MEMORY)
+    self.assertLessEqual(config.shared_memory(*weights), configs.SHARED_MEMORY)
     self.assertEqual(configs.parse(configs.describe(config)), config)
     self.assertEqual(problem.inputs % config.tile_k, 0)
     self.assertEqual(config.tile_k % (group or 1), 0)

@@ -8,7 +8,9 @@ import numpy as np
 
 import kernels
 from kernels import prepack
+from tests import integer_weight_cases
 from tests import product_cases
+
 
 def _run(arguments, implementation, bits=(8, 8), out_dtype=jnp.float32):
   call = lambda a: kernels.quantized_matmul(
@@ -16,11 +18,11 @@ def _run(arguments, implementation, bits=(8, 8), out_dtype=jnp.float32):
   return np.asarray(jax.jit(call)(jax.tree.map(jnp.asarray, arguments)))
 
 
-class SimulatedTest(product_cases.ProductCases):
+class SimulatedTest(integer_weight_cases.IntegerWeightCases):
   implementation = 'simulated'
 
 
-class XlaTest(product_cases.ProductCases):
+class XlaTest(integer_weight_cases.IntegerWeightCases):
   implementation = 'xla'
 
 
@@ -168,18 +170,59 @@ class DintTest(parameterized.TestCase):
       ({'w_offset': np.zeros((2, 64), np.float32)}, 'the layout dint4 takes w_zero_point instead of w_offset'),
       ({'w_codes': np.zeros((128, 256), np.int8)}, 'cannot contract codes of .* in the layout dint4, for 64 outputs'))
   def test_refuses_operands_that_do_not_fit(self, overrides, message):
-    coded, _ = product_cases.dint_problem(groups=2)
+    coded, _ = integer_weight_cases.dint_problem(groups=2)
     coded['w_codes'] = prepack.prepack(jnp.asarray(coded['w_codes']), kernels.Layout.DINT4)
     with self.assertRaisesRegex(ValueError, message):
       kernels.quantized_matmul(**coded | overrides, layout=kernels.Layout.DINT4)
 
   @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), groups=[1, 4])
   def test_integers_of_eight_bits_give_the_bits_of_plain_ones(self, implementation, groups):
-    coded, plain = product_cases.dint_problem(special=1 / 8, groups=groups, offsets='x, per token')
+    coded, plain = integer_weight_cases.dint_problem(special=1 / 8, groups=groups, offsets='x, per token')
     coded['w_codes'] = prepack.prepack(jnp.asarray(coded['w_codes']), kernels.Layout.DINT4)
     got = kernels.quantized_matmul(
         **coded, layout=kernels.Layout.DINT4, w_special=1 / 8, implementation=implementation)
     np.testing.assert_array_equal(got, kernels.quantized_matmul(**plain, implementation=implementation))
+
+
+class TwoLevelTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ({'w_bits': 5}, 'codes of at most 4 bits in the layouts codes and int4, not to 5 bits in the layout codes'),
+      ({'layout': kernels.Layout.ROWS, 'w_codes': np.zeros((128, 256), np.int8)}, 'not to 4 bits in the layout rows'),
+      ({'w_multiplier': np.ones((3, 64), np.int32)}, r'int32 \[W, 64\] for W groups of 256 inputs, not .* \[3, 64\]'),
+      ({'w_multiplier': np.ones((0, 64), np.int32)}, r'for W groups of 256 inputs, not int32 \[0, 64\]'),
+      ({'w_multiplier': np.ones((2, 1), np.int32)}, r'for W groups of 256 inputs, not int32 \[2, 1\]'),
+      ({'w_multiplier': np.ones(64, np.int32)}, r'for W groups of 256 inputs, not int32 \[64\]'),
+      ({'w_multiplier': np.ones((2, 64), np.int8)}, r'for W groups of 256 inputs, not int8 \[2, 64\]'),
+      ({'w_scale': np.ones((2, 64), np.float32)}, 'w_multiplier takes one w_scale an output, not 2, and no w_offset'),
+      ({'w_offset': np.ones((1, 64), np.float32)}, 'w_multiplier takes one w_scale an output, not 1, and no w_offset'),
+      ({'w_zero_point': np.ones((1, 64), np.int32)}, 'w_zero_point belongs to the layout dint4, not to codes'))
+  def test_refuses_operands_that_do_not_fit(self, overrides, message):
+    coded, _ = integer_weight_cases.two_level_problem(groups=2)
+    with self.assertRaisesRegex(ValueError, message):
+      kernels.quantized_matmul(**coded | {'w_bits': 4} | overrides)
+
+  def test_refuses_sums_of_products_with_multipliers_that_may_exceed_int32(self):
+    def shape(inputs):
+      of = jax.ShapeDtypeStruct
+      scale, multiplier = of((1, 2), jnp.float32), of((inputs // 64, 2), jnp.int32)
+      call = lambda *a, w_multiplier: kernels.quantized_matmul(*a, w_bits=4, w_multiplier=w_multiplier)
+      return jax.eval_shape(
+          call, of((1, inputs), jnp.int8), of((inputs, 2), jnp.int8), of((), jnp.float32), scale,
+          w_multiplier=multiplier)
+
+    most = 131_071 // 64 * 64
+    self.assertEqual(shape(most).shape, (1, 2))
+    with self.assertRaisesRegex(ValueError, f'groups of {most + 64} inputs may exceed int32'):
+      shape(most + 64)
+
+  @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), groups=[1, 4], x_groups=[1, 2, 8])
+  def test_gives_the_bits_of_the_integers(self, implementation, groups, x_groups):
+    coded, plain = integer_weight_cases.two_level_problem(groups=groups, offsets='x, per token')
+    rng = np.random.default_rng(0)
+    x = {name: rng.uniform(0.01, 1, (5, x_groups)).astype(np.float32) for name in ('x_scale', 'x_offset')}
+    got = kernels.quantized_matmul(**coded | x, w_bits=4, implementation=implementation)
+    np.testing.assert_array_equal(got, kernels.quantized_matmul(**plain | x, implementation=implementation))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import kernels
 from kernels import tuning
 from kernels.mosaic import configs
 from tests import gpus
+from tests import integer_weight_cases
 from tests import product_cases
 
 _DECODE = [
@@ -26,16 +27,17 @@ _PREFILL = [
 
 
 @gpus.needed
-class MosaicTest(product_cases.TilingCases):
+class MosaicTest(product_cases.TilingCases, integer_weight_cases.IntegerWeightCases):
   implementation = 'mosaic_gpu'
 
-  def _fitting(self, config, layout, shape):
+  def _fitting(self, config, layout, shape, two_level_group=None):
     """The tiling with as many of its stages as fit; skips the test where the shape is not one of its."""
     _, inputs, outputs = shape
     prefill = isinstance(config, configs.Prefill)
     if inputs % config.tile_k or (prefill and outputs % (config.outputs * config.cluster)):
       self.skipTest('the dispatcher does not choose this tiling here')
-    return config.deepest(layout, most=config.stages) if prefill else config
+    weights = layout, two_level_group, two_level_group is not None
+    return config.deepest(*weights, most=config.stages) if prefill else config
 
   @parameterized.product(
       config=_DECODE + _PREFILL, layout=[kernels.Layout.INT4, kernels.Layout.ROWS],
@@ -63,11 +65,22 @@ class MosaicTest(product_cases.TilingCases):
   def test_every_tiling_sums_dint_codes_exactly(self, config, special, shape):
     layout = kernels.Layout.DINT4
     config = self._fitting(config, layout, shape)
-    coded, plain = product_cases.dint_problem(special=special, shape=shape)
+    coded, plain = integer_weight_cases.dint_problem(special=special, shape=shape)
     unit = dict(x_scale=np.float32(1), w_scale=np.ones((1, shape[-1]), np.float32))
     with tuning.forced(lambda _: config):
       got = self.run_problem(coded | unit, (8, 7), layout=layout, w_special=special)
     np.testing.assert_array_equal(got, plain['x_codes'].astype(np.int64) @ plain['w_codes'])
+
+  @parameterized.product(config=_DECODE + _PREFILL, group=[32, 128], shape=[(70, 1024, 384), (515, 2304, 768)])
+  def test_every_tiling_sums_two_level_weights_exactly(self, config, group, shape):
+    layout, groups = kernels.Layout.INT4, shape[1] // group
+    config = self._fitting(config, layout, shape, group)
+    coded, plain = integer_weight_cases.two_level_problem(groups=groups, shape=shape)
+    unit = dict(x_scale=np.float32(1), w_scale=np.ones((1, shape[-1]), np.float32))
+    with tuning.forced(lambda _: config):
+      got = self.run_problem(coded | unit, (8, 4), layout=layout)
+    want = plain['x_codes'].astype(np.int64) @ plain['w_codes']
+    np.testing.assert_array_equal(got, want.astype(np.float32))
 
   def test_a_race_would_change_the_sums(self):
     arguments = product_cases.problem(shape=(64, 4096, 4096), bits=(8, 4))

@@ -8,6 +8,7 @@ import numpy as np
 
 import kernels
 from kernels import dint
+from kernels import integer_weights
 from kernels import prepack
 
 _PACKED = [kernels.Layout.ROWS, kernels.Layout.INT4, kernels.Layout.INT4_WIDE]
@@ -81,6 +82,20 @@ class LayoutTest(parameterized.TestCase):
     low, high = (_bytes(w & np.uint32(0x0F0F0F0F)).reshape(128, -1, 1, 32) for w in (words, words >> np.uint32(4)))
     np.testing.assert_array_equal(np.concatenate([low, high], axis=2).reshape(128, 256), codes.T + 8)
 
+  @parameterized.parameters(*range(integer_weights.MOST + 1))
+  def test_one_multiplication_of_words_makes_eight_bit_operands_of_it(self, multiplier):
+    # As registers.int4_times does it; padding is multiplied by 0.
+    codes = _codes(256, 128)
+    words = _words(prepack.prepack(jnp.asarray(codes), kernels.Layout.INT4))
+    first = 0x80808080 - multiplier * 0x08080808
+    parts = []
+    for half in (words, words >> np.uint32(4)):
+      above = ((half & np.uint32(0x0F0F0F0F)) ^ np.uint32(0x08080808)).astype(np.int64)
+      self.assertLess((above * multiplier + first).max(), 2**32)
+      product = (above * multiplier + first).astype(np.uint32)
+      parts.append(_bytes(product ^ np.uint32(0x80808080)).reshape(128, -1, 1, 32))
+    np.testing.assert_array_equal(np.concatenate(parts, axis=2).reshape(128, 256), multiplier * codes.T.astype(int))
+
   @parameterized.parameters((2, 13), (4, 13), (8, 5))
   def test_permutations_of_a_table_make_eight_bit_operands_of_a_word(self, per_step, largest):
     # As registers.dint4_times_2 does it: a table of the low 7 bits for each zero point, and nibbles that look it up.
@@ -130,7 +145,8 @@ class DintTest(parameterized.TestCase):
     zero_point[-1] = zero_point[-1][::-1]
     codes = np.tile(np.arange(16)[:, None], (2, 14)).astype(np.int8)
     packed = prepack.prepack(jnp.asarray(codes), kernels.Layout.DINT4)
-    got = dint.integers(packed, kernels.Layout.DINT4, (32, 14), jnp.asarray(zero_point, jnp.int32), special)
+    got = integer_weights.integers(
+        packed, kernels.Layout.DINT4, (32, 14), jnp.asarray(zero_point, jnp.int32), special)
     self.assertEqual(got.dtype, jnp.int8)
     for run in range(2):
       for code in range(14):
@@ -144,6 +160,16 @@ class DintTest(parameterized.TestCase):
 
 
 class SumsTest(parameterized.TestCase):
+
+  @parameterized.product(groups=[1, 4], layout=[kernels.Layout.CODES, kernels.Layout.INT4])
+  def test_multipliers_go_into_the_integers_of_their_group(self, groups, layout):
+    codes = np.tile(np.arange(-8, 8, dtype=np.int8)[:, None], (4, integer_weights.MOST))
+    multiplier = np.stack([np.roll(np.arange(1, integer_weights.MOST + 1), group) for group in range(groups)])
+    got = integer_weights.integers(
+        prepack.prepack(jnp.asarray(codes), layout), layout, codes.shape, multiplier=jnp.asarray(multiplier, jnp.int32))
+    self.assertEqual(got.dtype, jnp.int8)
+    for row in range(64):
+      np.testing.assert_array_equal(got[row], codes[row].astype(int) * multiplier[row * groups // 64])
 
   @parameterized.product(groups=[1, 4], offset=[False, True])
   def test_a_static_offset_folds_into_the_bias(self, groups, offset):

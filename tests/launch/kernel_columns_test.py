@@ -64,6 +64,22 @@ class ColumnsTest(parameterized.TestCase):
     of_groups = 4 if groups else 1
     self.assertEqual(column.bytes(_PROBLEM), 256 * 512 / 2 + 8 * of_groups * 256 + 16 * 512 + 2 * 16 * 256)
 
+  def test_the_column_of_two_levels_is_compared_with_the_products_of_codes_and_multipliers(self):
+    column = kernel_columns.COLUMNS['w4a8 two-level']
+    multiply = lambda x, w: kernel_columns.kernels.quantized_matmul(
+        x[0], w[0], x[1], w[1], w_bits=4, layout=kernel_columns.kernels.Layout.INT4, w_multiplier=w[2])
+    with mock.patch.object(kernel_timing, 'copies', lambda size: 2):
+      first, second = dataclasses.replace(column, multiply=multiply).calls(_PROBLEM)
+    self.assertLess(column.difference(_PROBLEM, first), 0.01)
+    self.assertGreater(column.difference(_PROBLEM, second), 0.5)
+
+  def test_sums_without_scales_of_groups_are_tried_in_tiles_of_many_tokens(self):
+    layout = kernel_columns.kernels.Layout.INT4
+    largest = lambda problem: max(config.tile_m for config in kernel_sweep.candidates(problem))
+    problem = tuning.Problem(8192, 4096, 4096, layout, 128)
+    self.assertEqual(largest(problem), 128)
+    self.assertEqual(largest(problem._replace(two_level=True)), 256)
+
   def test_many_tokens_have_configurations_of_both_bodies_of_groups(self):
     problem = tuning.Problem(8192, 4096, 4096, kernel_columns.kernels.Layout.INT4, 128, True)
     found = kernel_sweep.candidates(problem)
