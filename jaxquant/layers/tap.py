@@ -13,7 +13,7 @@ where a site is a linear layer, or the parent of several linears that read the s
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -31,19 +31,36 @@ class Tap(NamedTuple):
   Attributes:
     pattern: regular expression that the whole name of a point must match.
     function: activation -> pytree of arrays.
+    depth: parts of a name, from its front, that the pattern leaves out.
   """
 
   pattern: str
   function: Callable[[Any], Any]
+  depth: int = 0
+
+
+def within(taps: tuple[Tap, ...], path: tuple[str, ...], places: Iterable[str]) -> tuple[Tap, ...]:
+  """What taps read in the module at `path`, said without its name: modules that are read alike get equal taps.
+
+  Args:
+    taps: for the whole model.
+    path: of a module.
+    places: paths within it that have points.
+  """
+  names = [f'{place}/{point}' for place in places for point in _POINTS]
+  found = []
+  for tap in taps:
+    if read := [name for name in names if re.fullmatch(tap.pattern, '/'.join((*path[tap.depth :], name)))]:
+      found.append(Tap('|'.join(map(re.escape, read)), tap.function, len(path)))
+  return tuple(found)
 
 
 def record(module: nn.Module, taps: tuple[Tap, ...], point: str, activation: Callable[[], Any]) -> None:
   """Applies the first matching tap to `activation()` at `point` of `module`, if the collection is being recorded."""
   if not taps or not module.is_mutable_collection(COLLECTION) or module.is_initializing():
     return
-  name = '/'.join((*module.path, point))
   for tap in taps:
-    if re.fullmatch(tap.pattern, name):
+    if re.fullmatch(tap.pattern, '/'.join((*module.path[tap.depth :], point))):
       module.sow(COLLECTION, point, tap.function(activation()), init_fn=lambda: None, reduce_fn=lambda _, new: new)
       return
 

@@ -114,11 +114,19 @@ class Layers(nn.Module):
 
   @nn.compact
   def __call__(self, x, positions=None, first=False):
-    block = nn.remat(Block, static_argnums=(3,)) if self.config.remat else Block
+    # Blocks that are alike are traced once.
+    block = nn.jit(nn.remat(Block, static_argnums=(3,)) if self.config.remat else Block, static_argnums=(3,))
     for i in range(self.config.layers):
-      x = block(self.config, self.implementation, self.taps, opens_with_norm(self.config, i), name=str(i))(
-          x, positions, first)
+      opening = opens_with_norm(self.config, i)
+      taps = tap.within(self.taps, (*self.path, str(i)), _places(self.config))
+      x = block(self.config, self.implementation, taps, opening, name=str(i))(x, positions, first)
     return x
+
+
+def _places(config) -> list[str]:
+  """The modules of a block that have tap points."""
+  linears = [path for site in block_sites(config) for path in site.consumers]
+  return ['attention', 'mlp', *linears, 'attention/qkv', 'mlp/gate_up']
 
 
 class Embedding(nn.Module):
