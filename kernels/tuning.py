@@ -112,8 +112,10 @@ def _few(problem: Problem):
   split = 1
   while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k > 16 * split:
     split *= 2
-  # One stage would leave a warpgroup without the next step while it works on this one.
-  for warpgroups, stages in itertools.product((2, 1), (4, 3, 2)):
+  # One stage would leave a warpgroup without the next step while it works on this one. Unpacked to 16 bits, loops over
+  # four are unrolled into more registers than there are, where no scales of groups are in the way.
+  depths = (3, 2) if wide and problem.group is None else (4, 3, 2)
+  for warpgroups, stages in itertools.product((2, 1), depths):
     config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
     if config.shared_memory(*problem.weights) <= configs.SHARED_MEMORY:
       return config
