@@ -123,7 +123,8 @@ class RunsTest(absltest.TestCase):
   def test_kernels_alone_are_quantized_where_no_site_is(self):
     self.train('--config.variants=qat', '--config.qat.ranges=()', '--config.qat.weight_bits=4',
                "--config.evaluation.precisions=('W16A16','W4A16')")
-    self.assertEqual([(e['weights'], e['activations']) for e in launching.evaluations(self.workdir)], [(16, 16), (4, 16)])
+    measured = [(e['weights'], e['activations']) for e in launching.evaluations(self.workdir)]
+    self.assertEqual(measured, [(16, 16), (4, 16)])
 
   def test_quantized_training_starts_from_a_trained_model(self):
     trained = launching.trained()
