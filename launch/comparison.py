@@ -49,7 +49,7 @@ def run(config: Any, path: str | None, started: float) -> None:
     started: time.monotonic() when the launch began.
   """
   say = progress.Printer()
-  experiment, workdir = agreement.agree(lambda: _open(config, path))
+  experiment, workdir, results = agreement.agree(lambda: _open(config, path))
   environment = workdirs.environment()
   say(f'workdir {workdir.path}; {environment["device_count"]} x {environment["device"]}, jax {environment["jax"]}')
   corpus = corpora.load(
@@ -58,15 +58,17 @@ def run(config: Any, path: str | None, started: float) -> None:
   if experiment.calibrates():
     experiment.calibration_batches(corpus.train)  # now, since too small a text would fail after the training
   say(f'{len(corpus.train):,} training tokens; {experiment.model.block_parameters:,} parameters in the blocks')
-  results = {'evaluations': [], 'histograms': [], 'outlier_summary': [], 'runs': [], 'environment': environment}
+  results['environment'], earlier = environment, results.get('seconds', 0.0)
   with preemption.Preemption() as preempted, jax.set_mesh(experiment.mesh):
     job = Job(experiment, corpus, workdir, _Stop(preempted), say)
     for seed in config.seeds:
       for variant in config.variants:
         params, record = train_variant(job, variant, seed)
-        results['runs'].append(record)
-        measure(job, params, variant, seed, results)
-        results['seconds'] = time.monotonic() - started
+        found = {'runs': [record], **measure(job, params, variant, seed)}
+        for key, entries in found.items():
+          others = [entry for entry in results.get(key, ()) if (entry['variant'], entry['seed']) != (variant, seed)]
+          results[key] = others + entries
+        results['seconds'] = earlier + time.monotonic() - started
         workdir.write_results(results)
   progress.finish(workdir, results, say)
 
@@ -76,8 +78,9 @@ def train_variant(job: Job, variant: str, seed: int) -> tuple[Any, dict]:
   experiment, workdir, say = job.experiment, job.workdir, job.say
   options, identity = experiment.config.training, {'variant': variant, 'seed': seed}
   say(f'-- {variant}, seed {seed}')
+  objective = experiment.objective(variant)
   fitter = trainer.Trainer(
-      experiment.objective(variant), optimizer.make(experiment.optimizer, options.steps), experiment.mesh,
+      objective, optimizer.make(experiment.optimizer, options.steps), experiment.mesh,
       fully_sharded=options.fully_sharded, microbatches=options.microbatches)
   batches = loader.batches(
       job.corpus.train, batch_size=options.batch_size, length=options.length, seed=seed,
@@ -85,43 +88,49 @@ def train_variant(job: Job, variant: str, seed: int) -> tuple[Any, dict]:
   saved = checkpoints.Checkpoints(
       workdir.checkpoints(variant, seed), keep_newest=options.keep_newest, keep_best=options.keep_best,
       best_metric='cross_entropy', report=say.error)
-  state = _initial_state(job, variant, seed, fitter, saved, batches)
+  state, timed = _initial_state(job, variant, seed, fitter, saved, batches)
   workdir.drop_records_after(int(state.step), variant, seed)
   schedule = optimizer.learning_rate(experiment.optimizer, options.steps)
-  lines = progress.Steps(say, options.steps, options.batch_size * options.length, memory_bytes)
-  record = {**identity, 'steps': options.steps, 'tokens': options.steps * options.batch_size * options.length,
-            'seconds': 0.0}
+  lines = progress.Steps(say, options.steps, options.batch_size * options.length, memory_bytes, timed)
 
   def log(step, metrics):
-    record['seconds'] += metrics['seconds']
     logged = lines.record(step, {**metrics, 'learning_rate': float(schedule(step - 1))})
     workdir.log({'kind': 'train', **identity, **logged})
 
   def visit(step, state):
-    measured = _visit(job, state.params)
-    for kind, entry in measured:
+    for kind, entry in _outliers(job, objective.at(step).used(state.params)):
       workdir.log({'kind': kind, **identity, 'step': step, **entry})
-    return {'cross_entropy': measured[-1][1]['cross_entropy']}
+
+  def validate(step, state):
+    trained = objective.at(step)
+    entry = _validation(job, trained.used(state.params))
+    workdir.log({'kind': 'validation', **identity, 'step': step, **entry})
+    # The loss of kernels that are not rounded yet is no match for that of those that are.
+    return {'cross_entropy': entry['cross_entropy']} if trained.weight_start == 1 else {}
 
   def save(step, state, metrics, position):
     saved.save(step, state._asdict(), metrics=metrics, data=position, metadata={
-        **identity, 'model': experiment.model.to_dict(), 'tokens': job.corpus.fingerprint})
+        **identity, 'model': experiment.model.to_dict(), 'tokens': job.corpus.fingerprint, 'timed': lines.timed})
 
   hooks = trainer.Hooks(
-      lambda step, seconds: say(f'compiled in {seconds:.1f} s, step {step} included'), log, visit, save,
-      saved.wait, lines.bar)
+      lambda step, seconds: say(f'compiled in {seconds:.1f} s, step {step} included'), log, visit, validate,
+      save, saved.wait, lines.bar)
   plan = trainer.Schedule(
       options.steps, options.log_every, options.save_every, trainer.log_spaced(options.steps, options.measurements))
   state = fitter.fit(state, batches, plan, hooks, job.stop)
   saved.close()
   return state.params, {
-      **record, 'tokens_per_second': lines.throughput, 'checkpoint': workdir.checkpoints(variant, seed)}
+      **identity, 'steps': options.steps, 'tokens': options.steps * options.batch_size * options.length,
+      'seconds': lines.timed[0], 'tokens_per_second': lines.throughput,
+      'checkpoint': workdir.checkpoints(variant, seed)}
 
 
-def measure(job: Job, params: Any, variant: str, seed: int, results: dict) -> None:
-  """Evaluates a trained model at every precision and appends to `results`."""
+def measure(job: Job, params: Any, variant: str, seed: int) -> dict[str, list[dict]]:
+  """Evaluates a trained model at every precision: lists for `results.json`, by name."""
   experiment, config, model = job.experiment, job.experiment.config, job.experiment.model
-  static = params if trees.inputs(params) else experiment.static_ranges(params, job.corpus.train)
+  evaluations, histograms = [], []
+  calibrated = experiment.qat.ranges and not trees.inputs(params)
+  static = experiment.static_ranges(params, job.corpus.train) if calibrated else params
   options = {'learned': static is params, 'weight_pattern': config.ptq.weight_pattern,
              'group_size': config.ptq.group_size}
   for precision in experiment.precisions:
@@ -133,15 +142,15 @@ def measure(job: Job, params: Any, variant: str, seed: int, results: dict) -> No
           tree, model, text.tokens, text.num_bytes, length=config.training.length,
           batch_size=config.evaluation.batch_size, implementation=config.evaluation.implementation,
           mesh=experiment.mesh)
-      results['evaluations'].append(scoring.record(score, precision, text.name, variant, seed, job.say))
+      evaluations.append(scoring.record(score, precision, text.name, variant, seed, job.say))
   probe = _probe(job)
   identity = {'variant': variant, 'seed': seed}
-  results['outlier_summary'] += [{**identity, **entry} for entry in outliers.analyze(params, model, probe)[0]]
+  summary = [{**identity, **entry} for entry in outliers.analyze(params, model, probe)[0]]
   if seed == config.seeds[0]:
-    quantized = precisions.rewrite(
-        static, precisions.Precision(config.ptq.weights, experiment.qat.bits, 'static'), **options)
-    results['histograms'] += [
-        {**identity, **entry} for entry in outliers.histograms(params, quantized, model, probe)]
+    activations = (experiment.qat.bits, 'static') if trees.inputs(static) else ()
+    quantized = precisions.rewrite(static, precisions.Precision(config.ptq.weights, *activations), **options)
+    histograms = [{**identity, **entry} for entry in outliers.histograms(params, quantized, model, probe)]
+  return {'evaluations': evaluations, 'histograms': histograms, 'outlier_summary': summary}
 
 
 def memory_bytes() -> int:
@@ -151,22 +160,27 @@ def memory_bytes() -> int:
 
 
 def _open(config, path):
+  """The experiment, its workdir, and the results that earlier launches left there."""
   experiment = experiments.Experiment(config)
-  return experiment, workdirs.Workdir(
+  workdir = workdirs.Workdir(
       path or f'runs/{config.name}', {**config.to_dict(), 'model': experiment.model.to_dict()})
+  return experiment, workdir, workdir.read_results()
 
 
-def _initial_state(job, variant, seed, fitter, saved, batches) -> training_step.TrainState:
-  """The state of the newest checkpoint, to which `batches` is set too, or else that before the first step."""
+def _initial_state(job, variant, seed, fitter, saved, batches) -> tuple[training_step.TrainState, tuple]:
+  """The state of the newest checkpoint, to which `batches` is set too, or else that before the first step.
+
+  With it comes the time that was spent up to there, as `progress.Steps` counts it.
+  """
   params = _initial_params(job, variant, seed, fitter)
   if saved.latest_step() is None:
-    return fitter.initialize(params)
+    return fitter.initialize(params), (0.0, 0)
   restored = saved.restore(target=fitter.abstract_state(params)._asdict())
   if restored.metadata['tokens'] != job.corpus.fingerprint:
     raise errors.UserError(f'config.data.train is another text than {job.workdir.path} was trained on so far')
   batches.set_state(restored.data)
   job.say(f'continuing at step {restored.step}')
-  return training_step.TrainState(**restored.state)
+  return training_step.TrainState(**restored.state), restored.metadata['timed']
 
 
 def _initial_params(job, variant, seed, fitter):
@@ -178,19 +192,23 @@ def _initial_params(job, variant, seed, fitter):
   return fitter.compute(make, jax.random.key(seed))
 
 
-def _visit(job, params) -> list[tuple[str, dict]]:
-  """Measurements in the course of training: (kind, record) pairs, the validation loss last."""
+def _outliers(job, params) -> list[tuple[str, dict]]:
+  """Sites, kernels and ranges in the course of training: (kind, record) pairs."""
+  sites, weights = outliers.analyze(params, job.experiment.model, _probe(job))
+  ranges = jax.device_get(qat.ranges(params))
+  return [
+      *(('site', entry) for entry in sites), *(('weight', entry) for entry in weights),
+      *(('range', {'path': path, 'low': float(low), 'high': float(high)}) for path, (low, high) in ranges.items())]
+
+
+def _validation(job, params) -> dict:
+  """The loss on the beginning of the first validation text, in the course of training."""
   experiment, text = job.experiment, job.corpus.validation[0]
-  sites, weights = outliers.analyze(params, experiment.model, _probe(job))
   length = experiment.config.training.length
   score = perplexity.score(
       params, experiment.model, text.tokens[: _VALIDATION_WINDOWS * length], text.num_bytes, length=length,
       batch_size=experiment.config.evaluation.batch_size, mesh=experiment.mesh)
-  ranges = jax.device_get(qat.ranges(params))
-  return [
-      *(('site', entry) for entry in sites), *(('weight', entry) for entry in weights),
-      *(('range', {'path': path, 'low': float(low), 'high': float(high)}) for path, (low, high) in ranges.items()),
-      ('validation', {'cross_entropy': score.nats / score.predicted, 'perplexity': score.perplexity})]
+  return {'cross_entropy': score.nats / score.predicted, 'perplexity': score.perplexity}
 
 
 def _probe(job):

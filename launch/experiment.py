@@ -68,7 +68,8 @@ class Experiment:
   def objective(self, variant: str) -> training_step.Objective:
     """The loss of a variant."""
     penalties = self._regularizers if variant in REGULARIZED else (None, None)
-    return training_step.Objective(self.model, *penalties, weight_start=self.qat.weight_start)
+    return training_step.Objective(
+        self.model, *penalties, weight_start=self.qat.weight_start if self._rounds(variant) else 1)
 
   def training_tree(self, variant: str, params: Any, ranges: Any = None) -> Any:
     """The float tree as a variant trains it; `ranges` to start from, by site, as `qat.prepare` takes them."""
@@ -76,7 +77,8 @@ class Experiment:
 
   def calibrates(self) -> bool:
     """Whether some tree of this experiment needs calibrated ranges, having learned none."""
-    return bool(set(self.config.variants) - set(QUANTIZED)) or (self.source is not None and not qat.ranges(self.source))
+    unlearned = self.source is not None and not qat.ranges(self.source)
+    return bool(self.qat.ranges and (unlearned or set(self.config.variants) - set(QUANTIZED)))
 
   def calibration_batches(self, tokens) -> list:
     """A sample of the training tokens to calibrate on; raises `UserError` if there are too few."""
@@ -97,9 +99,13 @@ class Experiment:
     learned = qat.ranges(self.source)
     params = precisions.rewrite(
         self.source, precisions.Precision(), learned=bool(learned) and variant not in QUANTIZED)
-    if variant in QUANTIZED and not learned:
+    if variant in QUANTIZED and self.qat.ranges and not learned:
       learned = qat.ranges(self.static_ranges(params, tokens))
     return self.training_tree(variant, params, learned)
+
+  def _rounds(self, variant):
+    """Whether a variant rounds kernels in training."""
+    return variant in QUANTIZED and self.qat.weight_bits < 16
 
   def _check(self):
     config = self.config
@@ -122,6 +128,35 @@ class Experiment:
       if not trees.matching(config[group].pattern, trees.linears(abstract)):
         raise errors.UserError(f'config.{group}.pattern {config[group].pattern!r} matches no linear layer')
     scoring.check_weights(abstract, config.ptq.weights, config.ptq.weight_pattern, config.ptq.group_size)
+    self._check_sites()
+    self._check_rounding()
+
+  def _check_sites(self):
+    """Refuses what needs quantized sites where the configuration names none."""
+    if self.qat.ranges:
+      return
+    if needing := [precision.name for precision in self.precisions if precision.mode != 'none']:
+      raise errors.UserError(f'config.qat.ranges is empty, but {needing[0]} of config.evaluation.precisions quantizes '
+                             'the sites that it names')
+    if self.qat.weight_bits == 16 and (idle := [variant for variant in self.config.variants if variant in QUANTIZED]):
+      raise errors.UserError(f'config.qat.ranges is empty and config.qat.weight_bits is 16, so that the variant '
+                             f'{idle[0]} would quantize nothing')
+
+  def _check_rounding(self):
+    """Refuses to round kernels in training never, or on another grid than that on which they are evaluated."""
+    config, rounding = self.config, [variant for variant in self.config.variants if self._rounds(variant)]
+    if not rounding:
+      return
+    if self.qat.weight_start > config.training.steps:
+      raise errors.UserError(
+          f'config.qat.weight_start is {self.qat.weight_start}, but there are {config.training.steps} training steps '
+          f'(config.training.steps): {rounding[0]} would never round its kernels')
+    if any(precision.weights < 16 for precision in self.precisions):
+      for trained, evaluated in (('weight_bits', 'weights'), ('weight_group_size', 'group_size')):
+        if config.qat[trained] != config.ptq[evaluated]:
+          raise errors.UserError(
+              f'{rounding[0]} would round its kernels in training on another grid than in the evaluation: '
+              f'config.qat.{trained} is {config.qat[trained]}, config.ptq.{evaluated} is {config.ptq[evaluated]}')
 
 
 def _source(config, model) -> Any:

@@ -19,26 +19,28 @@ _CACHE = flags.DEFINE_string(
 def start() -> int:
   """Sets defaults that must stand before JAX starts, joins the other processes of the run, and starts JAX.
 
-  The others are those of the flags, or of a Slurm step or an Open MPI job.
+  The others are those of the flags, or of a Slurm step or a job of Open MPI 4, whose processes JAX finds.
 
   Returns:
     The number of this process.
 
   Raises:
-    UserError: the flags do not go together, the other processes cannot be joined, or there is no such device.
+    UserError: the flags do not go together, the other processes cannot be found or joined, or there is no such device.
   """
   explicit = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   several = any(value is not None for value in explicit)
   if several:
     _check(*explicit)
+  elif _LOCAL_DEVICES.value is not None:
+    raise errors.UserError('--local_device_ids goes with --coordinator_address, --num_processes and --process_id')
   import jax  # pylint: disable=g-import-not-at-top  # here, so that --help and mistakes in flags are answered at once
   _keep_compiled_programs(jax.config)
   try:
     if several:
       devices = [int(i) for i in _LOCAL_DEVICES.value] if _LOCAL_DEVICES.value else None
       jax.distributed.initialize(*explicit, local_device_ids=devices)
-    elif _cluster_size() > 1:
-      jax.distributed.initialize()
+    elif (count := _cluster_size()) > 1:
+      _join(jax.distributed, count)
     return jax.process_index()
   except RuntimeError as error:
     raise errors.UserError(f'JAX cannot start: {error}') from error
@@ -58,6 +60,16 @@ def _check(address: str | None, count: int | None, index: int | None) -> None:
       socket.create_server(('', int(address.rpartition(':')[2]))).close()
     except (OSError, OverflowError) as error:
       raise errors.UserError(f'--coordinator_address={address}: the port cannot be opened ({error})') from error
+
+
+def _join(distributed, count: int) -> None:
+  """Joins the processes of a cluster."""
+  try:
+    distributed.initialize()
+  except ValueError as error:  # Open MPI 5 lacks the variables in which JAX looks for the address
+    raise errors.UserError(
+        f'{count} processes were started, and JAX cannot tell where they meet ({error}): give each of them '
+        '--coordinator_address, --num_processes and --process_id') from error
 
 
 def _cluster_size() -> int:

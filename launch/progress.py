@@ -47,14 +47,29 @@ class Printer:
 class Steps:
   """Turns the loop's metrics into records and lines."""
 
-  def __init__(self, say: Printer, steps: int, tokens_per_step: int, memory: Callable[[], int]):
+  def __init__(
+      self, say: Printer, steps: int, tokens_per_step: int, memory: Callable[[], int],
+      timed: tuple[float, int] = (0.0, 0)):
+    """Counts from what earlier launches took.
+
+    Args:
+      say: prints.
+      steps: in all.
+      tokens_per_step: in the global batch.
+      memory: gives the bytes in use.
+      timed: that of the launch which is continued.
+    """
     self._say, self._steps, self._tokens, self._memory = say, steps, tokens_per_step, memory
-    self._timed = [0.0, 0]
-    self._drawn = 0.0
+    self._timed, self._drawn = tuple(timed), 0.0
+
+  @property
+  def timed(self) -> tuple[float, int]:
+    """Seconds of all logged steps, and how many these are: what is compiled, and measurements, are left out."""
+    return self._timed
 
   @property
   def throughput(self) -> float | None:
-    """Tokens per second over all logged steps, the first one and measurements left out."""
+    """Tokens per second over the steps that are `timed`."""
     seconds, steps = self._timed
     return self._tokens * steps / seconds if seconds else None
 
@@ -63,8 +78,7 @@ class Steps:
     metrics = dict(metrics)
     seconds, steps = metrics.pop('seconds'), metrics.pop('steps')
     if steps:
-      self._timed[0] += seconds
-      self._timed[1] += steps
+      self._timed = self._timed[0] + seconds, self._timed[1] + steps
     speed = self._tokens * steps / seconds if steps and seconds else self.throughput
     eta = (self._steps - step) * self._tokens / speed if speed else None
     record = {'step': step, **metrics, 'tokens_per_second': speed, 'eta_seconds': eta, 'memory_bytes': self._memory()}

@@ -44,7 +44,8 @@ def train() -> ml_collections.ConfigDict:
   config.training.microbatches = 1
   config.training.log_every = 50
   config.training.save_every = 1000
-  config.training.measurements = 12  # log-spaced steps at which outliers, ranges and validation are measured
+  # Log-spaced steps at which outliers, ranges and validation are measured; validation at every checkpoint too.
+  config.training.measurements = 12
   config.training.fully_sharded = False
   config.training.keep_newest = 2
   config.training.keep_best = 1

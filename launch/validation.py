@@ -2,43 +2,67 @@
 
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from jaxquant import errors
 from jaxquant.transforms import methods
 
-# What the elements of a tuple are, and least and greatest values, by the name of the key within `config` or `config.ptq`.
+
+class _Bounds(NamedTuple):
+  """Values from `low` to `high`, the ends included unless they are `open`."""
+
+  low: float
+  high: float = math.inf
+  open_low: bool = False
+  open_high: bool = False
+
+  def hold(self, value: float) -> bool:
+    """Whether `value` is one of them."""
+    above = self.low < value if self.open_low else self.low <= value
+    return above and (value < self.high if self.open_high else value <= self.high)
+
+  def __str__(self):
+    low = f'{"above" if self.open_low else "at least"} {self.low}'
+    return low if self.high == math.inf else f'{low} and {"below" if self.open_high else "at most"} {self.high}'
+
+
+_COUNT, _NOT_NEGATIVE, _POSITIVE = _Bounds(1), _Bounds(0), _Bounds(0, open_low=True)
+# What the elements of a tuple are, and bounds of values, by the name of the key within `config` or `config.ptq`.
 _ELEMENTS = {
     'variants': str, 'seeds': int, 'data.train': str, 'evaluation.precisions': str, 'qat.ranges': tuple,
     'site_patterns': str, 'methods': str, 'allocation.candidates': str,
 }
 _BOUNDS = {
-    **{f'model.{key}': (1, None) for key in (
+    **{f'model.{key}': _COUNT for key in (
         'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'feed_forward', 'max_length', 'sliding_window',
         'embedding_width', 'rope_original_length')},
-    'model.mask_token': (0, None),
-    'model.vocabulary': (1, 2**24),
-    **{f'training.{key}': (1, None) for key in (
+    **{f'model.{key}': _POSITIVE for key in (
+        'norm_epsilon', 'rope_theta', 'rope_factor', 'rope_low_factor', 'rope_high_factor')},
+    **{f'model.{key}': _NOT_NEGATIVE for key in ('mask_token', 'token_types')},
+    'model.vocabulary': _Bounds(1, 2**24),
+    **{f'training.{key}': _COUNT for key in (
         'steps', 'batch_size', 'length', 'microbatches', 'log_every', 'save_every', 'measurements', 'keep_newest')},
-    'training.keep_best': (0, None),
-    'optimizer.warmup_steps': (0, None),
-    'qat.bits': (2, 8),
-    'qat.weight_group_size': (1, None),
-    'qat.weight_start': (1, None),
-    'kurtosis.stride': (1, None),
-    'kurtosis.every': (1, None),
-    'evaluation.batch_size': (1, None),
-    'calibration_windows': (1, None),
-    'group_size': (1, None),
-    'activation_group_size': (1, None),
-    'calibration_length': (2, None),
-    'gptq.block_size': (1, None),
-    **{f'{name}.{key}': (1, None) for name, method in methods.METHODS.items()
+    'training.keep_best': _NOT_NEGATIVE,
+    # Of no epsilon, a moment that is zero leaves 0 / 0; a norm clipped to zero leaves no gradient.
+    **{f'optimizer.{key}': _POSITIVE for key in ('learning_rate', 'epsilon', 'clip_norm')},
+    **{f'optimizer.{key}': _NOT_NEGATIVE for key in (
+        'warmup_steps', 'weight_decay', 'range_multiplier', 'range_decay')},
+    **{f'optimizer.{key}': _Bounds(0, 1, open_high=True) for key in ('b1', 'b2')},
+    'optimizer.final_fraction': _Bounds(0, 1),
+    'qat.bits': _Bounds(2, 8),
+    **{f'qat.{key}': _COUNT for key in ('weight_group_size', 'weight_start')},
+    **{f'kurtosis.{key}': _COUNT for key in ('stride', 'every')},
+    **{f'{group}.weight': _NOT_NEGATIVE for group in ('kurtosis', 'kure')},
+    'kure.target': _Bounds(1),  # the least that a kurtosis can be
+    **{key: _COUNT for key in (
+        'evaluation.batch_size', 'calibration_windows', 'group_size', 'activation_group_size', 'gptq.block_size')},
+    'calibration_length': _Bounds(2),
+    **{f'{name}.{key}': _COUNT for name, method in methods.METHODS.items()
        for key in ('candidates', 'tokens', 'steps') if key in method.options()},
-    'percentile': (50, 100),
-    'seed': (0, None),
+    'percentile': _Bounds(50, 100),
+    'seed': _NOT_NEGATIVE,
 }
 # Bits of codes, or 16 for none.
 _BITS = ('weights', 'activations', 'value_bits', 'qat.weight_bits')
@@ -84,10 +108,9 @@ def _check_value(name: str, key: str, value: Any) -> None:
     _check_type(name, element, (_ELEMENTS[key],))
   if isinstance(value, float) and not math.isfinite(value):
     raise errors.UserError(f'config.{name} is {value}')
-  low, high = _BOUNDS.get(key, (None, None))
-  if value is not None and low is not None and not low <= value <= (value if high is None else high):
-    raise errors.UserError(
-        f'config.{name} is {value}, ' + (f'below {low}' if high is None else f'not between {low} and {high}'))
+  bounds = _BOUNDS.get(key)
+  if value is not None and bounds is not None and not bounds.hold(value):
+    raise errors.UserError(f'config.{name} is {value}; it must be {bounds}')
   if key in _BITS and not (2 <= value <= 8 or value == 16):
     raise errors.UserError(f'config.{name} is {value}; there are 2 to 8 bits, and 16 for none')
   patterns = {'pattern': (value,), 'patterns': value, 'ranges': value}.get(re.split('[._]', key)[-1], ())

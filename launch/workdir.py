@@ -77,7 +77,13 @@ class Workdir:
         file.write(json.dumps(record) + '\n')
 
   def drop_records_after(self, step: int, variant: str, seed: int) -> None:
-    """Removes the records of later steps, which a resumed run will write again, and an unfinished last line."""
+    """Removes the records that a run will write again, and an unfinished last line.
+
+    Args:
+      step: steps that a checkpoint holds; the records of later ones go. A run without a checkpoint, whose step is 0,
+        starts with the measurements before any training, so that all of its records go.
+      variant, seed: the run; others keep their records.
+    """
     path = self.path / 'metrics.jsonl'
     if not self.writes or not path.exists():
       return
@@ -87,9 +93,14 @@ class Workdir:
         record = json.loads(line)
       except json.JSONDecodeError:
         continue
-      if record.get('variant') != variant or record.get('seed') != seed or record['step'] <= step:
+      if record.get('variant') != variant or record.get('seed') != seed or record['step'] <= (step or -1):
         kept.append(line + '\n')
     write_text(path, ''.join(kept))
+
+  def read_results(self) -> dict[str, Any]:
+    """What `results.json` holds, in the process that writes it; empty if there is none."""
+    path = self.path / 'results.json'
+    return read_json(path) if self.writes and path.exists() else {}
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Replaces `results.json`."""

@@ -57,12 +57,12 @@ class Finished(NamedTuple):
 class Launch:
   """A launch under way, with the files that its standard output and standard error go to."""
 
-  def __init__(self, launcher: str, *arguments: Any, devices: int = 1):
-    """Starts a launcher on virtual CPU devices."""
+  def __init__(self, launcher: str, *arguments: Any, devices: int = 1, **environment: str):
+    """Starts a launcher on virtual CPU devices, with more variables of the environment."""
     number = next(_numbers)
     self.output, self.error = (folder() / f'{number}.{name}' for name in ('output', 'error'))
     self._process = _ask(
-        launcher=launcher, arguments=list(map(str, arguments)), environment=_devices(devices),
+        launcher=launcher, arguments=list(map(str, arguments)), environment=_devices(devices) | environment,
         output=str(self.output), error=str(self.error), seconds=_SECONDS)
     self._code = None
 
@@ -85,9 +85,9 @@ class Launch:
     return Finished(self._code, self.output.read_text(), self.error.read_text())
 
 
-def run(launcher: str, *arguments: Any, devices: int = 1) -> Finished:
+def run(launcher: str, *arguments: Any, devices: int = 1, **environment: str) -> Finished:
   """Runs a launcher to its end."""
-  return Launch(launcher, *arguments, devices=devices).finish()
+  return Launch(launcher, *arguments, devices=devices, **environment).finish()
 
 
 def run_on_terminal(launcher: str, *arguments: Any) -> tuple[int, str]:

@@ -41,9 +41,10 @@ Files and fields may be missing; the page then lacks that part. A number may be 
   histograms       [{variant, seed, path, quantity ('weight', 'activation'), stage ('before', 'after'),
                    edges (n + 1 numbers), counts (n)}]
   outlier_summary  [records like kind `site`, measured at the end]; without it the last `site` records stand in
-  runs             [{variant, seed, steps, tokens, seconds, tokens_per_second, checkpoint}]
+  runs             [{variant, seed, steps, tokens, seconds (of steps, however often the run was resumed),
+                   tokens_per_second, checkpoint}]
   environment      {device, device_count, and any versions}
-  seconds          duration of everything
+  seconds          duration of all launches that came to a result
 
 `decisions.json`, of a quantization, is one object: {path of a linear or site: {method: {field: number}}}.
 

@@ -31,11 +31,17 @@ def kurtosis(y):
     float32 [...].
   """
   wide = y.astype(jnp.float32)
-  # Shifting keeps the sums of powers from cancelling. The median of three features is typical of the row even where
-  # one of them is an outlier channel. Central moments do not depend on it, so it counts as a constant.
-  a, b, c = (wide[..., i : i + 1] for i in (0, y.shape[-1] // 2, y.shape[-1] - 1))
-  typical = jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
-  return _from_powers(_power_means(wide - jax.lax.stop_gradient(typical)))
+  return _from_powers(_power_means(wide - jax.lax.stop_gradient(_typical(wide))))
+
+
+def _typical(wide):
+  """A value amid those of each row: float32 [..., 1] of float32 [..., features].
+
+  Shifting by it keeps sums of powers from cancelling, at the price of reading three features. Their median is typical
+  even where one of them is an outlier channel. Central moments do not depend on it, so it counts as a constant.
+  """
+  a, b, c = (wide[..., i : i + 1] for i in (0, wide.shape[-1] // 2, wide.shape[-1] - 1))
+  return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
 def _power_means(wide):
@@ -56,14 +62,13 @@ def _from_powers(means):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def sampled_power_means(y, stride: int):
-  """Means of the first four powers over the features, for a sample of the sequences.
+  """Means of the first four powers over the features around a typical one, for a sample of the sequences.
 
-  One pass over the sample. The backward pass is a polynomial of every feature whose coefficients, four for each token,
-  are zero outside the sample: elementwise, it joins the pass that makes the rest of the gradient of `y`, where zeros
-  put between the derivatives of a sample would keep that pass from reading several features at once.
-
-  Unlike in `kurtosis`, nothing is subtracted from the features first: up to a mean of ten deviations the kurtosis is
-  good to three digits, and the outputs of linear layers have a mean of few.
+  One pass over the sample, behind a look at three features of each token. The backward pass is a polynomial of every
+  feature whose coefficients, four for each token, are zero outside the sample: elementwise, it joins the pass that
+  makes the rest of the gradient of `y`, where zeros put between the derivatives of a sample would keep that pass from
+  reading several features at once. The point around which powers are taken counts as a constant, as in `kurtosis`:
+  what is made of the means must not depend on it.
 
   Args:
     y: floating [sequences, positions, features].
@@ -79,21 +84,26 @@ def _sampled_forward(y, stride):
   group = math.gcd(y.shape[0], stride)
   # The first sequence of each group, on whichever device it is.
   sample = y.reshape(-1, group, *y.shape[1:])[:, 0].astype(jnp.float32)
+  # By itself, so that the pass over all features reads one number for each token and not three.
+  typical = jax.lax.optimization_barrier(_typical(sample))
+  sample -= typical
   run = next(size for size in range(min(_RUN, y.shape[-1]), 0, -1) if y.shape[-1] % size == 0)
   sample = sample.reshape(*sample.shape[:-1], -1, run)
   squares = sample * sample
   powers = sample, squares, squares * sample, squares * squares
   add = lambda sums, more: tuple(map(jnp.add, sums, more))
   sums = jax.lax.optimization_barrier(jax.lax.reduce(powers, (jnp.float32(0),) * 4, add, (sample.ndim - 1,)))
-  return jnp.sum(jnp.stack(sums), axis=-1) / y.shape[-1], y
+  return jnp.sum(jnp.stack(sums), axis=-1) / y.shape[-1], (y, typical)
 
 
-def _sampled_backward(stride, y, gradient):
+def _sampled_backward(stride, residuals, gradient):
+  y, typical = residuals
   group = math.gcd(y.shape[0], stride)
   factors = gradient * jnp.arange(1, 5, dtype=jnp.float32)[:, None, None] / y.shape[-1]
-  spread = jnp.pad(factors[:, :, None], ((0, 0), (0, 0), (0, group - 1), (0, 0))).reshape(4, *y.shape[:2], 1)
-  c1, c2, c3, c4 = jax.lax.optimization_barrier(tuple(spread))
-  wide = y.astype(jnp.float32)
+  rows = jnp.concatenate([factors, typical[None, ..., 0]])
+  spread = jnp.pad(rows[:, :, None], ((0, 0), (0, 0), (0, group - 1), (0, 0))).reshape(5, *y.shape[:2], 1)
+  c1, c2, c3, c4, shift = jax.lax.optimization_barrier(tuple(spread))
+  wide = y.astype(jnp.float32) - shift
   return ((c1 + wide * (c2 + wide * (c3 + wide * c4))).astype(y.dtype),)
 
 

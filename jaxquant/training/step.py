@@ -31,7 +31,8 @@ class Objective(NamedTuple):
   Attributes:
     model: the model.
     output_kurtosis, weight_kurtosis: the regularizers, or None.
-    weight_start: training step from which kernel quantizers round; a loss that starts later than 1 does not round.
+    weight_start: training step from which kernel quantizers round; a loss that starts later than 1 does not round. Of a
+      tree without them it should be 1, as otherwise the same program is compiled for either side of that step.
   """
 
   model: model_config.TransformerConfig
@@ -44,6 +45,10 @@ class Objective(NamedTuple):
     due = self.output_kurtosis and step % self.output_kurtosis.every == 0
     return self._replace(output_kurtosis=self.output_kurtosis if due else None,
                          weight_start=1 if step >= self.weight_start else self.weight_start)
+
+  def used(self, params):
+    """The part of a tree that this loss applies: kernel quantizers do not count before they round."""
+    return trees.without(params, 'kernel_quantizer') if self.weight_start > 1 else params
 
   def __call__(self, params, tokens, batch_tokens: int, step=0):
     """Loss and its parts.
@@ -59,8 +64,7 @@ class Objective(NamedTuple):
     """
     taps = (self.output_kurtosis.tap(),) if self.output_kurtosis else ()
     model = staging.make(self.model, taps=taps)
-    if self.weight_start > 1:
-      params = trees.without(params, 'kernel_quantizer')
+    params = self.used(params)
     inputs, targets, weights = tasks.predictions(self.model, tokens, step)
     logits, recorded = model.apply({'params': params}, inputs, mutable=[tap.COLLECTION] if taps else [])
     loss = jnp.mean(losses.cross_entropy(logits, targets) * weights)

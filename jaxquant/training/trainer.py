@@ -31,7 +31,7 @@ class Schedule(NamedTuple):
   Attributes:
     steps: in all.
     log_every: between records of kind `train`.
-    save_every: between checkpoints.
+    save_every: between checkpoints; the last step is one too.
     visit: steps after which `Hooks.visit` is called, the first being 0: before any training.
   """
 
@@ -47,15 +47,18 @@ class Hooks(NamedTuple):
   Attributes:
     compiled: (step, seconds): a step that had to be compiled is done, after so many seconds.
     log: (step, metrics): metrics of the last step, with the `seconds` and `steps` since the log before.
-    visit: (step, state): measurements at the steps of the schedule; returns metrics to choose the best checkpoint by.
-    save: (step, state, metrics, data state): asynchronous.
+    visit: (step, state): measurements at the visits of the schedule.
+    validate: (step, state): metrics to choose the best checkpoint by, at the visits and checkpoints of the schedule.
+    save: (step, state, metrics, data state): asynchronous. The metrics are those of this very step; there are none at a
+      step that is saved for the sake of leaving alone, which should not take long.
     wait: until the last save is on disk.
     stepped: (step): a step has been handed to the device.
   """
 
   compiled: Callable[[int, float], None]
   log: Callable[[int, dict], None]
-  visit: Callable[[int, training_step.TrainState], dict]
+  visit: Callable[[int, training_step.TrainState], None]
+  validate: Callable[[int, training_step.TrainState], dict]
   save: Callable[[int, training_step.TrainState, dict, Any], None]
   wait: Callable[[], None]
   stepped: Callable[[int], None] = lambda step: None
@@ -139,10 +142,12 @@ class Trainer:
       Interrupted: `stop` said so, after a checkpoint.
     """
     step = int(state.step)
-    best, clock, logged = {}, time.monotonic(), step
+    clock, logged = time.monotonic(), step
     with jax.set_mesh(self.mesh):
       if step == 0 and 0 in schedule.visit:
-        best, clock = hooks.visit(0, state), time.monotonic()
+        hooks.visit(0, state)
+        hooks.validate(0, state)
+        clock = time.monotonic()
       while step < schedule.steps:
         programs, before = len(self._programs), time.monotonic()
         state, metrics = self.step(state, next(batches)['tokens'], step + 1)
@@ -153,17 +158,18 @@ class Trainer:
           hooks.compiled(step, time.monotonic() - before)
           clock, logged = time.monotonic(), step
         leaving = stop.requested(step)
-        saving = step % schedule.save_every == 0 or step == schedule.steps or leaving
-        visiting = step in schedule.visit
+        due = step % schedule.save_every == 0 or step == schedule.steps
+        saving, visiting = due or leaving, step in schedule.visit
         if logging := step % schedule.log_every == 0 or saving or visiting:
           metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
           _check_finite(step, metrics, state.params if saving else None)
           seconds = time.monotonic() - clock
           hooks.log(step, {**metrics, 'seconds': seconds, 'steps': step - logged})
         if visiting:
-          best = hooks.visit(step, state)
+          hooks.visit(step, state)
+        measured = hooks.validate(step, state) if visiting or due else {}
         if saving:
-          hooks.save(step, state, best, batches.get_state())
+          hooks.save(step, state, measured, batches.get_state())
         if logging:
           clock, logged = time.monotonic(), step
         if leaving and step < schedule.steps:

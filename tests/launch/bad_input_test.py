@@ -103,6 +103,19 @@ class BadInputTest(parameterized.TestCase):
       ('few_windows', ['{config}', '--config.ptq.calibration_windows=9999'], ['config.ptq.calibration_windows']),
       ('no_tokenizer', ['{config}', '--config.data.tokenizer={folder}/empty.txt'], ['empty.txt', 'tokenizer']),
       ('group_size', ['{config}', '--config.ptq.group_size=24'], ['layers/0', 'group size 24 does not divide 32']),
+      ('out_of_bounds', ['{config}', '--config.optimizer.clip_norm=0.0'], ['config.optimizer.clip_norm', 'above 0']),
+      ('no_sites', ['{config}', '--config.qat.ranges=()'], ['config.qat.ranges is empty', 'W4A4 static']),
+      ('nothing_to_quantize', [
+          '{config}', '--config.qat.ranges=()', '--config.variants=qat', '--config.evaluation.precisions=W4A16'], [
+              'config.qat.ranges is empty', 'config.qat.weight_bits is 16', 'qat']),
+      ('never_rounded', [
+          '{config}', '--config.variants=both', '--config.qat.weight_bits=4', '--config.qat.weight_start=13'], [
+              'config.qat.weight_start is 13', '12 training steps', 'config.training.steps', 'both']),
+      ('other_bits', ['{config}', '--config.variants=qat', '--config.qat.weight_bits=3'], [
+          'config.qat.weight_bits is 3', 'config.ptq.weights is 4']),
+      ('other_groups', [
+          '{config}', '--config.variants=qat', '--config.qat.weight_bits=4', '--config.qat.weight_group_size=16'], [
+              'config.qat.weight_group_size is 16', 'config.ptq.group_size is None']),
       ('heads', ['{config}', '--config.model.heads=5'], ['model.heads 5', 'model.width 32']),
       ('batch', ['{config}', '--config.training.microbatches=3'], ['batch_size 8', '3 microbatches']),
       ('other_device', ['{config}', '--config.evaluation.implementation=mosaic_gpu'], [
@@ -112,6 +125,7 @@ class BadInputTest(parameterized.TestCase):
       ('coordinator_alone', ['{config}', '--num_processes=2'], ['--coordinator_address']),
       ('process_out_of_range', [
           '{config}', '--num_processes=2', '--process_id=2', '--coordinator_address=localhost:1'], ['--process_id=2']),
+      ('devices_of_no_process', ['{config}', '--local_device_ids=0'], ['--local_device_ids', '--coordinator_address']),
   )
   def test_training_refuses(self, flags, words):
     finished = launching.run('train', *self._format(flags))
@@ -244,6 +258,12 @@ class BadInputTest(parameterized.TestCase):
     (self.workdir / 'results.json.partial').symlink_to('/dev/full')
     finished = launching.run('train', launching.config(), f'--workdir={self.workdir}', '--config.training.steps=1')
     self.assert_refused(finished, f'cannot write {self.workdir}/results.json: No space left on device')
+
+  def test_processes_that_do_not_find_each_other_are_told_the_flags(self):
+    # As Open MPI 5 starts them.
+    finished = launching.run(
+        'train', *self._format(['{config}']), OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_RANK='0')
+    self.assert_refused(finished, '2 processes', '--coordinator_address, --num_processes and --process_id')
 
   def test_port_in_use_is_named(self):
     with socket.create_server(('', 0)) as taken:

@@ -1,5 +1,6 @@
 """A launch that was interrupted, or whose newest checkpoint is damaged, continues to the bits of a straight run."""
 
+import json
 import pathlib
 import shutil
 import signal
@@ -7,6 +8,7 @@ import signal
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from jaxquant.training import restoring
 from tests import launching
 
 # Then most of the time is spent on saving, and the run is long enough to be interrupted.
@@ -19,6 +21,10 @@ def _flip_a_bit(workdir: pathlib.Path, step: int) -> None:
   content = bytearray(file.read_bytes())
   content[len(content) * 3 // 8] ^= 1
   file.write_bytes(content)
+
+
+def _results(workdir: pathlib.Path) -> dict:
+  return json.loads((workdir / 'results.json').read_text())
 
 
 class InterruptionsTest(parameterized.TestCase):
@@ -97,6 +103,41 @@ class InterruptionsTest(parameterized.TestCase):
     self.assertEqual([using, renamed], ['using checkpoint step 8', f'renamed {folder}/12 to damaged-12'])
     self.assertIn('\ncontinuing at step 8\n', finished.output)
     self.assert_as_straight()
+    before = restoring.read_manifest(folder, 8)['metadata']['timed'][0]
+    self.assertGreater(_results(self.workdir)['runs'][0]['seconds'], before)
+    self.assertGreater(before, 0)
+
+  def test_death_before_the_first_checkpoint_leaves_no_record_twice(self):
+    launch = launching.Launch(*self.flags)
+    launch.until(lambda: self.seen('"step": 0,'))
+    launch.send(signal.SIGKILL)
+    self.assertEqual(launch.finish().code, -signal.SIGKILL)
+    finished = launching.run(*self.flags)
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    self.assert_as_straight()
+
+  def test_finished_run_that_is_launched_again_keeps_its_record(self):
+    shutil.copytree(self.straight, self.workdir)
+    finished = launching.run(*self.flags)
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    self.assert_as_straight()
+    for key in ('seconds', 'tokens_per_second', 'steps', 'tokens'):
+      self.assertEqual(_results(self.workdir)['runs'][0][key], _results(self.straight)['runs'][0][key], key)
+    self.assertGreater(_results(self.workdir)['seconds'], _results(self.straight)['seconds'])
+
+  def test_results_of_what_is_not_measured_again_yet_stay(self):
+    trained = launching.trained()
+    shutil.copytree(trained, self.workdir)
+    launch = launching.Launch(
+        *self.flags, "--config.variants=('baseline','both')", '--config.evaluation.precisions=()')
+    launch.until(lambda: '-- both' in launch.output.read_text())
+    launch.send(signal.SIGKILL)
+    self.assertEqual(launch.finish().code, -signal.SIGKILL)
+    for key in ('evaluations', 'runs', 'outlier_summary'):
+      found, want = ({(entry['variant'], entry['seed']) for entry in _results(workdir)[key]}
+                     for workdir in (self.workdir, trained))
+      self.assertEqual(found, want, key)
+    self.assertCountEqual(launching.evaluations(self.workdir), launching.evaluations(trained))
 
   def test_damage_of_all_checkpoints_ends_with_code_3_and_removes_nothing(self):
     shutil.copytree(self.straight, self.workdir)

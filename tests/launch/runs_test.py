@@ -5,6 +5,7 @@ import re
 from absl.testing import absltest
 import numpy as np
 
+from jaxquant.training import restoring
 from tests import launching
 
 _RTN = '--config=configs/ptq/rtn_w4a4.py'
@@ -39,9 +40,9 @@ class RunsTest(absltest.TestCase):
       self.assertGreater(evaluation['tokens'], 100)
     for variant, kinds in (('baseline', ('site', 'weight')), ('both', ('site', 'weight', 'range'))):
       self.assertEqual([record['step'] for record in launching.records(workdir, 'train', variant)], [1, 4, 8, 12])
-      for kind in (*kinds, 'validation'):
+      for kind, want in (*((kind, {0, 1, 12}) for kind in kinds), ('validation', {0, 1, 4, 8, 12})):
         steps = {record['step'] for record in launching.records(workdir, kind, variant)}
-        self.assertEqual(steps, {0, 1, 12}, (variant, kind))
+        self.assertEqual(steps, want, (variant, kind))
     self.assertEmpty(launching.records(workdir, 'range', 'baseline'))
 
   def test_quantized_checkpoint_evaluates_as_it_was_measured(self):
@@ -106,6 +107,24 @@ class RunsTest(absltest.TestCase):
     whole, parts = (launching.records(workdir, 'train') for workdir in (launching.trained(), self.workdir))
     self.assertEqual([record['step'] for record in parts], [1, 4, 8, 12])
     np.testing.assert_allclose([record['loss'] for record in parts], [record['loss'] for record in whole], rtol=1e-4)
+
+  def test_validation_and_the_best_checkpoint_are_of_kernels_as_they_are_trained(self):
+    finished = self.train("--config.variants=('baseline','both')", '--config.qat.weight_bits=2',
+                          '--config.qat.weight_start=9', '--config.evaluation.precisions=W16A16')
+    rounded, plain = (
+        {record['step']: record['cross_entropy'] for record in launching.records(workdir, 'validation', 'both')}
+        for workdir in (self.workdir, launching.trained()))
+    self.assertEqual([step for step in plain if rounded[step] == plain[step]], [0, 1, 4, 8])
+    metrics = lambda step: restoring.read_manifest(self.workdir / 'checkpoints' / 'both-seed0', step)['metrics']
+    self.assertEqual((metrics(8), metrics(12)), ({}, {'cross_entropy': rounded[12]}))
+    # The step of the baseline, which has no kernels to round, and either of `both`.
+    self.assertEqual(re.findall(r'compiled in .* step (\d+) included', finished.output), ['1', '1', '9'])
+
+  def test_kernels_alone_are_quantized_where_no_site_is(self):
+    self.train('--config.variants=qat', '--config.qat.ranges=()', '--config.qat.weight_bits=4',
+               "--config.evaluation.precisions=('W16A16','W4A16')")
+    measured = [(e['weights'], e['activations']) for e in launching.evaluations(self.workdir)]
+    self.assertEqual(measured, [(16, 16), (4, 16)])
 
   def test_quantized_training_starts_from_a_trained_model(self):
     trained = launching.trained()

@@ -126,6 +126,17 @@ class OutputKurtosisTest(parameterized.TestCase):
     want[::stride] = 0.5 * _reference(y[::stride])[1] / (12 / stride)
     np.testing.assert_allclose(jax.grad(penalty)(y), want, atol=1e-4 * np.abs(want).max())
 
+  @parameterized.product(ratio=(0, 10, 30, 100, -1000), stride=(1, 2))
+  def test_mean_of_many_deviations_cancels_nothing(self, ratio, stride):
+    regularizer = regularizers.OutputKurtosis(1.0, stride=stride)
+    y = np.float32(_random(4, 3, 512) + ratio)
+    y[..., 0] += 50  # an outlier channel
+    penalty = lambda y: regularizer.penalty([regularizer.tap().function(y)], 12)[0]
+    value, gradient = networks.quick_jit(jax.value_and_grad(penalty))(y)
+    want, slope = _reference(y[::stride])
+    np.testing.assert_allclose(value, want.mean(), rtol=1e-5)
+    np.testing.assert_allclose(gradient[::stride] * want.size, slope, atol=1e-4 * np.abs(slope).max())
+
   def test_pattern_matches_the_whole_path_of_a_linear(self):
     tap = regularizers.OutputKurtosis(1.0, pattern='layers/0/.*|head').tap()
     for point, matches in (('layers/0/mlp/up/output', True), ('head/output', True), ('layers/1/mlp/up/output', False),

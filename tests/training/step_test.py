@@ -85,6 +85,8 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertEqual(loss(_quantized(), 4), loss(plain, 4))
     self.assertNotEqual(loss(_quantized(), 5), loss(plain, 5))
     self.assertEqual(loss(_quantized(), 5), loss(_quantized(), 6))
+    jax.tree.map(np.testing.assert_array_equal, objective.at(4).used(_quantized()), plain)
+    self.assertIn('kernel_quantizer', objective.at(5).used(_quantized())['layers']['0']['mlp']['up'])
 
   def test_kurtosis_of_weights_is_that_of_the_float_kernels(self):
     penalty = regularizers.WeightKurtosis(0.5, pattern='.*/mlp/.*')

@@ -121,14 +121,14 @@ class FitTest(absltest.TestCase):
     """Runs the loop with every hook writing down what it is called with."""
     note = lambda name: lambda *arguments: self.calls.append((name, *arguments))
 
-    def visit(step, state):
-      self.calls.append(('visit', step, int(state.step)))
+    def validate(step, state):
+      self.calls.append(('validate', step, int(state.step)))
       return {'cross_entropy': step}
 
     def save(step, state, metrics, position):
       self.calls.append(('save', step, int(state.step), metrics, position))
 
-    hooks = {name: note(name) for name in trainer.Hooks._fields} | {'visit': visit, 'save': save}
+    hooks = {name: note(name) for name in trainer.Hooks._fields} | {'validate': validate, 'save': save}
     state = self.fitter.initialize(networks.params('llama'))._replace(step=jnp.int32(start))
     run, batches = self.fitter.step, _Batches()
 
@@ -148,12 +148,12 @@ class FitTest(absltest.TestCase):
     state, batches = self._fit(trainer.Schedule(7, log_every=4, save_every=3, visit=frozenset({0, 2, 7})))
     self.assertEqual((state.step, batches.taken), (7, 7))
     self.assertEqual(self._steps('visit'), [0, 2, 7])
+    self.assertEqual([call[1:] for call in self.calls if call[0] == 'validate'], [(i, i) for i in (0, 2, 3, 6, 7)])
     # A save or a visit logs too, so that what it costs is not counted as training.
     self.assertEqual(self._steps('log'), [2, 3, 4, 6, 7])
     self.assertEqual([call[2]['steps'] for call in self.calls if call[0] == 'log'], [1, 1, 1, 2, 1])
     saves = [call[1:] for call in self.calls if call[0] == 'save']
-    want = [(3, 3, {'cross_entropy': 2}, 3), (6, 6, {'cross_entropy': 2}, 6), (7, 7, {'cross_entropy': 7}, 7)]
-    self.assertEqual(saves, want)
+    self.assertEqual(saves, [(i, i, {'cross_entropy': i}, i) for i in (3, 6, 7)])
     self.assertEqual(self.calls[-1], ('wait',))
     metrics = next(call[2] for call in self.calls if call[0] == 'log')
     self.assertContainsSubset({'loss', 'cross_entropy', 'gradient_norm', 'seconds', 'steps'}, metrics)
@@ -183,10 +183,16 @@ class FitTest(absltest.TestCase):
     self.assertEqual((state.step, batches.taken), (5, 2))
     self.assertEqual((self._steps('visit'), self._steps('log'), self._steps('save')), ([4], [4, 5], [5]))
 
+  def test_a_checkpoint_has_metrics_of_its_own_step_alone(self):
+    # A later start knows nothing of the measurements before it, and a step that a stop chose is not measured.
+    with self.assertRaises(trainer.Interrupted):
+      self._fit(trainer.Schedule(6, 10, 2, frozenset({3})), start=2, stop=_Stop(5))
+    self.assertEqual([call[1:4:2] for call in self.calls if call[0] == 'save'], [(4, {'cross_entropy': 4}), (5, {})])
+
   def test_interruption_saves_and_leaves(self):
     with self.assertRaisesRegex(trainer.Interrupted, 'stopped at step 2 of 5'):
       self._fit(trainer.Schedule(5, 10, 10, frozenset()), stop=_Stop(2))
-    self.assertEqual((self._steps('save'), self.calls[-1]), ([2], ('wait',)))
+    self.assertEqual((self._steps('save'), self._steps('validate'), self.calls[-1]), ([2], [], ('wait',)))
 
   def test_interruption_in_the_last_step_is_the_end(self):
     state, _ = self._fit(trainer.Schedule(2, 10, 10, frozenset()), stop=_Stop(2))

@@ -1,0 +1,53 @@
+"""Values of a configuration that are out of bounds are refused by name; those at the ends that are allowed are not."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from jaxquant import errors
+from launch import settings
+from launch import validation
+
+_COUNTS = (
+    'model.layers', 'training.steps', 'training.keep_newest', 'qat.weight_group_size', 'qat.weight_start',
+    'kurtosis.stride', 'kurtosis.every', 'evaluation.batch_size', 'ptq.group_size')
+_POSITIVE = (
+    'model.norm_epsilon', 'model.rope_theta', 'optimizer.learning_rate', 'optimizer.epsilon', 'optimizer.clip_norm')
+_NOT_NEGATIVE = (
+    'optimizer.weight_decay', 'optimizer.range_multiplier', 'optimizer.range_decay', 'kurtosis.weight', 'kure.weight')
+
+
+def _check(key: str, value):
+  config = settings.train()
+  config.update_from_flattened_dict({key: value})
+  validation.check(config, settings.train())
+
+
+class BoundsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      *((key, 0, 'at least 1') for key in _COUNTS), *((key, 0.0, 'above 0') for key in _POSITIVE),
+      *((key, -1e-3, 'above 0') for key in _POSITIVE), *((key, -1e-3, 'at least 0') for key in _NOT_NEGATIVE),
+      ('training.keep_best', -1, 'at least 0'), ('optimizer.warmup_steps', -1, 'at least 0'),
+      *((f'optimizer.{key}', value, 'at least 0 and below 1') for key in ('b1', 'b2') for value in (-0.1, 1.0)),
+      ('optimizer.final_fraction', 1.1, 'at least 0 and at most 1'), ('qat.bits', 9, 'at least 2 and at most 8'),
+      ('optimizer.final_fraction', -0.1, 'at least 0 and at most 1'), ('qat.bits', 1, 'at least 2 and at most 8'),
+      ('kure.target', 0.9, 'at least 1'), ('ptq.percentile', 100.5, 'at least 50 and at most 100'))
+  def test_refused(self, key, value, bounds):
+    with self.assertRaisesRegex(errors.UserError, rf'^config\.{key} is {value}; it must be {bounds}$'):
+      _check(key, value)
+
+  @parameterized.parameters(
+      *((key, 1) for key in _COUNTS), *((key, 0.0) for key in _NOT_NEGATIVE), ('training.keep_best', 0),
+      ('optimizer.b1', 0.0), ('optimizer.final_fraction', 0.0), ('optimizer.final_fraction', 1.0), ('kure.target', 1.0),
+      ('ptq.percentile', 100.0))
+  def test_allowed(self, key, value):
+    _check(key, value)
+
+  @parameterized.parameters('inf', 'nan')
+  def test_what_is_not_finite_is_refused(self, value):
+    with self.assertRaisesRegex(errors.UserError, f'^config.optimizer.clip_norm is {value}$'):
+      _check('optimizer.clip_norm', float(value))
+
+
+if __name__ == '__main__':
+  absltest.main()
