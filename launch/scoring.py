@@ -79,10 +79,12 @@ def check_weights(params: Any, weights: int, weight_pattern: str, group_size: in
     params: the tree, which may be abstract.
     weights, weight_pattern, group_size: as in `settings.ptq`.
   """
-  if not trees.matching(weight_pattern, trees.linears(params)):
-    raise errors.UserError(f'weight_pattern {weight_pattern!r} matches no linear layer')
-  jax.eval_shape(lambda tree: precisions.rewrite(
-      tree, precisions.Precision(weights), learned=False, weight_pattern=weight_pattern, group_size=group_size), params)
+  if not (linears := trees.matching(weight_pattern, trees.linears(params))):
+    raise errors.UserError(f'config.ptq.weight_pattern {weight_pattern!r} matches no linear layer')
+  if weights < 16:
+    grid = quantizers.WeightQuantizer(formats.IntFormat(weights), group_size=group_size)
+    for path in linears:
+      grid.check(trees.get(params, path)['kernel'].shape, path)
 
 
 def evaluate(

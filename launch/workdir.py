@@ -70,11 +70,11 @@ class Workdir:
     write_json(previous, config)
 
   def log(self, record: dict[str, Any]) -> None:
-    """Appends a record to `metrics.jsonl`."""
+    """Appends a record to `metrics.jsonl`, null for what is no finite number."""
     if self.writes:
       path = self.path / 'metrics.jsonl'
       with _naming_failures(path), open(path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(record) + '\n')
+        file.write(json.dumps(_finite(record), allow_nan=False) + '\n')
 
   def drop_records_after(self, step: int, variant: str, seed: int) -> None:
     """Removes the records of later steps, which a resumed run will write again, and an unfinished last line."""
@@ -127,8 +127,11 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new one; raises `UserError` if that fails."""
-  _replace(path, json.dumps(value, indent=1) + '\n')
+  """Writes JSON so that a reader sees the old file or the new one; raises `UserError` if that fails.
+
+  What is no finite number becomes null, since JSON has no name for it.
+  """
+  _replace(path, json.dumps(_finite(value), indent=1, allow_nan=False) + '\n')
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -140,6 +143,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise errors.UserError(f'{path} holds no JSON object')
   return value
+
+
+def _finite(value: Any) -> Any:
+  """JSON values with None in place of NaN and infinities."""
+  return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

@@ -71,7 +71,9 @@ def rewrite(
 
   Raises:
     UserError: no site is quantized, or a static range is missing or of other bits.
+    NonFiniteError: weights or ranges are not finite, by path.
   """
+  trees.check_finite(params)
   sites = trees.inputs(params)
   if precision.mode != 'none' and not sites:
     raise errors.UserError(f'{precision.mode} activations need calibrated or learned ranges, and the tree has none')

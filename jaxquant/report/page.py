@@ -53,7 +53,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 def render(run: records.Run) -> str:
   """The page of a run as HTML."""
   colors = {variant: index for index, variant in enumerate(records.variants(run))}
-  notes = [*run.notes, *_divergences(run)]
+  notes = [*run.notes, *_divergences(run), *_failures(run)]
   body = ''.join((
       _precision(run),
       sections.training(run, colors),
@@ -150,6 +150,15 @@ def _divergences(run: records.Run) -> Iterator[str]:
         yield f'The {field.replace("_", " ")} of {variant}, seed {seed}, is not finite from step {broken[0]:,.0f}.'
     if found:
       return
+
+
+def _failures(run: records.Run) -> Iterator[str]:
+  """One line for each evaluation that came to no finite number, of its first metric that did not."""
+  for entry in records.entries(run.results, 'evaluations'):
+    broken = [metric for metric in tables.METRICS if metric in entry and not math.isfinite(records.number(entry[metric]))]
+    if broken:
+      yield (f'The {broken[0].replace("_", " ")} of {records.variant(entry)}, seed {entry.get("seed", 0)}, at '
+             f'{tables.precision(entry)} on {entry.get("dataset") or "the evaluation data"} is not finite.')
 
 
 def _precision(run: records.Run) -> str:

@@ -125,6 +125,12 @@ class RewriteTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, f'{_SITES[2]}: there is no static range of 4 bits'):
       precisions.rewrite(tree, precisions.Precision(4, 4, 'static'), learned=False)
 
+  @parameterized.parameters(*_STANDARD)
+  def test_weights_that_are_not_finite_are_refused_by_path(self, name):
+    tree = trees.put(_tree(), f'{_BLOCKS[1]}/kernel', trees.get(_tree(), _BLOCKS[1])['kernel'].at[0, 1].set(jnp.nan))
+    with self.assertRaisesRegex(errors.NonFiniteError, f'^non-finite values in {_BLOCKS[1]}/kernel$'):
+      precisions.rewrite(tree, _STANDARD[name], learned=False)
+
 
 if __name__ == '__main__':
   absltest.main()
