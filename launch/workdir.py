@@ -29,6 +29,7 @@ ORIGIN, DECISIONS = 'origin', 'decisions.json'
 # The files and folders that are the model itself.
 MODEL = ('checkpoints', ORIGIN, 'tokenizer.json')
 VARIANTS = ('baseline', 'qat', 'kurtosis', 'both')
+QUANTIZED = ('qat', 'both')  # those of them that are trained with quantizers
 
 # What a run has to show for itself; before the first of them exists, a mended configuration may take its place.
 _WORK = ('metrics.jsonl', 'checkpoints', 'results.json', 'blocks')
