@@ -153,9 +153,12 @@ def _calibrated(params, made, batches, model, config, workdir, identity, say):
   say(f'memory {needed}')
   agreement.agree(lambda: needed.check((jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')))
 
+  workdir.drop_records_after(0, model.variant, model.seed)
+  log = lambda record: workdir.log({'variant': model.variant, 'seed': model.seed, **record})
+
   def run(params, steps, folder, done):
     store = block_store.BlockStore(folder, identity, say.error)
-    return driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say, done)), store
+    return driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say, log, done)), store
 
   if asked is None:
     return run(params, runs[0][1], workdir.blocks, 'calibrated')

@@ -1,7 +1,7 @@
 """The files a run leaves in its workdir. Process 0 alone writes them.
 
   config.json      the resolved configuration
-  metrics.jsonl    one record a line (jaxquant.report)
+  metrics.jsonl    one record a line (jaxquant.report), of a training or a quantization
   results.json     evaluations, histograms, runs, environment
   decisions.json   what calibration measured and decided, by path of the linear or site and by method
   report.html      the report

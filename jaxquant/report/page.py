@@ -83,8 +83,9 @@ def render(run: records.Run) -> str:
 def _summary(run: records.Run) -> str:
   """One paragraph: what ran, on what, for how long, and what quantization costs the least and the most."""
   names, finished = records.variants(run), records.entries(run.results, 'runs')
+  trained = [record for record in run.metrics if record['kind'] == 'train']
   seeds = {record.get('seed', 0) for record in [*finished, *run.metrics]}
-  steps = _largest(record.get('steps', record.get('step')) for record in [*finished, *run.metrics])
+  steps = _largest(record.get('steps', record.get('step')) for record in [*finished, *trained])
   text = []
   if names:
     text.append(f'{len(names)} variant{"s" * (len(names) > 1)} ({", ".join(names)})')

@@ -51,6 +51,13 @@ class EvaluationTest(parameterized.TestCase):
       self.assertLen(set(got.values()), 5)
       np.testing.assert_allclose([*got.values()], [want[key] for key in got], rtol=1e-6)
 
+  def test_learned_ranges_stay_as_a_clip_where_activations_keep_16_bits(self):
+    trained = launching.trained()
+    quantized = self._run('quantize', 'quantized', _RTN, f'--model={trained}', self.text, '--config.activations=16',
+                          '--config.calibration_windows=8')
+    want = _perplexities(trained, 'both')[4, 16, 'none']
+    np.testing.assert_allclose(_perplexities(quantized, 'both')[4, 16, 'none'], want, rtol=1e-6)
+
   def test_an_imported_model_at_every_precision_is_what_quantizing_it_gives(self):
     model = model_directories.write(self.workdir / 'llama')
     scored = self._run('evaluate', 'scored', f'--model={model}', self.text, f'--precisions={",".join(_ALL)}',
