@@ -187,7 +187,7 @@ def _open(config):
   if (config.calibration_length or 0) > model.decoder.max_length:
     raise errors.UserError(f'config.calibration_length {config.calibration_length} exceeds the model\'s '
                            f'{model.decoder.max_length}')
-  params, _, _ = prepare(model.abstract(), model, config)
+  params = jax.eval_shape(lambda tree: prepare(tree, model, config)[0], model.abstract())
   if (asked := budget(config)) is not None:
     asked.cheapest(params, staging.staged(model.decoder))
   return model, workdirs.Workdir(runtime.WORKDIR.value, {
