@@ -54,7 +54,7 @@ def run(config: Any, path: str | None, started: float) -> None:
   say(f'workdir {workdir.path}; {environment["device_count"]} x {environment["device"]}, jax {environment["jax"]}')
   corpus = corpora.load(
       config.data, experiment.tokenizer, experiment.model.text_vocabulary, workdir.path,
-      config.training.batch_size * config.training.length)
+      config.training.batch_size * config.training.length, say.error)
   if experiment.calibrates():
     experiment.calibration_batches(corpus.train)  # now, since too small a text would fail after the training
   say(f'{len(corpus.train):,} training tokens; {experiment.model.block_parameters:,} parameters in the blocks')

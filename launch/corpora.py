@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,18 +55,23 @@ def check(data: Any, tokenizer: str, vocabulary: int) -> None:
       # To the end, unlike the training text: these are short, and read for the first time after the training text.
       for _ in _documents(data.validation[name], 'validation', data.field):
         pass
-  if tokenizer and (size := tokenizers.Tokenizer.load(tokenizer).vocab_size) > vocabulary:
+  if not tokenizer:
+    with _naming('config.model.vocabulary'):
+      tokenizers.check_vocab_size(vocabulary)
+  elif (size := tokenizers.Tokenizer.load(tokenizer).vocab_size) > vocabulary:
     raise errors.UserError(
         f'the tokenizer {tokenizer} has {size} tokens, more than config.model.vocabulary, {vocabulary}')
 
 
-def load(data: Any, tokenizer: str, vocabulary: int, folder: pathlib.Path, batch_tokens: int) -> Corpus:
+def load(data: Any, tokenizer: str, vocabulary: int, folder: pathlib.Path, batch_tokens: int,
+         report: Callable[[str], None]) -> Corpus:
   """Reads, tokenizes and caches the texts of a configuration.
 
   Args:
     data, tokenizer, vocabulary: as for `check`; a tokenizer of `vocabulary` entries is trained where none is named.
     folder: the workdir; `tokenizer.json` and `tokens/` are written there by process 0 and reused.
     batch_tokens: tokens that a global batch predicts.
+    report: called with a line on a text that is too small for the vocabulary.
 
   Returns:
     The Corpus.
@@ -75,7 +81,11 @@ def load(data: Any, tokenizer: str, vocabulary: int, folder: pathlib.Path, batch
   """
   path = folder / 'tokens' / 'train.npy'
   agreement.agree(lambda: jax.process_index() or _prepare(data, tokenizer, vocabulary, folder, path))
-  return agreement.agree(lambda: _load(data, folder, path, batch_tokens))
+  corpus = agreement.agree(lambda: _load(data, folder, path, batch_tokens))
+  if not tokenizer and corpus.tokenizer.vocab_size < vocabulary:
+    report(f'config.data.train is too small a text for the {vocabulary} tokens of config.model.vocabulary: '
+           f'its tokenizer has {corpus.tokenizer.vocab_size}')
+  return corpus
 
 
 def read_text(name: str, sources: tuple[str, ...], tokenizer: tokenizers.Tokenizer, field: str = 'text') -> Text:
@@ -91,7 +101,11 @@ def _prepare(data, tokenizer, vocabulary, folder, path):
   documents = functools.partial(_documents, data.train, 'train', data.field)
   saved = folder / 'tokenizer.json'
   if not saved.exists():
-    made = tokenizers.Tokenizer.load(tokenizer) if tokenizer else tokenizers.Tokenizer.train(documents(), vocabulary)
+    if tokenizer:
+      made = tokenizers.Tokenizer.load(tokenizer)
+    else:
+      with _naming('config.data.train'):
+        made = tokenizers.Tokenizer.train(documents(), vocabulary)
     # At once, or a launch that is killed meanwhile would leave half a file to the next.
     partial = saved.with_name('tokenizer.json.partial')
     made.save(partial)

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 
 from jaxquant import errors
-from jaxquant.calibration import driver
 from jaxquant.evaluation import precisions
 from jaxquant.layers import sharding
 from jaxquant.models import config as model_config
@@ -17,15 +16,15 @@ from jaxquant.training import optimizer
 from jaxquant.training import qat
 from jaxquant.training import regularizers
 from jaxquant.training import step as training_step
-from jaxquant.transforms import recipes
 from launch import corpora
 from launch import models
+from launch import quantization
 from launch import scoring
 from launch import settings
 from launch import validation
 from launch import workdir
 
-QUANTIZED, REGULARIZED = ('qat', 'both'), ('kurtosis', 'both')
+QUANTIZED, REGULARIZED = workdir.QUANTIZED, ('kurtosis', 'both')
 
 
 class Experiment:
@@ -34,7 +33,7 @@ class Experiment:
   Attributes:
     config: the configuration.
     mesh: all devices.
-    model, optimizer, qat, recipe, precisions: what the groups of the configuration describe.
+    model, optimizer, qat, quantization, precisions: what the groups of the configuration describe.
     source: the tree of `config.init_from`, or None.
   """
 
@@ -47,10 +46,9 @@ class Experiment:
         config.model.max_length, config.training.length)})
     self.optimizer = optimizer.OptimizerConfig(**config.optimizer)
     self.qat = qat.QATConfig(**config.qat)
-    self.recipe = recipes.Recipe(
-        weight=None, activation=self.qat.bits, site_patterns=tuple(pattern for pattern, _ in self.qat.ranges),
-        ranges=config.ptq.ranges, percentile=config.ptq.percentile)
-    self.precisions = precisions.named(config.evaluation.precisions, config.ptq.weights, self.qat.bits)
+    self.quantization = quantization.Quantization.of(config)
+    self.quantization.recipe()
+    self.precisions = self._precisions()
     self._site_names = tuple(site.name for site in staging.model_sites(self.model))
     self._regularizers = tuple(
         make(**options) if options.weight else None
@@ -82,17 +80,14 @@ class Experiment:
 
   def calibration_batches(self, tokens) -> list:
     """A sample of the training tokens to calibrate on; raises `UserError` if there are too few."""
-    options = self.config.ptq
     try:
-      return scoring.calibration_batches(tokens, options.calibration_windows, self.config.training.length, options.seed)
+      return self.quantization.batches(tokens, self.config.training.length)
     except errors.UserError as error:
       raise errors.UserError(f'config.ptq.calibration_windows: {error}') from error
 
   def static_ranges(self, params: Any, tokens) -> Any:
     """The float tree with static ranges, calibrated on a sample of the training tokens."""
-    return driver.run(
-        params, staging.staged(self.model), self.recipe.steps(staging.model_sites(self.model)),
-        self.calibration_batches(tokens)).params
+    return self.quantization.calibrated(params, self.model, self.calibration_batches(tokens))
 
   def starting_tree(self, variant: str, tokens) -> Any:
     """`source` as a variant trains it on, with its learned ranges or else calibrated ones."""
@@ -106,6 +101,17 @@ class Experiment:
   def _rounds(self, variant):
     """Whether a variant rounds kernels in training."""
     return variant in QUANTIZED and self.qat.weight_bits < 16
+
+  def _precisions(self) -> tuple[precisions.Precision, ...]:
+    try:
+      found = self.quantization.named(self.config.evaluation.precisions)
+    except errors.UserError as error:
+      raise errors.UserError(f'config.evaluation.precisions: {error}') from error
+    for precision in found:
+      if precision.mode == 'static' and precision.activations != self.qat.bits:
+        raise errors.UserError(f'config.evaluation.precisions: {precision.name!r} needs ranges of other bits than '
+                               f'config.qat.bits, {self.qat.bits}')
+    return found
 
   def _check(self):
     config = self.config

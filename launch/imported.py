@@ -10,6 +10,8 @@ from jaxquant.data import tokenizers
 from jaxquant.interop import directory
 from jaxquant.interop import source
 from jaxquant.layers import sharding
+from launch import quantization
+from launch import settings
 from launch import workdir
 
 
@@ -20,9 +22,10 @@ class Imported:
     path: the directory.
     decoder: the architecture.
     length: its context length.
+    quantization: how the comparison quantizes it: as a training does by default.
   """
 
-  imported, variant, seed = True, 'imported', 0
+  imported, variant, seed, step = True, 'imported', 0, None
 
   def __init__(self, path: str):
     """Checks configuration, tensors and tokenizer; raises `UserError` for whatever is wrong with them."""
@@ -30,6 +33,7 @@ class Imported:
         path, functools.partial(sharding.parameter_sharding, sharding.data_mesh(), fully=False))
     self.path, self.decoder = self._source.directory.path, self._source.config
     self.length = self.decoder.max_length
+    self.quantization = quantization.Quantization.of(settings.train())
     self.tokenizer()
 
   @property
@@ -42,10 +46,19 @@ class Imported:
     """The format that others quantized it in, which is what is known of their method; none for a float model."""
     return (self._source.quantized.method,) if self._source.quantized else ()
 
+  @property
+  def quantized(self) -> bool:
+    """Whether others have quantized it."""
+    return self._source.quantized is not None
+
   def load(self, report=None) -> tuple[dict, str]:
     """(the whole tree, a description)."""
     del report
     return self._source.whole(), self._description
+
+  def abstract(self) -> dict:
+    """The tree as shapes."""
+    return self._source.abstract()
 
   def blocks(self, report=None) -> tuple[source.DirectorySource, str]:
     """(what loads the tree block by block, a description)."""

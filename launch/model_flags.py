@@ -1,5 +1,7 @@
 """The flags of the launchers that take a trained model and texts to score."""
 
+from typing import Any
+
 from absl import flags
 
 from jaxquant import errors
@@ -10,6 +12,8 @@ from launch import models
 _MODEL = flags.DEFINE_string('model', None, 'Workdir of a trained or quantized model, or a Hugging Face directory.')
 _VARIANT = flags.DEFINE_string('variant', None, 'Which of its variants; by default the one trained for quantization.')
 _SEED = flags.DEFINE_integer('seed', None, 'Which of its seeds; the smallest by default.')
+_STEP = flags.DEFINE_string(
+    'step', 'newest', 'Which of its checkpoints: newest, best (of the smallest validation loss), or a number.')
 _TEXT = flags.DEFINE_multi_string('text', [], 'Texts to score.')
 
 
@@ -19,10 +23,15 @@ def model() -> models.Model:
     raise errors.UserError('--model=DIR is needed: a workdir, or a Hugging Face directory')
   if _TEXT.value:
     text.check_readable(_TEXT.value)
-  found = models.find(_MODEL.value, _VARIANT.value, _SEED.value)
+  found = models.find(_MODEL.value, _VARIANT.value, _SEED.value, _STEP.value)
   if _TEXT.value and not found.decoder.head:
     raise errors.UserError(f'{found.path} has no language-model head, so that it cannot score a text')
   return found
+
+
+def source(found: models.Model) -> dict[str, Any]:
+  """JSON values: which model it is."""
+  return {'workdir': str(found.path), 'variant': found.variant, 'seed': found.seed, 'step': found.step}
 
 
 def text_names() -> list[str]:

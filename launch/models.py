@@ -11,6 +11,7 @@ from jaxquant.models import config as model_config
 from jaxquant.numerics import nodes
 from jaxquant.numerics import trees
 from launch import imported
+from launch import quantization
 from launch import trained
 from launch import workdir
 
@@ -21,20 +22,28 @@ class Model(Protocol):
   Attributes:
     path: its directory.
     imported: whether that is not a workdir, so that nothing is known of what it was trained on.
-    variant, seed: which of the models there.
+    variant, seed, step: which of the models there.
     decoder: the architecture; `architecture`: the same as JSON values.
     length: tokens of a window unless told otherwise: of the sequences that it was trained on, or its context length.
     methods: those that quantized its weights; none for a float model.
+    quantized: whether it is what a quantization made, whatever was left in floats.
+    quantization: how the comparison quantizes it, if it is not.
   """
 
   path: pathlib.Path
   imported: bool
   variant: str
   seed: int
+  step: int | None
   decoder: model_config.TransformerConfig
   architecture: dict[str, Any]
   length: int
   methods: tuple[str, ...]
+  quantized: bool
+  quantization: quantization.Quantization
+
+  def abstract(self) -> dict:
+    """The tree as shapes, as far as it is known before it is loaded."""
 
   def load(self, report=None) -> tuple[dict, str]:
     """(the tree, a description of it for the user)."""
@@ -61,24 +70,25 @@ class Model(Protocol):
     """What its calibration measured and decided, by path."""
 
 
-def find(path: str, variant: str | None = None, seed: int | None = None) -> Model:
+def find(path: str, variant: str | None = None, seed: int | None = None, step: str = 'newest') -> Model:
   """The model in a directory.
 
   Args:
     path: a workdir of `launch.train` or `launch.quantize`, or a Hugging Face directory.
     variant: which of the variants of a workdir; the last of `workdir.VARIANTS` that it holds by default.
     seed: which of its seeds; the smallest by default.
+    step: which of its checkpoints: `newest`, `best` (of the smallest validation loss), or a number.
 
   Raises:
-    UserError: the directory is missing, is neither, or lacks that variant or seed.
+    UserError: the directory is missing, is neither, or lacks that variant, seed or step.
   """
   config = pathlib.Path(path) / 'config.json'
   if not config.is_file():
     raise errors.UserError(f'{path} is neither a workdir nor a model directory: it has no config.json')
   if 'model_type' not in workdir.read_json(config):
-    return trained.Trained(path, variant, seed)
-  if variant is not None or seed is not None:
-    raise errors.UserError(f'{path} is a model directory, which has neither variants nor seeds')
+    return trained.Trained(path, variant, seed, step)
+  if variant is not None or seed is not None or step != 'newest':
+    raise errors.UserError(f'{path} is a model directory, which has neither variants nor seeds nor steps')
   return imported.Imported(path)
 
 

@@ -102,20 +102,30 @@ class Steps:
       self._drawn = time.monotonic()
 
 
-def blocks(say: Printer, done: str = 'calibrated') -> Callable[[driver.Progress], None]:
-  """What the calibration driver reports to: a line for each block that is `done`, a bar in between."""
-  before = {}  # the last report and its line
+def blocks(
+    say: Printer, log: Callable[[dict[str, Any]], None], done: str = 'calibrated') -> Callable[[driver.Progress], None]:
+  """What the calibration driver reports to: a line and a record for each block that is `done`, a bar in between."""
+  under_way: list[driver.Progress] = []
+  ended = [0, 0.0]  # blocks, and seconds up to the last one
+
+  def end():
+    progress, work = under_way[0], done
+    if progress.work == 'restored':
+      work, took = 'restored', {}
+    else:
+      took = {'seconds': progress.seconds - ended[1]}
+    ended[:] = ended[0] + 1, progress.seconds
+    say(f'{work} {_named(progress)} {progress.done / progress.total:.0%} ETA {_eta(progress)}')
+    log({'kind': 'block', 'step': ended[0], 'path': progress.block, 'work': work, **took, 'errors': _errors(progress)})
 
   def report(progress: driver.Progress) -> None:
-    name, share = progress.block or 'the head', progress.done / progress.total
-    eta = _duration(progress.seconds / progress.done * (progress.total - progress.done))
-    if before and before['block'] != name:
-      say(before['line'])
-    verb = 'restored' if progress.work == 'restored' else done
-    before.update(block=name, line=f'{verb} {name} {share:.0%} ETA {eta}')
-    say.bar(share, f'{progress.done}/{progress.total} {name} {progress.work} ETA {eta}')
+    if under_way and under_way[0].block != progress.block:
+      end()
+    under_way[:] = [progress]
+    say.bar(progress.done / progress.total,
+            f'{progress.done}/{progress.total} {_named(progress)} {progress.work} ETA {_eta(progress)}')
     if progress.done == progress.total:
-      say(before['line'])
+      end()
 
   return report
 
@@ -134,3 +144,23 @@ def finish(workdir, results: dict[str, Any], say: Printer) -> None:
 def _duration(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   return f'{minutes}m{seconds:02d}s' if minutes else f'{seconds}s'
+
+
+def _named(progress: driver.Progress) -> str:
+  return progress.block or 'the head'
+
+
+def _eta(progress: driver.Progress) -> str:
+  return _duration(progress.seconds / progress.done * (progress.total - progress.done))
+
+
+def _errors(progress: driver.Progress) -> dict[str, dict[str, float]]:
+  """The mean over a block's linears or sites of each error that a method recorded, by method: before and after."""
+  found: dict[str, dict[str, list[float]]] = {}
+  for methods in progress.decisions.values():
+    for method, entry in methods.items():
+      for field, value in entry.items():
+        if 'error' in field and isinstance(value, float):
+          found.setdefault(method, {}).setdefault(field, []).append(value)
+  return {method: {field: sum(values) / len(values) for field, values in fields.items()}
+          for method, fields in found.items()}

@@ -14,13 +14,11 @@ from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.calibration import memory
 from jaxquant.calibration import stores
-from jaxquant.data import text as text_lib
 from jaxquant.evaluation import precisions
 from jaxquant.interop import manifest
 from jaxquant.interop import source as source_lib
 from jaxquant.layers import sharding
 from jaxquant.models import staging
-from jaxquant.models import validate
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
@@ -28,6 +26,7 @@ from jaxquant.training import block_store
 from jaxquant.training import checkpoints
 from jaxquant.transforms import recipes
 from launch import agreement
+from launch import calibration
 from launch import config_flag
 from launch import mixed_precision
 from launch import model_flags
@@ -39,11 +38,9 @@ from launch import settings
 from launch import validation
 from launch import workdir as workdirs
 
-_CALIBRATION = flags.DEFINE_multi_string(
-    'calibration', [], 'Texts to calibrate on; the tokens that the model was trained on by default.')
+_CALIBRATION = calibration.define_texts()
 
 _AXES = {'inputs': -2, 'outputs': -1}
-_CALIBRATION_LENGTH = 2048  # tokens of a window at most, unless told otherwise
 
 
 def main() -> None:
@@ -56,12 +53,10 @@ def main() -> None:
     loaded, description = model.blocks(say.error)
     params, recipe, learned = prepare(loaded, model, config)
     say(description + (f'; {len(learned)} sites keep their learned ranges' if learned else ''))
-    tokenizer = model.tokenizer()
-    tokens = tokenizer.encode_documents(text_lib.read_documents(_CALIBRATION.value)) if _CALIBRATION.value else (
-        model.training_tokens())
-    texts = model_flags.texts(tokenizer)
-    length = config.calibration_length or min(model.length, _CALIBRATION_LENGTH)
-    batches = scoring.calibration_batches(tokens, config.calibration_windows, length, config.seed)
+    texts = model_flags.texts(model.tokenizer())
+    batches = calibration.batches(
+        calibration.tokens(_CALIBRATION.value, model), config.calibration_windows,
+        config.calibration_length or calibration.length(model), config.seed)
     run = _fingerprint(params, batches, [model.architecture, config.to_dict()])
     result, store = _calibrated(params, recipe, batches, model, config, workdir, run, say)
     workdir.write_decisions(result.decisions)
@@ -89,7 +84,7 @@ def prepare(params, model, config):
     ranges.
 
   Raises:
-    UserError: the tree is quantized already, or a grid does not fit a kernel.
+    UserError: the tree is quantized already, a grid does not fit a kernel, or ranges were learned for other bits.
   """
   tree = _abstract(params)
   if path := models.quantized_linear(tree):
@@ -105,6 +100,12 @@ def prepare(params, model, config):
       raise errors.UserError(f'config.clip_pattern {made.clip_pattern!r} matches no linear layer that is quantized')
     for path in linears:
       made.weight.check(trees.get(tree, path)['kernel'].shape, path)
+  for site in learned if mode == 'static' else ():
+    if (bits := getattr(trees.get(tree, site)['quantizer'], 'bits', None)) != config.activations:
+      raise errors.UserError(
+          f'config.activations is {config.activations}, but {site} of {model.path} ' + (
+              f'has learned its range for {bits} bits; 16 leaves activations clipped to it, without codes'
+              if bits else 'has a dynamic range'))
   if learned and mode != 'static':
     # What was learned stays as a clip: the model was trained with it.
     params = precisions.with_inputs(
@@ -152,9 +153,12 @@ def _calibrated(params, made, batches, model, config, workdir, identity, say):
   say(f'memory {needed}')
   agreement.agree(lambda: needed.check((jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')))
 
+  workdir.drop_records_after(0, model.variant, model.seed)
+  log = lambda record: workdir.log({'variant': model.variant, 'seed': model.seed, **record})
+
   def run(params, steps, folder, done):
     store = block_store.BlockStore(folder, identity, say.error)
-    return driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say, done)), store
+    return driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say, log, done)), store
 
   if asked is None:
     return run(params, runs[0][1], workdir.blocks, 'calibrated')
@@ -179,19 +183,16 @@ def _open(config):
   model = model_flags.model()
   if model.imported and model.methods:
     raise errors.UserError(f'{model.path} is quantized already, by {models.method(model.methods)}')
-  if _CALIBRATION.value:
-    text_lib.check_readable(_CALIBRATION.value)
-  elif model.imported:
-    raise errors.UserError(f'--calibration=FILE is needed: {model.path} does not hold what the model was trained on')
+  calibration.check(_CALIBRATION.value, model)
   if (config.calibration_length or 0) > model.decoder.max_length:
     raise errors.UserError(f'config.calibration_length {config.calibration_length} exceeds the model\'s '
                            f'{model.decoder.max_length}')
-  params, _, _ = prepare(validate.abstract_params(model.decoder), model, config)
+  params = jax.eval_shape(lambda tree: prepare(tree, model, config)[0], model.abstract())
   if (asked := budget(config)) is not None:
     asked.cheapest(params, staging.staged(model.decoder))
   return model, workdirs.Workdir(runtime.WORKDIR.value, {
       'name': f'{model.path.name} quantized', 'model': model.architecture, 'ptq': config.to_dict(),
-      'source': {'workdir': str(model.path), 'variant': model.variant, 'seed': model.seed},
+      'source': model_flags.source(model),
       'training': {'length': model.length}})
 
 
@@ -213,8 +214,8 @@ def _mode(config) -> str:
 
 def _provenance(model, config) -> dict:
   """JSON values: what was quantized, and how."""
-  return {'source': {'workdir': str(model.path), 'variant': model.variant, 'seed': model.seed}, 'ptq': config.to_dict(),
-          'calibration': list(_CALIBRATION.value)}
+  return {
+      'source': model_flags.source(model), 'ptq': config.to_dict(), 'calibration': list(_CALIBRATION.value)}
 
 
 def _save(workdir, model, result, made_from, say):

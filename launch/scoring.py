@@ -1,16 +1,13 @@
-"""What the launchers share around a score: calibration where no ranges were learned, and one record for each score."""
+"""What the launchers share around a score: what can run here, and one record for each score."""
 
 import math
 from typing import Any
 
 from absl import flags
 import jax
-import numpy as np
 
 import kernels
 from jaxquant import errors
-from jaxquant.calibration import driver
-from jaxquant.data import loader
 from jaxquant.data import tokenizers
 from jaxquant.evaluation import likelihood
 from jaxquant.evaluation import perplexity
@@ -19,11 +16,10 @@ from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
 from jaxquant.interop import directory
 from jaxquant.layers import sharding
-from jaxquant.models import staging
+from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
-from jaxquant.transforms import recipes
 from launch import corpora
 from launch import models
 from launch import progress
@@ -31,8 +27,6 @@ from launch import workdir
 
 # How codes meet codes (layers.linear).
 IMPLEMENTATIONS = ('simulated', 'xla', 'auto', 'mosaic_gpu')
-
-_CALIBRATION_WINDOWS = 64
 
 
 def define_implementation() -> flags.FlagHolder[str]:
@@ -54,24 +48,6 @@ def check_implementation(name: str, where: str) -> None:
       raise errors.UserError(f'{where} is {name!r}, which does not run here: {error}') from None
 
 
-def calibration_batches(tokens: np.ndarray, windows: int, length: int, seed: int) -> list:
-  """A sample of windows of `tokens` in batches of about 16, int32 [sequences, length] each."""
-  sample = loader.calibration_windows(tokens, count=windows, length=length, seed=seed)
-  mesh = sharding.data_mesh()
-  return [sharding.place_whole(mesh, batch) for batch in np.array_split(sample, max(1, len(sample) // 16))]
-
-
-def with_static_ranges(params: Any, model: models.Model) -> Any:
-  """The tree with learned ranges, or else with 4-bit ranges calibrated on the model's training tokens."""
-  if trees.inputs(params):
-    return params
-  tokens = model.training_tokens()
-  windows = min(_CALIBRATION_WINDOWS, len(tokens) // model.length)
-  batches = calibration_batches(tokens, windows, model.length, seed=0)
-  steps = recipes.Recipe(weight=None).steps(staging.model_sites(model.decoder))
-  return driver.run(params, staging.staged(model.decoder), steps, batches).params
-
-
 def check_weights(params: Any, weights: int, weight_pattern: str, group_size: int | None) -> None:
   """Raises `UserError` if a pattern matches no linear layer of a float tree, or a group size does not divide its inputs.
 
@@ -79,10 +55,12 @@ def check_weights(params: Any, weights: int, weight_pattern: str, group_size: in
     params: the tree, which may be abstract.
     weights, weight_pattern, group_size: as in `settings.ptq`.
   """
-  if not trees.matching(weight_pattern, trees.linears(params)):
-    raise errors.UserError(f'weight_pattern {weight_pattern!r} matches no linear layer')
-  jax.eval_shape(lambda tree: precisions.rewrite(
-      tree, precisions.Precision(weights), learned=False, weight_pattern=weight_pattern, group_size=group_size), params)
+  if not (linears := trees.matching(weight_pattern, trees.linears(params))):
+    raise errors.UserError(f'config.ptq.weight_pattern {weight_pattern!r} matches no linear layer')
+  if weights < 16:
+    grid = quantizers.WeightQuantizer(formats.IntFormat(weights), group_size=group_size)
+    for path in linears:
+      grid.check(trees.get(params, path)['kernel'].shape, path)
 
 
 def evaluate(

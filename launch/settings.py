@@ -89,7 +89,7 @@ def quantize() -> ml_collections.ConfigDict:
   # Or outputs: scales that each input channel has for itself, which exclude quantized activations.
   config.group_along = 'inputs'
   config.clip_pattern = r'.*'  # linears that clip_search clamps, out of those that are quantized
-  config.activations = 4  # bits; 16 leaves activations as they are
+  config.activations = 4  # bits, those of learned ranges if there are any; 16 leaves activations as they are, or clipped
   config.activation_mode = 'static'  # per tensor; or dynamic: per token
   config.activation_kind = 'uint'  # of dynamic codes: uint, int, or full_int, which is what others serve
   config.activation_group_size = config_dict.placeholder(int)  # features that share a dynamic scale; none: all

@@ -4,6 +4,8 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
+
 from jaxquant import errors
 from jaxquant.data import token_file
 from jaxquant.data import tokenizers
@@ -11,8 +13,12 @@ from jaxquant.interop import descriptions
 from jaxquant.interop import directory
 from jaxquant.interop import writing
 from jaxquant.models import config as model_config
+from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.training import checkpoints
+from jaxquant.training import qat
+from launch import quantization
+from launch import settings
 from launch import workdir
 
 
@@ -22,23 +28,27 @@ class Trained:
   Attributes:
     path: the workdir.
     variant, seed: which of its models.
+    step: which of its checkpoints; None is the newest that is undamaged.
     config: of the workdir, as JSON values.
     decoder: the architecture.
     length: tokens of the sequences that it was trained on.
+    quantized: whether `launch.quantize` made it.
+    quantization: how the comparison quantizes it: as its training did.
   """
 
   imported = False
 
-  def __init__(self, path: str, variant: str | None = None, seed: int | None = None):
+  def __init__(self, path: str, variant: str | None = None, seed: int | None = None, step: str = 'newest'):
     """Finds the model.
 
     Args:
       path: a workdir of `launch.train` or `launch.quantize`; it holds a `config.json`.
       variant: which of its variants; the last of `workdir.VARIANTS` that it holds by default.
       seed: which of its seeds; the smallest by default.
+      step: which of its checkpoints: `newest`, `best` (of the smallest validation loss), or a number.
 
     Raises:
-      UserError: the directory is no workdir, or lacks that variant or seed.
+      UserError: the directory is no workdir, or lacks that variant, seed or step.
     """
     self.path = pathlib.Path(path)
     self.config = workdir.read_json(self.path / 'config.json')
@@ -55,8 +65,11 @@ class Trained:
     try:
       self.length = int(self.config['training']['length'])
       self.decoder = model_config.TransformerConfig.from_dict(self.config['model'])
+      self.quantized = 'methods' in self.config['ptq']
+      self.quantization = quantization.Quantization.of(settings.train() if self.quantized else self.config)
     except (KeyError, TypeError, ValueError) as error:
       raise errors.UserError(f'{path}/config.json does not describe a model: {error}') from error
+    self.step = self._step(step)
 
   @property
   def architecture(self) -> dict[str, Any]:
@@ -74,10 +87,18 @@ class Trained:
     return workdir.checkpoint_directory(self.path, self.variant, self.seed)
 
   def load(self, report=None) -> tuple[dict, str]:
-    """(the tree of the newest undamaged checkpoint, which fits the model; a description); raises `CheckpointError`."""
-    restored = checkpoints.load_params(self.checkpoints, report=report)
+    """(the tree of the checkpoint, which fits the model; a description); raises `CheckpointError`."""
+    restored = checkpoints.load_params(self.checkpoints, self.step, report=report)
     validate.validate(restored.state['params'], self.decoder)
     return restored.state['params'], f'{self.path} {self.variant} seed {self.seed} step {restored.step}'
+
+  def abstract(self) -> dict:
+    """The tree as shapes: what its configuration says of it, before it is loaded; without codes."""
+    tree = validate.abstract_params(self.decoder)
+    if self.quantized or self.variant not in workdir.QUANTIZED:
+      return tree
+    names = tuple(site.name for site in staging.model_sites(self.decoder))
+    return jax.eval_shape(lambda params: qat.prepare(params, qat.QATConfig(**self.config['qat']), names), tree)
 
   # A checkpoint is restored as a whole.
   blocks = load
@@ -115,3 +136,18 @@ class Trained:
   def training_tokens(self):
     """The tokens that it was trained on, [tokens]."""
     return token_file.load(self.path / 'tokens' / 'train.npy').tokens
+
+  def _step(self, asked: str) -> int | None:
+    if asked == 'newest':
+      return None
+    # launch.comparison chooses by this metric which checkpoints it keeps.
+    saved = checkpoints.Checkpoints(self.checkpoints, best_metric='cross_entropy', read_only=True)
+    if asked == 'best':
+      if (best := saved.best_step()) is None:
+        raise errors.UserError(f'--step=best: no checkpoint in {self.checkpoints} has a validation loss')
+      return best
+    if not asked.isdecimal():
+      raise errors.UserError(f'--step={asked}: there are newest, best, and the numbers of the steps that are kept')
+    if int(asked) not in (steps := saved.all_steps()):
+      raise errors.UserError(f'--step={asked}: {self.checkpoints} has only {", ".join(map(str, steps)) or "none"}')
+    return int(asked)

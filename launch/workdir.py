@@ -1,7 +1,7 @@
 """The files a run leaves in its workdir. Process 0 alone writes them.
 
   config.json      the resolved configuration
-  metrics.jsonl    one record a line (jaxquant.report)
+  metrics.jsonl    one record a line (jaxquant.report), of a training or a quantization
   results.json     evaluations, histograms, runs, environment
   decisions.json   what calibration measured and decided, by path of the linear or site and by method
   report.html      the report
@@ -29,6 +29,7 @@ ORIGIN, DECISIONS = 'origin', 'decisions.json'
 # The files and folders that are the model itself.
 MODEL = ('checkpoints', ORIGIN, 'tokenizer.json')
 VARIANTS = ('baseline', 'qat', 'kurtosis', 'both')
+QUANTIZED = ('qat', 'both')  # those of them that are trained with quantizers
 
 # What a run has to show for itself; before the first of them exists, a mended configuration may take its place.
 _WORK = ('metrics.jsonl', 'checkpoints', 'results.json', 'blocks')
@@ -70,11 +71,11 @@ class Workdir:
     write_json(previous, config)
 
   def log(self, record: dict[str, Any]) -> None:
-    """Appends a record to `metrics.jsonl`."""
+    """Appends a record to `metrics.jsonl`, null for what is no finite number."""
     if self.writes:
       path = self.path / 'metrics.jsonl'
       with _naming_failures(path), open(path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(record) + '\n')
+        file.write(json.dumps(_finite(record), allow_nan=False) + '\n')
 
   def drop_records_after(self, step: int, variant: str, seed: int) -> None:
     """Removes the records that a run will write again, and an unfinished last line.
@@ -138,8 +139,11 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new one; raises `UserError` if that fails."""
-  write_text(path, json.dumps(value, indent=1) + '\n')
+  """Writes JSON so that a reader sees the old file or the new one; raises `UserError` if that fails.
+
+  What is no finite number becomes null, since JSON has no name for it.
+  """
+  write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + '\n')
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -159,6 +163,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise errors.UserError(f'{path} holds no JSON object')
   return value
+
+
+def _finite(value: Any) -> Any:
+  """JSON values with None in place of NaN and infinities."""
+  return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ class Progress(NamedTuple):
     work: names that were rewritten, or 'restored' for a block that an earlier run had finished.
     done, total: units done and to do.
     seconds: since the start.
+    decisions: of the block (of all blocks of a window) so far, as in `Result`, by path.
   """
 
   block: str
@@ -54,6 +55,7 @@ class Progress(NamedTuple):
   done: int
   total: int
   seconds: float
+  decisions: dict[str, dict]
 
 
 def run(
@@ -118,7 +120,7 @@ class _Run:
     if any(entry is None for entry in found.values()):
       return None
     if units := sum(len(plan[path]) for plan in self.plans for path in found):
-      self._report(blocks[0][0], 'restored', units)
+      self._report(blocks, 'restored', {path: entry[1] for path, entry in found.items()}, units)
     return {path: entry[0] for path, entry in found.items()}, {path: entry[1] for path, entry in found.items()}
 
   def _rewritten(self, blocks, before):
@@ -141,7 +143,7 @@ class _Run:
         current[path], record = self._apply(
             plans.transform(factory, claim), block, current[path], before[path], step.stream, streams, path)
         decisions[path] = recorded(decisions[path], plans.method(factory), record)
-        self._report(path, ', '.join(claim.names))
+        self._report(blocks[i:i + 1], ', '.join(claim.names), decisions)
       if i + 1 < len(blocks):
         _advance(block, {'float': before[path], 'quantized': current[path]}, streams)
 
@@ -187,11 +189,12 @@ class _Run:
       for (path, _), subtree, record in zip(blocks, learned, records, strict=True):
         current[path], decisions[path] = subtree, recorded(decisions[path], plans.method(factory), record)
       names = (_join(path, name) for path, claim in owned.items() for name in claim.names)
-      self._report(blocks[0][0], ', '.join(names), len(owned))
+      self._report(blocks, ', '.join(names), decisions, len(owned))
 
-  def _report(self, block, work, units=1):
+  def _report(self, blocks, work, decisions, units=1):
     self.done += units
-    self.report(Progress(block, work, self.done, self.total, time.monotonic() - self.started))
+    made = {_join(path, name): entry for path, _ in blocks for name, entry in decisions[path].items()}
+    self.report(Progress(blocks[0][0], work, self.done, self.total, time.monotonic() - self.started, made))
 
 
 def merged(first: dict, second: dict) -> dict:

@@ -54,11 +54,8 @@ class Tokenizer:
     Raises:
       errors.UserError: `vocab_size` leaves no room for a merge, or the documents hold nothing to merge.
     """
+    check_vocab_size(vocab_size)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size <= len(alphabet) + 1:
-      raise errors.UserError(
-          f'A vocabulary of {vocab_size} tokens is too small: the bytes and {text_lib.END_OF_TEXT} alone take '
-          f'{len(alphabet) + 1}.')
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -207,6 +204,13 @@ class Tokenizer:
     whole, left, right = (
         self.backend.encode(part, add_special_tokens=False).ids for part in (left + right, left, right))
     return whole == left + right
+
+
+def check_vocab_size(vocab_size: int) -> None:
+  """Raises `UserError` for a vocabulary that has no room for what `Tokenizer.train` begins with, and a merge."""
+  if vocab_size <= (start := len(tokenizers.pre_tokenizers.ByteLevel.alphabet()) + 1):
+    raise errors.UserError(f'A vocabulary of {vocab_size} tokens is too small: the bytes and {text_lib.END_OF_TEXT} '
+                           f'alone take {start}.')
 
 
 def _pieces(text: str, separable: Callable[[str, str], bool]) -> Iterator[str]:

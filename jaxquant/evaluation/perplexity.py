@@ -41,9 +41,9 @@ class Score(NamedTuple):
 
   @property
   def perplexity(self) -> float:
-    """exp of the mean negative log likelihood; infinity where that overflows."""
+    """exp of the mean negative log likelihood; infinity where that overflows, NaN of NaN."""
     mean = self.nats / self.predicted
-    return math.exp(mean) if mean < 700 else math.inf
+    return math.inf if mean >= 700 else math.exp(mean)
 
   @property
   def bits_per_byte(self) -> float:

@@ -5,6 +5,8 @@ So where ranges were learned, activations of 16 bits are clipped to them and not
 from the clipped activation. Ranges calibrated after training leave 16-bit and dynamic activations alone.
 """
 
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from jaxquant.numerics import trees
 from jaxquant.transforms import round_to_nearest
 
 MODES = ('none', 'static', 'dynamic')
+
+_NAME = re.compile('W([2-8]|16)A(?:(16)|([2-8]) (static|dynamic))')
 
 
 class Precision(NamedTuple):
@@ -45,34 +49,43 @@ def standard(weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:
       Precision(weights, activations, 'static'), Precision(weights, activations, 'dynamic'))
 
 
-def named(names, weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:
-  """The standard precisions called `names`, all of them for none; raises `UserError` for a name that is none."""
-  known = {precision.name: precision for precision in standard(weights, activations)}
-  if unknown := [name for name in names if name not in known]:
-    raise errors.UserError(f'unknown precision {unknown[0]!r}; there are {", ".join(known)}')
-  return tuple(known[name] for name in names or known)
+def parse(name: str) -> Precision:
+  """The precision called `name`, as `Precision.name` has it; raises `UserError` for a name that is none."""
+  if not (match := _NAME.fullmatch(name)):
+    raise errors.UserError(f'unknown precision {name!r}; there are W16A16, W4A16, W16A8 static, W4A4 dynamic and the '
+                           'like, with 2 to 8 bits')
+  weights, _, activations, mode = match.groups()
+  return Precision(int(weights), int(activations or 16), mode or 'none')
+
+
+def named(names: Sequence[str], weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:
+  """The precisions called `names` (`parse`), each once; the standard ones for none."""
+  return tuple(dict.fromkeys(map(parse, names))) or standard(weights, activations)
 
 
 def rewrite(
     params: Any, precision: Precision, *, learned: bool, weight_pattern: str = r'layers/.*',
-    group_size: int | None = None) -> Any:
+    group_size: int | None = None, sites: Sequence[str] = ()) -> Any:
   """The tree of `params` at `precision`.
 
   Args:
     params: a float tree whose quantized sites hold static quantizers, learned or calibrated; which sites are
-      quantized, at any precision, is read from it.
+      quantized, at any precision, is read from it. Without any it is given dynamic ranges at `sites`.
     precision: the target. The static ranges must be of its activation bits.
     learned: whether the ranges were learned in training.
     weight_pattern: linears to round, to symmetric codes, a regular expression on the whole path.
     group_size: inputs that share a weight scale; None: one per output channel.
+    sites: names of sites.
 
   Returns:
     A tree for `models.decoder`.
 
   Raises:
     UserError: no site is quantized, or a static range is missing or of other bits.
+    NonFiniteError: weights or ranges are not finite, by path.
   """
-  sites = trees.inputs(params)
+  trees.check_finite(params)
+  sites = trees.inputs(params) or (sites if precision.mode == 'dynamic' else ())
   if precision.mode != 'none' and not sites:
     raise errors.UserError(f'{precision.mode} activations need calibrated or learned ranges, and the tree has none')
   for site in sites if precision.mode == 'static' else ():

@@ -31,6 +31,8 @@ Files and fields may be missing; the page then lacks that part. A number may be 
               outlier_channels (count); on steps spaced evenly in their logarithm
   weight      path, kurtosis, absolute_maximum
   range       path, low, high (the learned clip range)
+  block       path of a block that a quantization finished ('' for what follows the layers), work (what was done, or
+              'restored'), seconds, errors ({method: {field: mean over the block}}); steps count blocks
 
 `results.json` is one object:
 

@@ -53,7 +53,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 def render(run: records.Run) -> str:
   """The page of a run as HTML."""
   colors = {variant: index for index, variant in enumerate(records.variants(run))}
-  notes = [*run.notes, *_divergences(run)]
+  notes = [*run.notes, *_divergences(run), *_failures(run)]
   body = ''.join((
       _precision(run),
       sections.training(run, colors),
@@ -83,8 +83,9 @@ def render(run: records.Run) -> str:
 def _summary(run: records.Run) -> str:
   """One paragraph: what ran, on what, for how long, and what quantization costs the least and the most."""
   names, finished = records.variants(run), records.entries(run.results, 'runs')
+  trained = [record for record in run.metrics if record['kind'] == 'train']
   seeds = {record.get('seed', 0) for record in [*finished, *run.metrics]}
-  steps = _largest(record.get('steps', record.get('step')) for record in [*finished, *run.metrics])
+  steps = _largest(record.get('steps', record.get('step')) for record in [*finished, *trained])
   text = []
   if names:
     text.append(f'{len(names)} variant{"s" * (len(names) > 1)} ({", ".join(names)})')
@@ -110,16 +111,16 @@ def _largest(values: Iterable[Any]) -> float:
 
 
 def _findings(run: records.Run) -> Iterator[str]:
-  """For each dataset what W4A4 static costs the variants that bear it best and worst."""
+  """For each dataset what static codes cost the variants that bear them best and worst."""
   evaluations = records.entries(run.results, 'evaluations')
   for dataset in tables.datasets(evaluations):
-    rows = tables.precision_table(evaluations, dataset).rows
-    rows = [row for row in rows if tables.TARGET in row.ratios and not math.isnan(row.ratios[tables.TARGET].mean)]
-    rows.sort(key=lambda row: row.ratios[tables.TARGET].mean)
-    costs = [f'{tables.format_number(row.ratios[tables.TARGET].mean)} ({row.label})' for row in rows]
+    table = tables.precision_table(evaluations, dataset)
+    found = [(row.ratios[table.target].mean, row.label) for row in table.rows if table.target in row.ratios]
+    found = sorted((cost for cost in found if not math.isnan(cost[0])), key=lambda cost: cost[0])
+    costs = [f'{tables.format_number(cost)} ({label})' for cost, label in found]
     if costs:
       span = ' to '.join(dict.fromkeys([costs[0], costs[-1]]))
-      yield f'On {dataset or "the evaluation data"}, {tables.TARGET} multiplies the perplexity by {span}.'
+      yield f'On {dataset or "the evaluation data"}, {table.target} multiplies the perplexity by {span}.'
 
 
 def _highlights(config: Mapping[str, Any]) -> str:
@@ -150,6 +151,15 @@ def _divergences(run: records.Run) -> Iterator[str]:
         yield f'The {field.replace("_", " ")} of {variant}, seed {seed}, is not finite from step {broken[0]:,.0f}.'
     if found:
       return
+
+
+def _failures(run: records.Run) -> Iterator[str]:
+  """One line for each evaluation that came to no finite number, of its first metric that did not."""
+  for entry in records.entries(run.results, 'evaluations'):
+    measured = [metric for metric in tables.METRICS if metric in entry]
+    if broken := [metric for metric in measured if not math.isfinite(records.number(entry[metric]))]:
+      yield (f'The {broken[0].replace("_", " ")} of {records.variant(entry)}, seed {entry.get("seed", 0)}, at '
+             f'{tables.precision(entry)} on {entry.get("dataset") or "the evaluation data"} is not finite.')
 
 
 def _precision(run: records.Run) -> str:

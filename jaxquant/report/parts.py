@@ -74,12 +74,12 @@ def precision_table(found: tables.Table) -> str:
   best = {column: better((row.cells[column].mean for row in found.rows if column in row.cells), default=math.nan)
           for column in found.columns} if len(found.rows) > 1 else {}
   headers = ''.join(f'<th>{html.escape(column)}</th>' for column in found.columns)
-  if tables.has_ratio(found):
-    headers += f'<th>{html.escape(tables.RATIO)}</th>'
+  if found.target:
+    headers += f'<th>{html.escape(found.ratio_label)}</th>'
   lines = []
   for row in found.rows:
     cells = ''
-    for column, cell in zip([*found.columns, tables.RATIO], tables.row_cells(found, row)):
+    for column, cell in zip([*found.columns, found.ratio_label], tables.row_cells(found, row)):
       shade = _shade(row.ratios.get(column), found.more_is_better)
       style = f' style="background:rgb(var(--heat)/{shade:.2f})"' if shade else ''
       mean, *rest = html.escape(tables.format_cell(cell, found.seeds, '\n')).split('\n')

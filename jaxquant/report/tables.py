@@ -13,11 +13,10 @@ from jaxquant.report import records
 # Metrics that have tables, and whether more of them is better.
 METRICS = {'perplexity': False, 'accuracy': True, 'normalized_accuracy': True, 'bits_per_byte': False}
 FULL_PRECISION = 'W16A16'
-TARGET = 'W4A4 static'
-RATIO = f'{TARGET} / own {FULL_PRECISION}'
 MISSING = '–'
 
-_ORDER = (FULL_PRECISION, 'W16A4 static', 'W4A16', TARGET, 'W4A4 dynamic')
+_LABEL = re.compile(r'W(?P<weights>.*?)A(?P<activations>\S*) ?(?P<mode>.*)', re.DOTALL)
+_MODES = ('', 'static', 'dynamic')
 _PLAIN_METHODS = ('none', 'rtn')
 _DIGITS = 4
 
@@ -43,7 +42,11 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-  """A precision table of one dataset and one metric; `columns` are labels such as 'W4A4 static'."""
+  """A precision table of one dataset and one metric.
+
+  `columns` are labels such as 'W4A4 static': more bits of weights come first, then more bits of activations, and static
+  ranges before dynamic ones.
+  """
 
   dataset: str
   metric: str
@@ -54,6 +57,18 @@ class Table(NamedTuple):
   def more_is_better(self) -> bool:
     """Whether the larger value is the better one."""
     return METRICS[self.metric]
+
+  @property
+  def target(self) -> str | None:
+    """The column whose cost the table tells: static codes of the fewest bits for weights and activations both."""
+    both = [column for column in self.columns if _mode(column) == 'static' and max(_bits(column)) < 16]
+    measured = [column for column in both if any(column in row.ratios for row in self.rows)]
+    return measured[-1] if measured else None
+
+  @property
+  def ratio_label(self) -> str:
+    """The header of the column of ratios, if there is a `target`."""
+    return f'{self.target} / own {FULL_PRECISION}'
 
   @property
   def seeds(self) -> int:
@@ -153,8 +168,8 @@ def format_text(table: Table, width: int = 100) -> str:
     Lines joined by newlines: a caption, the header, a rule, and one or more lines a row.
   """
   headers = [[''], *([column] for column in table.columns)]
-  if has_ratio(table):
-    headers.append(re.split(r' (?=/)', RATIO))
+  if table.target:
+    headers.append(re.split(r' (?=/)', table.ratio_label))
   for separator in (' ', '\n'):
     body = [[[row.label]] + [
         format_cell(cell, table.seeds, separator).split('\n') for cell in row_cells(table, row)
@@ -166,14 +181,10 @@ def format_text(table: Table, width: int = 100) -> str:
   return '\n'.join([caption(table), *_lines(headers, widths), rule, *sum((_lines(row, widths) for row in body), [])])
 
 
-def has_ratio(table: Table) -> bool:
-  """Whether any row was evaluated both at W4A4 static and at W16A16."""
-  return any(TARGET in row.ratios for row in table.rows)
-
-
 def row_cells(table: Table, row: Row) -> list[Cell | None]:
   """The cells of a row by column, the ratio last if the table has one; None where nothing was evaluated."""
-  return [row.cells.get(column) for column in table.columns] + ([row.ratios.get(TARGET)] if has_ratio(table) else [])
+  cells = [row.cells.get(column) for column in table.columns]
+  return [*cells, row.ratios.get(table.target)] if table.target else cells
 
 
 def _dataset(evaluation: Mapping[str, Any]) -> str:
@@ -184,8 +195,19 @@ def _ratio(value: float, reference: float) -> float:
   return value / reference if reference else math.nan
 
 
-def _column_order(column: str) -> tuple[int, str]:
-  return _ORDER.index(column) if column in _ORDER else len(_ORDER), column
+def _bits(column: str) -> tuple[float, float]:
+  """Bits of weights and of activations."""
+  match = _LABEL.fullmatch(column)
+  return records.number(match['weights']), records.number(match['activations'])
+
+
+def _mode(column: str) -> str:
+  return _LABEL.fullmatch(column)['mode']
+
+
+def _column_order(column: str) -> tuple:
+  weights, activations = _bits(column)
+  return -weights, -activations, _MODES.index(_mode(column)) if _mode(column) in _MODES else len(_MODES), column
 
 
 def _cells(columns: Mapping[str, Mapping[Any, float]]) -> dict[str, Cell]:

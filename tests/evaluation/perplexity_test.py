@@ -92,6 +92,10 @@ class ScoreTest(parameterized.TestCase):
   def test_perplexity_beyond_floats_is_infinite(self):
     self.assertEqual(perplexity.Score(1e4, 5, 6, 8).perplexity, math.inf)
 
+  def test_likelihood_that_is_no_number_gives_none(self):
+    score = perplexity.Score(math.nan, 5, 6, 8)
+    self.assertTrue(math.isnan(score.perplexity) and math.isnan(score.bits_per_byte))
+
   @parameterized.parameters(('llama', 8, 5 * 7 + 2), ('opt', 8, 5 * 7 + 2), ('llama', 2, 21), ('opt', 16, 2 * 15 + 10))
   def test_likelihood_is_that_of_the_definition(self, style, length, predicted):
     score = _score(style=style, length=length)

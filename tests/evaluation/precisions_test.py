@@ -50,8 +50,16 @@ class PrecisionsTest(parameterized.TestCase):
     self.assertEqual(precisions.named([]), precisions.standard())
     chosen = precisions.named(['W4A4 dynamic', 'W16A16'])
     self.assertEqual(chosen, (precisions.Precision(4, 4, 'dynamic'), precisions.Precision()))
-    with self.assertRaisesRegex(errors.UserError, "unknown precision 'W4A8'; there are W16A16, W16A4 static, W4A16, "):
-      precisions.named(['W16A16', 'W4A8'])
+
+  @parameterized.product(weights=[2, 8, 16], activations=[2, 8, 16], mode=['static', 'dynamic'])
+  def test_every_precision_is_found_by_its_name(self, weights, activations, mode):
+    precision = precisions.Precision(weights, activations, mode if activations < 16 else 'none')
+    self.assertEqual(precisions.parse(precision.name), precision)
+
+  @parameterized.parameters('W4A8', 'W16A16 static', 'W9A16', 'W4A1 dynamic', 'W4A4 lazy', 'A4W4', '')
+  def test_what_is_no_precision_is_refused(self, name):
+    with self.assertRaisesRegex(errors.UserError, f"unknown precision '{name}'; there are W16A16, W4A16, "):
+      precisions.named(['W16A16', name])
 
 
 class RewriteTest(parameterized.TestCase):
@@ -113,6 +121,10 @@ class RewriteTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'layers/0/.*: group size 5 does not divide'):
       precisions.rewrite(_tree(), precisions.Precision(3, 16), learned=False, group_size=5)
 
+  def test_dynamic_ranges_need_no_others(self):
+    _assert_same(precisions.rewrite(networks.params('opt'), _STANDARD['W4A4 dynamic'], learned=False, sites=_SITES),
+                 precisions.rewrite(_tree(), _STANDARD['W4A4 dynamic'], learned=False))
+
   @parameterized.parameters('static', 'dynamic')
   def test_quantized_activations_without_a_quantized_site_are_refused(self, mode):
     with self.assertRaisesRegex(errors.UserError, f'^{mode} activations need calibrated or learned ranges'):
@@ -124,6 +136,12 @@ class RewriteTest(parameterized.TestCase):
     tree = trees.put(_tree(), f'{_SITES[2]}/quantizer', quantizers.DynamicQuantizer(formats.parse('uint4')))
     with self.assertRaisesRegex(errors.UserError, f'{_SITES[2]}: there is no static range of 4 bits'):
       precisions.rewrite(tree, precisions.Precision(4, 4, 'static'), learned=False)
+
+  @parameterized.parameters(*_STANDARD)
+  def test_weights_that_are_not_finite_are_refused_by_path(self, name):
+    tree = trees.put(_tree(), f'{_BLOCKS[1]}/kernel', trees.get(_tree(), _BLOCKS[1])['kernel'].at[0, 1].set(jnp.nan))
+    with self.assertRaisesRegex(errors.NonFiniteError, f'^non-finite values in {_BLOCKS[1]}/kernel$'):
+      precisions.rewrite(tree, _STANDARD[name], learned=False)
 
 
 if __name__ == '__main__':

@@ -100,6 +100,14 @@ class BadInputTest(parameterized.TestCase):
       ('unnamed_validation', ['{config}', '--config.data.validation.text='], ['config.data.validation.text']),
       ('blank_validation', ['{config}', '--config.data.validation.text={folder}/blank.txt'], ['blank.txt', 'no text']),
       ('one_letter', ['{config}', '--config.data.validation.text={folder}/letter.txt'], ['letter.txt', 'token']),
+      ('small_vocabulary', ['{config}', '--config.model.vocabulary=200'], [
+          'config.model.vocabulary', '200 tokens is too small']),
+      ('nothing_to_merge', ['{config}', '--config.data.train={folder}/letter.txt'], [
+          'config.data.train', 'nothing to train a tokenizer on']),
+      ('unknown_precision', ['{config}', '--config.evaluation.precisions=W4'], [
+          "config.evaluation.precisions: unknown precision 'W4'"]),
+      ('precision_of_other_bits', ['{config}', "--config.evaluation.precisions=('W4A8 static',)"], [
+          "config.evaluation.precisions: 'W4A8 static'", 'config.qat.bits, 4']),
       ('few_windows', ['{config}', '--config.ptq.calibration_windows=9999'], ['config.ptq.calibration_windows']),
       ('no_tokenizer', ['{config}', '--config.data.tokenizer={folder}/empty.txt'], ['empty.txt', 'tokenizer']),
       ('group_size', ['{config}', '--config.ptq.group_size=24'], ['layers/0', 'group size 24 does not divide 32']),
@@ -145,6 +153,19 @@ class BadInputTest(parameterized.TestCase):
           '--length=33', '32']),
       ('no_batch', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--batch_size=0'], [
           '--batch_size=0']),
+      ('step', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--step=7'], ['--step=7', 'only 8, 12']),
+      ('no_step', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--step=last'], [
+          '--step=last', 'newest, best']),
+      ('precision', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--precisions=W4A16,W4A4'], [
+          "--precisions: unknown precision 'W4A4'"]),
+      ('learned_bits', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--precisions=W8A8 static'], [
+          "--precisions: 'W8A8 static'", 'has learned, 4']),
+      ('needless_calibration', 'evaluate', [
+          '--model={trained}', '--text={folder}/short.txt', '--calibration={folder}/short.txt'], [
+              '--calibration', 'has learned']),
+      ('short_calibration', 'evaluate', [
+          '--model={trained}', '--variant=baseline', '--text={folder}/short.txt', '--calibration={folder}/letter.txt'], [
+              '--calibration={folder}/letter.txt: 2 tokens are no window of 16']),
       ('other_device', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--implementation=mosaic_gpu'], [
           "--implementation is 'mosaic_gpu'", 'this is cpu']),
       ('no_config', 'quantize', ['--model={trained}'], ['--config=FILE']),
@@ -152,6 +173,8 @@ class BadInputTest(parameterized.TestCase):
       ('training_config', 'quantize', ['{config}', '--model={trained}'], ['is no setting']),
       ('group_size', 'quantize', [_PTQ, '--model={trained}', '--config.group_size=24'], [
           'layers/0', 'group size 24 does not divide 32']),
+      ('learned_activations', 'quantize', [_PTQ, '--model={trained}', '--config.activations=8'], [
+          'config.activations is 8', 'layers/0', 'has learned its range for 4 bits']),
       ('pattern', 'quantize', [_PTQ, '--model={trained}', '--config.weight_pattern=blocks'], ["'blocks'"]),
       ('clip_pattern', 'quantize', [
           '--config=configs/ptq/awq_w4a16_g128.py', '--model={trained}', '--config.group_size=16',
@@ -184,7 +207,7 @@ class BadInputTest(parameterized.TestCase):
     trained = launching.trained()
     before = _digest(trained)
     flags = self._format([flag.replace('{trained}', str(trained)) for flag in flags])
-    self.assert_refused(launching.run(launcher, *flags), *words)
+    self.assert_refused(launching.run(launcher, *flags), *(word.format(folder=self.folder) for word in words))
     self.assertEqual(_digest(trained), before)
 
   def test_model_of_another_size_is_no_start_for_training(self):

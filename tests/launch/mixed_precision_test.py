@@ -15,10 +15,10 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import grids
+from launch import calibration
 from launch import mixed_precision
 from launch import models
 from launch import quantize
-from launch import scoring
 from tests import launching
 from tests import networks
 
@@ -101,7 +101,7 @@ class MixedPrecisionTest(absltest.TestCase):
     config.update(methods=('awq', 'gptq'), **_OPTIONS)
     asked, stages = quantize.budget(config), staging.staged(model.decoder)
     folds = quantize.recipe(config, None).folds(staging.model_sites(model.decoder))
-    batches = scoring.calibration_batches(model.training_tokens(), 8, model.length, seed=0)
+    batches = calibration.batches(model.training_tokens(), 8, model.length, seed=0)
     params, _ = model.load()
     measured = lambda steps: driver.run(params, stages, [*steps, *asked.steps()], batches).decisions
     folded, unfolded, found = measured(folds), measured([]), _decisions(self.straight)

@@ -5,6 +5,7 @@ import shutil
 import signal
 
 from absl.testing import absltest
+import numpy as np
 
 from tests import launching
 
@@ -31,8 +32,15 @@ class QuantizationTest(absltest.TestCase):
     super().setUp()
     self.workdir = launching.folder() / self.id()
 
+  def blocks(self, workdir):
+    """The records of blocks."""
+    return launching.records(workdir, 'block')
+
   def assert_as_straight(self):
-    """Codes, scales, decisions and evaluations are those of the straight run, and only they are left."""
+    """Codes, scales, decisions and evaluations are those of the straight run, and only they are left. A record stands for every block."""
+    told = [[(record['path'], record['errors']) for record in self.blocks(workdir)]
+            for workdir in (self.workdir, self.straight)]
+    self.assertEqual(*told)
     self.assertEqual(launching.checksums(self.workdir, 0), launching.checksums(self.straight, 0))
     self.assertEqual(launching.evaluations(self.workdir), launching.evaluations(self.straight))
     self.assertEqual(*((workdir / 'decisions.json').read_bytes() for workdir in (self.workdir, self.straight)))
@@ -44,6 +52,21 @@ class QuantizationTest(absltest.TestCase):
         *(f'calibrated layers/{i} {share}' for i, share in enumerate(('22%', '44%', '67%', '89%'))),
         'calibrated the head 100%'])
     self.assertFalse((self.straight / 'blocks').exists())
+
+  def test_every_block_leaves_a_record_of_its_time_and_errors(self):
+    records = self.blocks(self.straight)
+    self.assertEqual([record['step'] for record in records], [1, 2, 3, 4, 5])
+    self.assertEqual([record['path'] for record in records], [*(f'layers/{i}' for i in range(_LAYERS)), ''])
+    decisions = json.loads((self.straight / 'decisions.json').read_text())
+    for record in records:
+      self.assertEqual(record['work'], 'calibrated')
+      self.assertGreater(record['seconds'], 0)
+      inside = f'{record["path"]}/' if record['path'] else 'head'
+      made = [entry['round_to_nearest']['relative_error'] for path, entry in decisions.items()
+              if path.startswith(inside) and 'round_to_nearest' in entry]
+      self.assertLen(made, 7 if record['path'] else 1)
+      self.assertAlmostEqual(record['errors']['round_to_nearest']['relative_error'], np.mean(made))
+    self.assertNotIn('trained for', (self.straight / 'report.html').read_text())
 
   def test_memory_is_estimated_before_the_first_block(self):
     memory, calibration = (self.output.index(word) for word in ('\nmemory at least ', '\ncalibrated '))
@@ -64,6 +87,8 @@ class QuantizationTest(absltest.TestCase):
     launch.send(signal.SIGKILL)
     self.assertEqual(launch.finish().code, -signal.SIGKILL)
     self.assertFalse((self.workdir / 'results.json').exists())
+    with (self.workdir / 'metrics.jsonl').open('a') as file:
+      file.write('{"kind": "blo')  # as a kill may leave it
     damaged = self.workdir.with_name(self.workdir.name + '_damaged')
     shutil.copytree(self.workdir, damaged)
 
@@ -73,6 +98,9 @@ class QuantizationTest(absltest.TestCase):
     self.assertIn('\nrestored layers/1 44% ETA ', finished.output)
     self.assertIn('\ncalibrated the head 100% ETA 0s\n', finished.output)
     self.assert_as_straight()
+    restored = [record for record in self.blocks(self.workdir) if record['work'] == 'restored']
+    self.assertEqual([record['path'] for record in restored][:2], ['layers/0', 'layers/1'])
+    self.assertNotIn('seconds', restored[0])
 
     self.workdir = damaged
     for file in (damaged / 'blocks' / 'layers.0').glob('0/params/d/*'):

@@ -102,6 +102,13 @@ class RunsTest(absltest.TestCase):
     np.testing.assert_allclose([float(shown[1]), float(shown[2])], [mean, deviation], rtol=0, atol=0.051)
     self.assertIn(f'<td>{shown[1]} <small>± {shown[2]}</small></td>', (self.workdir / 'report.html').read_text())
 
+  def test_a_text_too_small_for_the_vocabulary_is_told_in_one_line(self):
+    finished = launching.run('train', launching.config(), f'--workdir={self.workdir}', '--config.training.steps=1',
+                             '--config.model.vocabulary=30000')
+    self.assertEqual(finished.code, 0, finished)
+    self.assertRegex(finished.error, r'\Aconfig\.data\.train is too small a text for the 30000 tokens of '
+                     r'config\.model\.vocabulary: its tokenizer has \d+\n\Z')
+
   def test_microbatches_change_no_loss(self):
     self.train('--config.training.microbatches=2')
     whole, parts = (launching.records(workdir, 'train') for workdir in (launching.trained(), self.workdir))

@@ -321,6 +321,20 @@ class PageTest(parameterized.TestCase):
     self.assertIn(f'The loss of both, seed 0, is not finite from step {first}.', notes)
     self.assertIn('The before histogram of layers/0/attention/q (both) is left out', notes)
 
+  @parameterized.parameters(None, math.nan, math.inf)
+  def test_an_evaluation_that_is_not_finite_is_shown_as_such(self, value):
+    folder = self._folder(variants=('baseline',), seeds=1)
+    def change(results):
+      results['evaluations'] = [
+          {'variant': 'baseline', 'seed': 2, 'weights': 4, 'activations': 4, 'activation_mode': 'static',
+           'dataset': 'expo', 'perplexity': value, 'bits_per_byte': value}]
+    self._edit(folder, 'results.json', change)
+    page = self._page(folder)
+    notes = re.search(r'<ul class=notes>.*?</ul>', page).group()
+    self.assertIn('<li>The perplexity of baseline, seed 2, at W4A4 static on expo is not finite.</li>', notes)
+    table = re.search(r'<table class="precision">.*?</table>', page, re.DOTALL).group()
+    self.assertIn('<td>inf</td>' if value == math.inf else '<td>n/a</td>', table)
+
   def test_the_worst_sites_come_from_the_end_or_from_the_summary(self):
     folder = self._folder(variants=('both',), seeds=1)
     site = {'variant': 'both', 'seed': 0, 'site': 'layers/0/one', 'reads_residual': True, 'peak_ratio': 77.5}

@@ -33,12 +33,25 @@ class PrecisionTableTest(parameterized.TestCase):
     evaluation = {'weights': weights, 'activations': activations, 'activation_mode': mode}
     self.assertEqual(tables.precision(evaluation), expected)
 
-  def test_columns_have_a_fixed_order_and_others_follow(self):
-    widths = [
-        (4, 4, 'dynamic'), (2, 16, 'none'), (4, 4, 'static'), (16, 16, 'none'), (4, 16, 'none'), (16, 4, 'static')]
+  @parameterized.parameters((4, 4), (2, 3), (4.25, 8))
+  def test_columns_are_in_the_order_of_weights_activations_and_mode(self, w, a):
+    widths = [(w, a, 'dynamic'), (2, 16, 'none'), (w, a, 'static'), (16, 16, 'none'), (w, 16, 'none'),
+              (16, a, 'static'), (16, a, 'dynamic')]
     table = tables.precision_table([_evaluation(5.0, weights=w, activations=a, mode=m) for w, a, m in widths])
-    self.assertEqual(
-        table.columns, ('W16A16', 'W16A4 static', 'W4A16', 'W4A4 static', 'W4A4 dynamic', 'W2A16'))
+    want = ['W16A16', f'W16A{a} static', f'W16A{a} dynamic', f'W{w}A16', f'W{w}A{a} static', f'W{w}A{a} dynamic']
+    self.assertEqual(list(table.columns), want + ['W2A16'] * (w > 2))
+
+  @parameterized.parameters(
+      ([(2, 3, 'static'), (2, 3, 'dynamic')], 'W2A3 static'), ([(8, 8, 'static'), (4, 4, 'static')], 'W4A4 static'),
+      ([(4, 4, 'dynamic'), (4, 16, 'none'), (16, 4, 'static')], None), ([], None))
+  def test_ratio_is_that_of_static_codes_whatever_their_bits(self, widths, target):
+    table = tables.precision_table([
+        _evaluation(10.0, weights=16, activations=16, mode='none'),
+        *(_evaluation(30.0, weights=w, activations=a, mode=m) for w, a, m in widths)])
+    self.assertEqual(table.target, target)
+    last = tables.row_cells(table, table.rows[0])[-1].mean
+    self.assertEqual(last, 3.0 if target else table.rows[0].cells[table.columns[-1]].mean)
+    self.assertEqual('/ own W16A16' in tables.format_text(table), target is not None)
 
   def test_mean_sample_deviation_and_paired_ratio_over_seeds(self):
     full, low = (20.0, 21.0, 25.0), (40.0, 63.0, 100.0)
