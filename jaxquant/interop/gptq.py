@@ -92,7 +92,10 @@ class GPTQ:
     del module
     bits, scales = self.scheme.bits, np.asarray(tensors['scales'], np.float32)
     groups, outputs = scales.shape
-    zeros = words.unpack(tensors['qzeros'], bits, outputs).astype(np.int16) + (self.version == 'gptq')
+    # Of version 1, GPTQModel adds one to all codes of a word by one addition, in which a code of all ones carries.
+    packed = np.ascontiguousarray(tensors['qzeros']).view(np.uint32)
+    packed = packed + np.uint32((2**32 - 1) // (2**bits - 1)) if self.version == 'gptq' else packed
+    zeros = words.unpack(packed, bits, outputs).astype(np.int16)
     if self.scheme.symmetric and (zeros != 2 ** (bits - 1)).any():
       raise errors.UserError(
           f'{where}: its zero points are not those of symmetric codes in a file of version {self.version!r}; is '

@@ -41,7 +41,7 @@ class Matrix:
   Attributes:
     codes: uint8 [in, out], 0 to 2^bits - 1.
     scale: float32 [groups, out].
-    zero_point: int16 [groups, out], 0 to 2^bits.
+    zero_point: int16 [groups, out], 0 to 2^bits - 1.
     scheme: what they are.
   """
 

@@ -86,6 +86,16 @@ class GPTQTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'x: version 1 of GPTQ cannot hold .* gptq_v2 can'):
       gptq.GPTQ(matrix.scheme).encode(matrix, 'x')
 
+  @parameterized.parameters(*gptq.BITS)
+  def test_zero_points_of_version_1_are_those_of_version_2_less_one_in_every_word(self, bits):
+    # GPTQModel turns one version into the other by one addition for a word of 32 bits, in which codes borrow and carry.
+    matrix = _matrix(bits, least=0)
+    matrix.zero_point[:, ::3] = 0
+    made = gptq.GPTQ(matrix.scheme, 'gptq_v2').encode(matrix, 'x')
+    one = np.uint32(sum(1 << i for i in range(0, 32, bits)))
+    made['qzeros'] = (made['qzeros'].view(np.uint32) - one).view(np.int32)
+    _assert_equal(gptq.GPTQ(matrix.scheme, 'gptq').decode(made, 'x', _INPUTS, 'x')[0], matrix)
+
   @parameterized.parameters(*gptq.VERSIONS)
   def test_wrong_version_of_symmetric_codes_is_seen(self, version):
     matrix = _matrix(symmetric=True)
