@@ -20,6 +20,7 @@ class Imported:
     path: the directory.
     decoder: the architecture.
     length: its context length.
+    masks: whether its tokenizer names the token that hides others from an encoder.
   """
 
   imported, variant, seed = True, 'imported', 0
@@ -29,7 +30,7 @@ class Imported:
     self._source = source.DirectorySource(
         path, functools.partial(sharding.parameter_sharding, sharding.data_mesh(), fully=False))
     self.path, self.decoder = self._source.directory.path, self._source.config
-    self.length = self.decoder.max_length
+    self.length, self.masks = self.decoder.max_length, self._source.masks
     self.tokenizer()
 
   @property

@@ -22,6 +22,9 @@ def model() -> models.Model:
   found = models.find(_MODEL.value, _VARIANT.value, _SEED.value)
   if _TEXT.value and not found.decoder.head:
     raise errors.UserError(f'{found.path} has no language-model head, so that it cannot score a text')
+  if _TEXT.value and not found.decoder.causal and not found.masks:
+    raise errors.UserError(f'{found.path} is an encoder whose tokenizer names no mask ([MASK] or <mask>), which is what '
+                           'hides the tokens to score')
   return found
 
 

@@ -22,6 +22,7 @@ class Model(Protocol):
     path: its directory.
     imported: whether that is not a workdir, so that nothing is known of what it was trained on.
     variant, seed: which of the models there.
+    masks: whether it is known which token hides others from it, as far as it is an encoder.
     decoder: the architecture; `architecture`: the same as JSON values.
     length: tokens of a window unless told otherwise: of the sequences that it was trained on, or its context length.
     methods: those that quantized its weights; none for a float model.
@@ -29,6 +30,7 @@ class Model(Protocol):
 
   path: pathlib.Path
   imported: bool
+  masks: bool
   variant: str
   seed: int
   decoder: model_config.TransformerConfig

@@ -27,7 +27,7 @@ class Trained:
     length: tokens of the sequences that it was trained on.
   """
 
-  imported = False
+  imported, masks = False, True
 
   def __init__(self, path: str, variant: str | None = None, seed: int | None = None):
     """Finds the model.

@@ -44,7 +44,10 @@ def choose(logits, key, sampling: Sampling):
   if sampling.temperature == 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   order = jnp.argsort(-logits, axis=-1)
-  ranked = jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature
+  ranked = jnp.take_along_axis(logits, order, axis=-1)
+  # Below the largest one, so that no temperature makes infinities of logits that tokens are drawn from.
+  ranked = ranked - ranked[:, :1]
+  ranked = jnp.where(ranked == 0, 0, ranked / sampling.temperature)
   probabilities = jax.nn.softmax(ranked, axis=-1)
   before = jnp.cumsum(probabilities, axis=-1) - probabilities
   # What stands before the likeliest token is nothing, so that this one always remains.

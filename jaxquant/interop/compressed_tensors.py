@@ -23,6 +23,7 @@ from jaxquant.numerics import quantizers
 
 _BITS = tuple(range(2, 9))
 PACKED, INTEGER = 'pack-quantized', 'int-quantized'
+_CLASS = 'Linear'
 # What else a file may ask for; we know only files that do not.
 _UNUSED = ('kv_cache_scheme', 'sparsity_config', 'transform_config', 'moe_sparsity_config')
 
@@ -36,7 +37,8 @@ class CompressedTensors:
 
   Attributes:
     groups: (patterns of linears' names, scheme, `Activation`) of each config group; a pattern is a regular expression
-      behind `re:`, a name, or the class of all linears.
+      behind `re:`, a name, or the class of all linears. A name counts more than an expression, and that more than the
+      class, in whatever order the groups stand; of several expressions that match, the first by the alphabet.
     ignored: patterns of linears that stay floats.
     format: `PACKED` or `INTEGER`.
   """
@@ -136,14 +138,16 @@ class CompressedTensors:
   def _group(self, module: str):
     if any(_matches(pattern, module) for pattern in self.ignored):
       return None
-    return next((group for group in self.groups if any(_matches(pattern, module) for pattern in group[0])), None)
+    found = {pattern: group for group in self.groups for pattern in group[0] if _matches(pattern, module)}
+    first = min(found, key=lambda pattern: (pattern == _CLASS, pattern.startswith('re:'), pattern), default=None)
+    return found.get(first)
 
 
 def _matches(pattern: str, module: str) -> bool:
   """Whether a target of a config group, or what it ignores, means a linear."""
   if pattern.startswith('re:'):
     return re.match(pattern[3:], module) is not None
-  return pattern in (module, 'Linear')
+  return pattern in (module, _CLASS)
 
 
 def _patterns(values: Any, where: str) -> tuple[str, ...]:

@@ -94,7 +94,15 @@ class Export:
         for suffix, array in made.items():
           yield f'{module}.{suffix}', array
       else:
-        yield tensor, layout.give(*(np.asarray(arrays[path]) for path in paths)).astype(_DTYPES[self.dtype])
+        yield tensor, self._cast(layout.give(*(np.asarray(arrays[path]) for path in paths)), tensor)
+
+  def _cast(self, array: np.ndarray, name: str) -> np.ndarray:
+    """A tensor that stays floating, in its dtype; raises `UserError` if a value leaves that."""
+    with np.errstate(over='ignore'):
+      made = array.astype(_DTYPES[self.dtype])
+    if self.dtype != 'float32' and (lost := np.isinf(made) & np.isfinite(array)).any():
+      raise errors.UserError(f'{name} holds {array[lost][0]:.3g}, which leaves {self.dtype}')
+    return made
 
   def _joined(self, paths: list[str], layout: names_lib.Layout) -> matrices.Matrix:
     """The kernel of a tensor, of the three parts of a fused one; inputs stay in front."""

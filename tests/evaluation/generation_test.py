@@ -92,7 +92,8 @@ class ChooseTest(parameterized.TestCase):
       (generation.Sampling(0.5), np.square([0.05, 0.5, 0.15, 0.3]) / 0.365),
       (generation.Sampling(1.0, 0.9), [0, 0.5 / 0.95, 0.15 / 0.95, 0.3 / 0.95]),
       (generation.Sampling(1.0, 0.75), [0, 0.625, 0, 0.375]),
-      (generation.Sampling(1.0, 1e-6), [0, 1, 0, 0]))
+      (generation.Sampling(1.0, 1e-6), [0, 1, 0, 0]), (generation.Sampling(1e-30), [0, 1, 0, 0]),
+      (generation.Sampling(1e-40), [0, 1, 0, 0]), (generation.Sampling(5e-324, 0.5), [0, 1, 0, 0]))
   def test_tokens_are_drawn_as_often_as_they_are_likely(self, sampling, shares):
     got = _shares(sampling)
     np.testing.assert_allclose(got, shares, atol=4 * 0.5 / _DRAWS ** 0.5)

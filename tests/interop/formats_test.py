@@ -1,5 +1,7 @@
 """GPTQ, AWQ and compressed tensors: every tensor as the format has it, by another way of writing it down, and back."""
 
+import itertools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -197,6 +199,13 @@ class CompressedTensorsTest(parameterized.TestCase):
         [(('re:.*mlp.*', 'a.b'), four, None), (('Linear',), eight, None)], ('re:.*head',))
     for module, scheme in (('l.mlp.up', four), ('a.b', four), ('a.bc', eight), ('lm_head', None)):
       self.assertEqual(codec.scheme_of(module), scheme, module)
+
+  @parameterized.parameters(*itertools.permutations(range(4)))
+  def test_the_most_specific_pattern_counts_in_any_order(self, *order):
+    schemes = [matrices.Scheme(bits, True, None) for bits in (2, 3, 4, 8)]
+    groups = list(zip((('a.b',), ('re:a.*',), ('re:z|a.*',), ('Linear',)), schemes, [None] * 4))
+    codec = compressed_tensors.CompressedTensors([groups[i] for i in order])
+    self.assertEqual([codec.scheme_of(module) for module in ('a.b', 'a.c', 'z', 'b')], schemes)
 
   @parameterized.parameters(
       (dict(format='marlin-24'), 'marlin-24'), (dict(quantization_status='frozen'), 'frozen'),
