@@ -177,7 +177,7 @@ def _open(config):
   if config.group_along not in _AXES:
     raise errors.UserError(f'config.group_along is {config.group_along!r}; there are {", ".join(_AXES)}')
   model = model_flags.model()
-  if model.imported and model.methods:
+  if model.methods:
     raise errors.UserError(f'{model.path} is quantized already, by {models.method(model.methods)}')
   if _CALIBRATION.value:
     text_lib.check_readable(_CALIBRATION.value)

@@ -66,7 +66,8 @@ class Trained:
   @property
   def methods(self) -> tuple[str, ...]:
     """The methods that quantized its weights; none for a float model."""
-    return tuple(self.config.get('ptq', {}).get('methods', ()))
+    asked = self.config.get('ptq', {})
+    return tuple(asked.get('methods', ())) if asked.get('weights') != 16 else ()
 
   @property
   def checkpoints(self) -> str:

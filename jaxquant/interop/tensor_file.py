@@ -88,7 +88,9 @@ class TensorFile:
   def _parse(self, header: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
       entries = json.loads(header.decode(), object_pairs_hook=self._unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except errors.UserError:
+      raise
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number of thousands of digits
       raise errors.UserError(f'{self.path} is no safetensors file: its header is no JSON ({error})') from None
     self._check(isinstance(entries, dict), 'its header is no JSON object')
     metadata = entries.pop(_METADATA, {})

@@ -64,6 +64,7 @@ class TensorFileTest(parameterized.TestCase):
       ('no_json', b'{"a":', 'no JSON'),
       ('no_utf8', b'{"\xff": 1}', 'no JSON'),
       ('deep', b'[' * 100_000, 'no JSON'),
+      ('digits', b'{"a": ' + b'1' * 5000 + b'}', 'no JSON'),
       ('list', [], 'no JSON object'),
       ('no_entry', {'a': 3}, 'a is not described'),
       ('more', {'a': {**_ENTRY, 'x': 1}}, 'a is not described'),

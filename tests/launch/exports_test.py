@@ -92,11 +92,12 @@ class ExportsTest(parameterized.TestCase):
     flags = [f'--model={self.workdir}', '--format=gptq_v2', f'--output={self.target}']
     self.assertEqual(launching.run('export', *flags).code, 0)
     again = self.target.with_name('again')
-    finished = launching.run(
-        'quantize', *_PTQ, f'--model={self.target}', f'--calibration={self.text}', f'--workdir={again}')
-    self.assertEqual(finished.code, 2)
-    self.assertEqual(finished.error, f'{self.target} is quantized already, by gptq\n')
-    self.assertFalse(again.exists())
+    for model in (self.target, self.workdir):
+      finished = launching.run(
+          'quantize', *_PTQ, f'--model={model}', f'--calibration={self.text}', f'--workdir={again}')
+      self.assertEqual(finished.code, 2)
+      self.assertEqual(finished.error, f'{model} is quantized already, by gptq\n')
+      self.assertFalse(again.exists())
 
   @parameterized.named_parameters(
       ('no_output', ['--model={quantized}'], ['--output=DIR']),

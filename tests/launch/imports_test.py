@@ -84,9 +84,19 @@ class ImportsTest(parameterized.TestCase):
       self.assertIn(word, finished.error)
     self.assertFalse(self.workdir.exists())
 
+  def test_an_encoder_whose_tokenizer_names_no_mask_scores_no_text(self):
+    model = model_directories.write(self.create_tempdir().full_path, 'bert')
+    content = (model / 'tokenizer.json').read_text()
+    (model / 'tokenizer.json').write_text(content.replace('<mask>', '<hide>'))
+    finished = self._run('evaluate', model, f'--text={self.text}')
+    self.assertEqual((finished.code, finished.error.count('\n')), (2, 1), finished)
+    self.assertIn('names no mask', finished.error)
+    self.assertFalse(self.workdir.exists())
+
   @parameterized.named_parameters(
       ('missing', 'tokenizer.json', None, ['has no tokenizer.json']),
       ('none', 'tokenizer.json', '{}', ['not a tokenizer.json']),
+      ('deep', 'config.json', '[' * 100_000, ['config.json cannot be read']),
       ('weights', 'model.safetensors', 'x' * 100, ['no whole safetensors file']))
   def test_files_that_are_wrong(self, name, content, words):
     model = model_directories.write(self.create_tempdir().full_path)
