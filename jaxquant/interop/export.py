@@ -1,5 +1,6 @@
 """A tree as the tensors of a format of others, or the reason why it cannot be that."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -140,6 +141,7 @@ class Export:
   def _codec(self, kind: str):
     """The codec of the format for the schemes of the tree."""
     found: dict[str, tuple[matrices.Scheme | None, compressed_tensors.Activation]] = {}
+    inputs: dict[str, int] = {}
     for path in trees.linears(self._params):
       if path in trees.TABLES:
         continue
@@ -154,8 +156,13 @@ class Export:
         raise errors.UserError(f'{path}: quantized activations meet a float kernel, which no format of others knows')
       if found.setdefault(module, (scheme, activation)) != (scheme, activation):
         raise errors.UserError(f'{path}: {module} is one tensor, all of which takes the same format')
+      inputs[module] = kernel.shape[0]
     if kind == FLOAT:
       return None
+    sizes = {scheme.group_size for scheme, _ in found.values() if scheme} - {None}
+    for module, (scheme, activation) in found.items():
+      if scheme and sizes == {inputs[module]}:  # one group, which is what its channels are
+        found[module] = dataclasses.replace(scheme, group_size=inputs[module]), activation
     floats = [module for module, (scheme, _) in found.items() if scheme is None]
     floats += [name for name in self._family.heads if name not in found]
     schemes = {pair for pair in found.values() if pair[0] is not None}

@@ -210,13 +210,32 @@ class CompressedTensorsTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(format='marlin-24'), 'marlin-24'), (dict(quantization_status='frozen'), 'frozen'),
       (dict(kv_cache_scheme={'num_bits': 8}), 'kv_cache_scheme'), (dict(config_groups={}), 'config_groups'),
+      (dict(sparsity_config={'format': 'sparse-bitmask'}), 'sparsity_config'),
       (dict(ignore='lm_head'), 'lm_head'), (dict(ignore=['re:(']), 'regular expression'))
   def test_refused(self, changes, message):
     config = self._codec(_matrix().scheme).config() | changes
     with self.assertRaisesRegex(errors.UserError, message):
       compressed_tensors.CompressedTensors.read(config, 'config.json')
 
+  def test_what_changes_nothing_is_taken(self):
+    config = self._codec(_matrix().scheme).config() | {'sparsity_config': {'format': 'dense', 'global_sparsity': 0.1}}
+    for order in (None, False, 'static', 'weight'):
+      config['config_groups']['group_0']['weights']['actorder'] = order
+      self.assertEqual(compressed_tensors.CompressedTensors.read(config, 'x').scheme_of('x'), _matrix().scheme)
+
+  @parameterized.parameters(compressed_tensors.PACKED, compressed_tensors.INTEGER)
+  def test_one_scale_for_the_tensor(self, layout):
+    matrix = _matrix(8, True, None)
+    codec = self._codec(matrices.Scheme(8, True, None, per_tensor=True), layout)
+    read = compressed_tensors.CompressedTensors.read(codec.config(), 'config.json')
+    made = self._codec(matrix.scheme, layout).encode(matrix, 'x') | {'weight_scale': np.array([0.25], np.float32)}
+    self.assertEqual({name: array.shape for name, array in made.items()},
+                     {name: shape for name, (_, shape) in read.shapes('x', _INPUTS, _OUTPUTS).items()})
+    got, _ = read.decode(made, 'x', _INPUTS, 'x')
+    np.testing.assert_array_equal(got.values(), (matrix.codes - 128.0) * 0.25)
+
   @parameterized.parameters(
+      ('weights', dict(num_bits=4, strategy='tensor', symmetric=False)),
       ('weights', dict(num_bits=4, type='float', strategy='group', group_size=8)),
       ('weights', dict(num_bits=4, strategy='block', group_size=8)),
       ('weights', dict(num_bits=4, strategy='group', group_size=None)),
