@@ -25,6 +25,11 @@ _PICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.npy', '.npz')
 _MOST_JSON = 100_000_000
 
 
+def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+  """Writes a file of JSON as others write theirs."""
+  path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
+
+
 class Directory:
   """A model directory opened for reading.
 
