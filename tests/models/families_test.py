@@ -1,7 +1,5 @@
 """The sites of every family are right: folds leave its function alone, and methods run to codes that evaluate."""
 
-import itertools
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -56,11 +54,8 @@ class FamiliesTest(parameterized.TestCase):
     broken = folding.consumed(params, site, *_factors(params, site, rng))
     self.assertGreater(np.abs(_logits(config, broken) - want).max(), 1e-3 * np.abs(want).max())
 
-  # The blocks of the others are those of these. Which methods meet which family has no part in what they leave
-  # (tests/transforms/laws_test.py has all methods on the three styles of block), so that they take turns.
-  @parameterized.parameters(*zip(
-      [style for style in networks.FAMILIES if style not in ('gpt2', 'roberta')],
-      itertools.cycle([('awq', 'round_to_nearest'), ('outlier_suppression', 'gptq')])))
+  @parameterized.product(
+      style=list(networks.FAMILIES), methods=[('awq', 'round_to_nearest'), ('outlier_suppression', 'gptq')])
   def test_methods_run_to_codes_that_evaluate_alike(self, style, methods):
     # What a block makes of the norm behind it, another block shows; the others are alike.
     layers = 2 if networks.config(style).post_norm else 1
