@@ -11,6 +11,9 @@ from launch import models
 _MODEL = flags.DEFINE_string('model', None, 'Workdir of a trained or quantized model, or a Hugging Face directory.')
 _VARIANT = flags.DEFINE_string('variant', None, 'Which of its variants; by default the one trained for quantization.')
 _SEED = flags.DEFINE_integer('seed', None, 'Which of its seeds; the smallest by default.')
+_SHARDED = flags.DEFINE_bool(
+    'fully_sharded', False, 'Split the parameters of a Hugging Face directory over the devices, each of which otherwise '
+    'holds all of them.')
 _TEXT = flags.DEFINE_multi_string('text', [], 'Texts to score.')
 
 
@@ -29,7 +32,7 @@ def model(to_be_written: bool = False) -> models.Model:
     raise errors.UserError('--model=DIR is needed: a workdir, or a Hugging Face directory')
   if _TEXT.value:
     text.check_readable(_TEXT.value)
-  found = models.find(_MODEL.value, _VARIANT.value, _SEED.value)
+  found = models.find(_MODEL.value, _VARIANT.value, _SEED.value, _SHARDED.value)
   manifest.verify_if_there(found.path, contents=to_be_written)
   if _TEXT.value and not found.decoder.head:
     raise errors.UserError(f'{found.path} has no language-model head, so that it cannot score a text')

@@ -63,13 +63,14 @@ class Model(Protocol):
     """What its calibration measured and decided, by path."""
 
 
-def find(path: str, variant: str | None = None, seed: int | None = None) -> Model:
+def find(path: str, variant: str | None = None, seed: int | None = None, fully_sharded: bool = False) -> Model:
   """The model in a directory.
 
   Args:
     path: a workdir of `launch.train` or `launch.quantize`, or a Hugging Face directory.
     variant: which of the variants of a workdir; the last of `workdir.VARIANTS` that it holds by default.
     seed: which of its seeds; the smallest by default.
+    fully_sharded: whether a Hugging Face directory is split over the devices; a workdir is restored as it was saved.
 
   Raises:
     UserError: the directory is missing, is neither, or lacks that variant or seed.
@@ -78,10 +79,12 @@ def find(path: str, variant: str | None = None, seed: int | None = None) -> Mode
   if not config.is_file():
     raise errors.UserError(f'{path} is neither a workdir nor a model directory: it has no config.json')
   if 'model_type' not in workdir.read_json(config):
+    if fully_sharded:
+      raise errors.UserError(f'{path} is a workdir, which is not split over devices: --fully_sharded means nothing here')
     return trained.Trained(path, variant, seed)
   if variant is not None or seed is not None:
     raise errors.UserError(f'{path} is a model directory, which has neither variants nor seeds')
-  return imported.Imported(path)
+  return imported.Imported(path, fully_sharded)
 
 
 def quantized_linear(params: Any) -> str | None:

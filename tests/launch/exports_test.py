@@ -135,6 +135,7 @@ class ExportsTest(parameterized.TestCase):
       ('no_output', ['--model={quantized}'], ['--output=DIR']),
       ('format', ['--model={quantized}', '--output={target}', '--format=gguf'], ['gguf', 'compressed-tensors']),
       ('there_already', ['--model=/none', '--output={quantized}'], ['exists already']),
+      ('sharded', ['--model={quantized}', '--output={target}', '--fully_sharded'], ['means nothing here']),
       ('float', ['--model={model}', '--output={target}'], ['no integer codes', 'float']),
       ('codes', ['--model={quantized}', '--output={target}', '--format=float'], ['holds codes']))
   def test_refused(self, flags, words):

@@ -65,6 +65,18 @@ class ImportsTest(parameterized.TestCase):
     record, = launching.evaluations(again)
     self.assertEqual(record, quantized)
 
+  @parameterized.parameters({}, {'family': 'bert'})
+  def test_split_over_devices_it_scores_as_on_one(self, **changes):
+    model = model_directories.write(self.create_tempdir().full_path, **changes)
+    scores = []
+    for devices, flags in ((1, []), (2, ['--fully_sharded'])):
+      workdir = self.workdir / str(devices)
+      finished = launching.run(
+          'evaluate', f'--model={model}', f'--workdir={workdir}', f'--text={self.text}', *flags, devices=devices)
+      self.assertEqual((finished.code, finished.error), (0, ''))
+      scores.append(launching.evaluations(workdir)[0]['perplexity'])
+    self.assertLess(abs(scores[1] / scores[0] - 1), 1e-5)
+
   @parameterized.named_parameters(
       ('no_calibration', 'quantize', {}, _PTQ, ['--calibration=FILE is needed']),
       ('variant', 'evaluate', {}, ['--variant=both'], ['neither variants nor seeds']),
