@@ -22,9 +22,6 @@ from tests import networks
 from tests import peering
 
 _CT = 'compressed-tensors'
-# Those that compressed-tensors can express.
-FAMILIES = ('llama', 'llama2', 'llama3', 'llama, biases', 'mistral', 'mistral, window', 'qwen2', 'qwen3', 'opt',
-            'opt, post-norm', 'bloom', 'bert', 'roberta', 'xlm-roberta')
 
 
 def quantized(folder, weights: str, group_size=16, activations: str | None = None, methods=('round_to_nearest',)):
@@ -57,7 +54,7 @@ class CompressedTensorsTest(parameterized.TestCase):
     self.assertGreater(np.abs(logits(opened, opened.whole(), ids) - want).max(), 5 * atol * np.abs(want).max())
     np.testing.assert_allclose(got, want, rtol=0, atol=atol * np.abs(want).max())
 
-  @parameterized.parameters(*FAMILIES)
+  @parameterized.parameters(*peering.EXPORTED)
   def test_4_bit_weights_of_every_family(self, family):
     opened, params = quantized(peering.saved(family), 'int4')
     self._assert_agrees(opened, params, self._export(opened, params))
