@@ -70,6 +70,7 @@ class TensorFileTest(parameterized.TestCase):
       ('more', {'a': {**_ENTRY, 'x': 1}}, 'a is not described'),
       ('dtype', {'a': {**_ENTRY, 'dtype': 'F4'}}, "'F4'", 'BF16'),
       ('dtype_kind', {'a': {**_ENTRY, 'dtype': ['F32']}}, 'dtype'),
+      ('axes', {'a': {**_ENTRY, 'shape': [1] * 70 + _ENTRY['shape']}}, 'the shape of a'),
       ('negative', {'a': {**_ENTRY, 'shape': [-2]}}, 'shape of a'),
       ('fraction', {'a': {**_ENTRY, 'shape': [2.0]}}, 'shape of a'),
       ('boolean', {'a': {**_ENTRY, 'shape': [True, 2]}}, 'shape of a'),
