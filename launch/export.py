@@ -30,10 +30,11 @@ def main() -> None:
   say = progress.Printer()
   if not _OUTPUT.value:
     raise errors.UserError('--output=DIR is needed: what to write')
+  writing.check_new(_OUTPUT.value)
   if jax.process_count() > 1:
     raise errors.UserError('an export is written by one process')
   with jax.set_mesh(sharding.data_mesh()):
-    model = model_flags.model()
+    model = model_flags.model(to_be_written=True)
     origin = model.origin()
     params, description = model.load(say.error)
     say(description)

@@ -36,6 +36,7 @@ _IMPLEMENTATION = scoring.define_implementation()
 
 _DEFAULT_TOKENS = 128
 
+
 def main() -> None:
   """Generates what the flags ask for."""
   say = progress.Printer()

@@ -23,16 +23,25 @@ class Imported:
     decoder: the architecture.
     length: its context length.
     quantization: how the comparison quantizes it: as a training does by default.
+    masks: whether its tokenizer names the token that hides others from an encoder.
   """
 
   imported, variant, seed, step = True, 'imported', 0, None
 
-  def __init__(self, path: str):
-    """Checks configuration, tensors and tokenizer; raises `UserError` for whatever is wrong with them."""
+  def __init__(self, path: str, fully_sharded: bool = False):
+    """Checks configuration, tensors and tokenizer.
+
+    Args:
+      path: the directory.
+      fully_sharded: whether arrays are split over the devices; otherwise each device holds all of them.
+
+    Raises:
+      UserError: whatever is wrong with them.
+    """
     self._source = source.DirectorySource(
-        path, functools.partial(sharding.parameter_sharding, sharding.data_mesh(), fully=False))
+        path, functools.partial(sharding.parameter_sharding, sharding.data_mesh(), fully=fully_sharded))
     self.path, self.decoder = self._source.directory.path, self._source.config
-    self.length = self.decoder.max_length
+    self.length, self.masks = self.decoder.max_length, self._source.masks
     self.quantization = quantization.Quantization.of(settings.train())
     self.tokenizer()
 

@@ -23,6 +23,7 @@ class Model(Protocol):
     path: its directory.
     imported: whether that is not a workdir, so that nothing is known of what it was trained on.
     variant, seed, step: which of the models there.
+    masks: whether it is known which token hides others from it, as far as it is an encoder.
     decoder: the architecture; `architecture`: the same as JSON values.
     length: tokens of a window unless told otherwise: of the sequences that it was trained on, or its context length.
     methods: those that quantized its weights; none for a float model.
@@ -32,6 +33,7 @@ class Model(Protocol):
 
   path: pathlib.Path
   imported: bool
+  masks: bool
   variant: str
   seed: int
   step: int | None
@@ -70,7 +72,9 @@ class Model(Protocol):
     """What its calibration measured and decided, by path."""
 
 
-def find(path: str, variant: str | None = None, seed: int | None = None, step: str = 'newest') -> Model:
+def find(
+    path: str, variant: str | None = None, seed: int | None = None, step: str = 'newest', fully_sharded: bool = False
+) -> Model:
   """The model in a directory.
 
   Args:
@@ -78,6 +82,7 @@ def find(path: str, variant: str | None = None, seed: int | None = None, step: s
     variant: which of the variants of a workdir; the last of `workdir.VARIANTS` that it holds by default.
     seed: which of its seeds; the smallest by default.
     step: which of its checkpoints: `newest`, `best` (of the smallest validation loss), or a number.
+    fully_sharded: whether a Hugging Face directory is split over the devices; a workdir is restored as it was saved.
 
   Raises:
     UserError: the directory is missing, is neither, or lacks that variant, seed or step.
@@ -86,10 +91,12 @@ def find(path: str, variant: str | None = None, seed: int | None = None, step: s
   if not config.is_file():
     raise errors.UserError(f'{path} is neither a workdir nor a model directory: it has no config.json')
   if 'model_type' not in workdir.read_json(config):
+    if fully_sharded:
+      raise errors.UserError(f'{path} is a workdir, which is not split over devices: --fully_sharded means nothing here')
     return trained.Trained(path, variant, seed, step)
   if variant is not None or seed is not None or step != 'newest':
     raise errors.UserError(f'{path} is a model directory, which has neither variants nor seeds nor steps')
-  return imported.Imported(path)
+  return imported.Imported(path, fully_sharded)
 
 
 def quantized_linear(params: Any) -> str | None:

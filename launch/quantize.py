@@ -126,7 +126,8 @@ def recipe(config, mode) -> recipes.Recipe:
       methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
       allocated=config.allocation.bits is not None, weight_pattern=config.weight_pattern,
       clip_pattern=config.clip_pattern, activation=activation, site_patterns=tuple(config.site_patterns),
-      values=None if config.value_bits == 16 else config.value_bits, ranges=config.ranges, percentile=config.percentile)
+      values=None if config.value_bits == 16 else config.value_bits, ranges=config.ranges, percentile=config.percentile,
+      align_zero=config.align_zero)
 
 
 def budget(config) -> mixed_precision.Budget | None:
@@ -180,8 +181,8 @@ def _open(config):
                            f'there are {", ".join(precisions.MODES)}')
   if config.group_along not in _AXES:
     raise errors.UserError(f'config.group_along is {config.group_along!r}; there are {", ".join(_AXES)}')
-  model = model_flags.model()
-  if model.imported and model.methods:
+  model = model_flags.model(to_be_written=True)
+  if model.methods:
     raise errors.UserError(f'{model.path} is quantized already, by {models.method(model.methods)}')
   calibration.check(_CALIBRATION.value, model)
   if (config.calibration_length or 0) > model.decoder.max_length:

@@ -65,6 +65,8 @@ def _report(error: Exception, process: int) -> int:
   if 'RESOURCE_EXHAUSTED' in str(error):
     code = errors.UserError.exit_code
     error = f'out of memory: {str(error).partition("RESOURCE_EXHAUSTED:")[2].splitlines()[0].strip()}'
+    if smaller := ' or '.join(f'--{name}' for name in ('length', 'batch_size') if name in flags.FLAGS):
+      error += f'; a smaller {smaller} takes less'
   if code is None:
     traceback.print_exception(error)
     return 1

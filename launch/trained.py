@@ -36,7 +36,7 @@ class Trained:
     quantization: how the comparison quantizes it: as its training did.
   """
 
-  imported = False
+  imported, masks = False, True
 
   def __init__(self, path: str, variant: str | None = None, seed: int | None = None, step: str = 'newest'):
     """Finds the model.
@@ -79,7 +79,8 @@ class Trained:
   @property
   def methods(self) -> tuple[str, ...]:
     """The methods that quantized its weights; none for a float model."""
-    return tuple(self.config.get('ptq', {}).get('methods', ()))
+    asked = self.config.get('ptq', {})
+    return tuple(asked.get('methods', ())) if asked.get('weights') != 16 else ()
 
   @property
   def checkpoints(self) -> str:

@@ -158,7 +158,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object; raises `UserError` for a file that holds none."""
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise errors.UserError(f'{path} cannot be read: {error}') from None
   if not isinstance(value, dict):
     raise errors.UserError(f'{path} holds no JSON object')

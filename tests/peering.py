@@ -53,6 +53,11 @@ FAMILIES = {
         _SIZES, max_position_embeddings=66, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1)),
 }
 
+# Those that compressed-tensors can express, which knows no Conv1D as GPT-2 has them, and no model without a head.
+EXPORTED = (
+    'llama', 'llama2', 'llama3', 'llama, biases', 'mistral', 'mistral, window', 'qwen2', 'qwen3', 'opt',
+    'opt, post-norm', 'bloom', 'bert', 'roberta', 'xlm-roberta')
+
 
 @functools.cache
 def libraries() -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """Text as it is generated: what each further token adds to it."""
 
+import functools
 from collections.abc import Iterable
 
 from jaxquant.data import tokenizers
@@ -16,20 +17,21 @@ class TextStream:
   held back until it is whole.
   """
 
-  def __init__(self, tokenizer: tokenizers.Tokenizer, context: Iterable[int] = ()):
-    """Starts behind the tokens `context`, a prompt that is not repeated."""
-    self._tokenizer, self._tokens = tokenizer, [int(token) for token in context][-_CONTEXT_TOKENS:]
+  def __init__(self, tokenizer: tokenizers.Tokenizer, context: Iterable[int] = (), special: bool = True):
+    """Starts behind the tokens `context`, a prompt that is not repeated; `special` tokens are text, or left out."""
+    self._decode = functools.partial(tokenizer.decode, special=special)
+    self._tokens = [int(token) for token in context][-_CONTEXT_TOKENS:]
     self._remember()
 
   def add(self, token: int) -> str:
     """The text that one more token finishes: often a word, nothing in the middle of a character."""
     self._tokens.append(int(token))
-    text = self._tokenizer.decode(self._tokens)
+    text = self._decode(self._tokens)
     return '' if text.endswith(_UNFINISHED) else self._piece(text)
 
   def rest(self) -> str:
     """What was held back at the end, decoded as far as it can be."""
-    return self._piece(self._tokenizer.decode(self._tokens))
+    return self._piece(self._decode(self._tokens))
 
   def _piece(self, text):
     piece = text[self._said:]
@@ -40,4 +42,4 @@ class TextStream:
 
   def _remember(self):
     """All tokens so far are context from now on, whose text has been said."""
-    self._context, self._said = len(self._tokens), len(self._tokenizer.decode(self._tokens))
+    self._context, self._said = len(self._tokens), len(self._decode(self._tokens))

@@ -176,9 +176,14 @@ class Tokenizer:
     """The special tokens that the tokenizer puts in front of a text, often one or none."""
     return self._special_tokens_around()[0]
 
-  def decode(self, ids: np.ndarray) -> str:
-    """Returns the text of token ids [tokens], special tokens included."""
-    return self.backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+  @functools.cached_property
+  def special(self) -> dict[str, int]:
+    """The ids of special tokens, by their text."""
+    return {token.content: i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+
+  def decode(self, ids: np.ndarray, special: bool = True) -> str:
+    """Returns the text of token ids [tokens], with special tokens or without."""
+    return self.backend.decode(np.asarray(ids).tolist(), skip_special_tokens=not special)
 
   def _encode_batch(self, batch: list[tuple[str, list[int]]]) -> np.ndarray:
     """Encodes pieces of text, each with the token ids that follow it, into one array [tokens]."""

@@ -44,7 +44,10 @@ def choose(logits, key, sampling: Sampling):
   if sampling.temperature == 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   order = jnp.argsort(-logits, axis=-1)
-  ranked = jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature
+  ranked = jnp.take_along_axis(logits, order, axis=-1)
+  # Below the largest one, so that no temperature makes infinities of logits that tokens are drawn from.
+  ranked = ranked - ranked[:, :1]
+  ranked = jnp.where(ranked == 0, 0, ranked / sampling.temperature)
   probabilities = jax.nn.softmax(ranked, axis=-1)
   before = jnp.cumsum(probabilities, axis=-1) - probabilities
   # What stands before the likeliest token is nothing, so that this one always remains.
@@ -79,15 +82,15 @@ def stream(
     have ended.
 
   Raises:
-    UserError: a prompt is empty or, with `limit`, exceeds the model's context; the model is no decoder; the sampling
+    UserError: there are no prompts; one is empty or, with `limit`, exceeds the model's context; the model is no decoder; the sampling
       is none; a burst has no tokens.
   """
   sampling.check()
   if burst < 1:
     raise errors.UserError(f'a burst is of one token or more, not of {burst}')
   lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-  if not lengths.all():
-    raise errors.UserError('a prompt of no tokens leaves nothing to go on with')
+  if not (lengths.size and lengths.all()):
+    raise errors.UserError('no prompt, or one of no tokens, leaves nothing to go on with')
   if lengths.max() + limit > config.max_length:
     raise errors.UserError(f'a prompt of {lengths.max()} tokens and {limit} further ones exceed the model\'s context '
                            f'length of {config.max_length}')
@@ -114,8 +117,10 @@ def stream(
 def texts(
     params: Any, config: model_config.TransformerConfig, tokenizer: tokenizers.Tokenizer,
     prompts: Sequence[Sequence[int]], *, limit: int, until: Sequence[str] = (), length: int | None = None,
-    batch_tokens: int = batching.BATCH_TOKENS, **options: Any) -> list[str]:
+    batch_tokens: int = batching.BATCH_TOKENS, stop: Sequence[int] = (), **options: Any) -> list[str]:
   """Goes on with prompts until one of the texts `until` occurs, which is cut off with what is behind it.
+
+  Special tokens are no part of the text, but end it where `until` names one.
 
   Args:
     params, config, limit: as for `stream`.
@@ -124,6 +129,7 @@ def texts(
     until: none empty.
     length: tokens that the model sees at most; its `max_length` by default.
     batch_tokens: tokens of a batch, about; the longest prompts come first.
+    stop: tokens that end a text, and are no part of it.
     **options: of `stream`.
 
   Returns:
@@ -138,11 +144,12 @@ def texts(
   prompts = [list(prompt)[limit - length:] for prompt in prompts]
   order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
   made = [''] * len(prompts)
+  stop = [*stop, *(tokenizer.special[end] for end in until if end in tokenizer.special)]
   while order:
     count = max(1, batch_tokens // (len(prompts[order[0]]) + limit))
     batch, order = order[:count], order[count:]
-    streams = [streaming.TextStream(tokenizer, prompts[i]) for i in batch]
-    steps = stream(params, config, [prompts[i] for i in batch], limit=limit, **options)
+    streams = [streaming.TextStream(tokenizer, prompts[i], special=False) for i in batch]
+    steps = stream(params, config, [prompts[i] for i in batch], limit=limit, stop=stop, **options)
     for i, text in zip(batch, _joined(streams, steps, until)):
       made[i] = text
   return made

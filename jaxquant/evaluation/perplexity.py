@@ -54,6 +54,8 @@ class Score(NamedTuple):
 def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
   """Cuts `tokens` [n] into rows of `length`: (int32 [rows, length], bool [rows, length] true where a token stands).
 
+  A text that is shorter is a row of its own length.
+
   Raises:
     UserError: fewer than two tokens in the text or in a window, so that there is nothing to predict.
   """
@@ -61,6 +63,7 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     raise errors.UserError(f'windows of {length} tokens have none to predict')
   if len(tokens) < 2:
     raise errors.UserError(f'a text of {len(tokens)} tokens has none to predict')
+  length = min(length, len(tokens))
   rows = -(-len(tokens) // length)
   padded = np.zeros(rows * length, np.int32)
   padded[: len(tokens)] = tokens

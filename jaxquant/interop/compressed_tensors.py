@@ -2,7 +2,7 @@
 
   weight_packed      int32 [out, in * bits / 32] (format `pack-quantized`), codes from 0
   weight             int8 [out, in] (format `int-quantized`), codes around 0
-  weight_scale       float [out, groups]
+  weight_scale       float [out, groups]; or [1], one for the tensor
   weight_zero_point  asymmetric: int32 [out * bits / 32, groups], packed along the outputs; or int8 [out, groups]
   weight_shape       int64 [2]: out, in (`pack-quantized`)
   input_scale, input_zero_point     see static_inputs
@@ -23,9 +23,11 @@ from jaxquant.numerics import quantizers
 
 _BITS = tuple(range(2, 9))
 PACKED, INTEGER = 'pack-quantized', 'int-quantized'
+_CLASS = 'Linear'
 # What else a file may ask for; we know only files that do not.
 _UNUSED = ('kv_cache_scheme', 'sparsity_config', 'transform_config', 'moe_sparsity_config')
-
+# How inputs were ordered for calibration, where codes are stored in the order of the inputs all the same.
+_ORDERS = (None, False, 'weight', 'static')
 
 # How the inputs of a linear are quantized: with ranges of each token, with a static one, or not at all.
 Activation = quantizers.DynamicQuantizer | static_inputs.StaticInput | None
@@ -36,7 +38,8 @@ class CompressedTensors:
 
   Attributes:
     groups: (patterns of linears' names, scheme, `Activation`) of each config group; a pattern is a regular expression
-      behind `re:`, a name, or the class of all linears.
+      behind `re:`, a name, or the class of all linears. A name counts more than an expression, and that more than the
+      class, in whatever order the groups stand; of several expressions that match, the first by the alphabet.
     ignored: patterns of linears that stay floats.
     format: `PACKED` or `INTEGER`.
   """
@@ -54,7 +57,9 @@ class CompressedTensors:
           f'{where}: the format of compressed tensors is {layout!r}; there are {PACKED} and {INTEGER}')
     if config.get('quantization_status') != 'compressed':
       raise errors.UserError(f'{where}: quantization_status is {config.get("quantization_status")!r}, not compressed')
-    if asked := [key for key in _UNUSED if config.get(key)]:
+    sparse = config.get('sparsity_config')
+    dense = ('sparsity_config',) if isinstance(sparse, dict) and sparse.get('format') == 'dense' else ()
+    if asked := [key for key in _UNUSED if config.get(key) and key not in dense]:
       raise errors.UserError(f'{where}: {asked[0]} is not supported')
     groups = config.get('config_groups')
     if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
@@ -88,7 +93,7 @@ class CompressedTensors:
     """Dtype (None for any float) and shape of every tensor of a linear, by the end of its name."""
     scheme = self.scheme_of(module)
     groups = scheme.groups(inputs)
-    made = {'weight_scale': (None, (outputs, groups))}
+    made = {'weight_scale': (None, (1,) if scheme.per_tensor else (outputs, groups))}
     if self.format == INTEGER:
       made['weight'] = np.dtype(np.int8), (outputs, inputs)
       zero_point = np.dtype(np.int8), (outputs, groups)
@@ -119,6 +124,8 @@ class CompressedTensors:
     scheme = self.scheme_of(module)
     bits, middle = scheme.bits, 2 ** (scheme.bits - 1)
     scale = np.asarray(tensors['weight_scale'], np.float32).T
+    if scheme.per_tensor:
+      scale = np.tile(scale, (1, tensors['weight' if self.format == INTEGER else 'weight_packed'].shape[0]))
     if self.format == INTEGER:
       codes = (np.asarray(tensors['weight'], np.int16).T + middle)
       if codes.min(initial=0) < 0 or codes.max(initial=0) > 2 * middle - 1:
@@ -136,14 +143,16 @@ class CompressedTensors:
   def _group(self, module: str):
     if any(_matches(pattern, module) for pattern in self.ignored):
       return None
-    return next((group for group in self.groups if any(_matches(pattern, module) for pattern in group[0])), None)
+    found = {pattern: group for group in self.groups for pattern in group[0] if _matches(pattern, module)}
+    first = min(found, key=lambda pattern: (pattern == _CLASS, pattern.startswith('re:'), pattern), default=None)
+    return found.get(first)
 
 
 def _matches(pattern: str, module: str) -> bool:
   """Whether a target of a config group, or what it ignores, means a linear."""
   if pattern.startswith('re:'):
     return re.match(pattern[3:], module) is not None
-  return pattern in (module, 'Linear')
+  return pattern in (module, _CLASS)
 
 
 def _patterns(values: Any, where: str) -> tuple[str, ...]:
@@ -161,18 +170,21 @@ def _scheme(weights: Any, where: str) -> matrices.Scheme:
   """The scheme that the entry `weights` describes."""
   weights = weights if isinstance(weights, dict) else {}
   bits, strategy, size = weights.get('num_bits'), weights.get('strategy'), weights.get('group_size')
+  symmetric = bool(weights.get('symmetric', True))
   known = (weights.get('type', 'int') == 'int' and type(bits) is int and bits in _BITS
-           and strategy in ('group', 'channel') and not weights.get('actorder')
-           and not weights.get('dynamic') and (strategy == 'channel' or type(size) is int and size > 0))
+           and weights.get('actorder') in _ORDERS and not weights.get('dynamic')
+           and (strategy == 'channel' or strategy == 'tensor' and symmetric
+                or strategy == 'group' and type(size) is int and size > 0))
   if not known:
-    raise errors.UserError(f'{where}: weights {weights} are not supported: integers of 2 to 8 bits per channel or '
-                           'group, without actorder, are')
-  return matrices.Scheme(bits, bool(weights.get('symmetric', True)), size if strategy == 'group' else None)
+    raise errors.UserError(f'{where}: weights {weights} are not supported: integers of 2 to 8 bits per group, channel, '
+                           'or, symmetric, tensor, whose inputs are in their order, are')
+  return matrices.Scheme(bits, symmetric, size if strategy == 'group' else None, strategy == 'tensor')
 
 
 def _weights(scheme: matrices.Scheme) -> dict[str, Any]:
   return {'num_bits': scheme.bits, 'type': 'int', 'symmetric': scheme.symmetric, 'dynamic': False,
-          'strategy': 'group' if scheme.group_size else 'channel', 'group_size': scheme.group_size}
+          'strategy': 'group' if scheme.group_size else 'tensor' if scheme.per_tensor else 'channel',
+          'group_size': scheme.group_size}
 
 
 def _activation(group: Mapping[str, Any], where: str) -> Activation:

@@ -73,6 +73,9 @@ REQUIRED = {
     **dict.fromkeys(('bert', 'roberta', 'xlm-roberta'), {
         'position_embedding_type': 'absolute', 'is_decoder': False, 'tie_word_embeddings': True}),
 }
+# Positions of a RoBERTa are counted from the one behind that of padding.
+for _kind in ('roberta', 'xlm-roberta'):
+  REQUIRED[_kind] = REQUIRED[_kind] | {'pad_token_id': families.FAMILIES[_kind].skipped - 1}
 
 # The window of all layers, for a file that names none; None: there is no window then.
 WINDOWS = {'mistral': 4096}
@@ -151,6 +154,8 @@ def _rotation(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   if not isinstance(values := config.get('rope_parameters') or stretched, dict):
     raise errors.UserError(f'{where}: rope_parameters, or rope_scaling, is {values!r}')
   values = {'rope_theta': config.get('rope_theta', 10_000.0), **values}
+  if nested := [key for key, value in values.items() if isinstance(value, dict)]:
+    raise errors.UserError(f'{where}: the rotation of {nested[0]!r} is one of several, which is not supported')
   kind = values.get('rope_type', values.get('type', 'default'))
   if not isinstance(kind, str) or kind not in _ROTATIONS:
     raise errors.UserError(f'{where}: the rope type is {kind!r}; there are {", ".join(_ROTATIONS)}')

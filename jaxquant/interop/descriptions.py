@@ -4,7 +4,6 @@ Which architecture it is follows from reading: a description is made for each fa
 reads as the very model is taken, so that nothing is described that would be evaluated otherwise.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -12,6 +11,7 @@ import tokenizers
 
 from jaxquant import errors
 from jaxquant.interop import configs
+from jaxquant.interop import directory
 from jaxquant.models import config as model_config
 
 # Families in the order in which they are tried, with their classes in transformers. OPT before GPT-2: its linears are
@@ -62,12 +62,12 @@ class Description:
       tokenizer.add_special_tokens([_MASK])
       named['mask_token'] = _MASK
     tokenizer.save(str(folder / 'tokenizer.json'))
-    _write(folder / 'tokenizer_config.json', {
+    directory.write_json(folder / 'tokenizer_config.json', {
         'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': self._model.max_length,
         'clean_up_tokenization_spaces': False, **named})
     if self._model.causal:
       ends = {} if self._end is None else {'bos_token_id': self._end, 'eos_token_id': self._end}
-      _write(folder / 'generation_config.json', {'do_sample': False, **ends})
+      directory.write_json(folder / 'generation_config.json', {'do_sample': False, **ends})
 
 
 def _describe(model: model_config.TransformerConfig) -> dict[str, Any]:
@@ -121,7 +121,3 @@ def _made(model: model_config.TransformerConfig, kind: str) -> dict[str, Any]:
   if kind == 'opt':
     made['do_layer_norm_before'] = not model.post_norm
   return made
-
-
-def _write(path: pathlib.Path, values: dict[str, Any]) -> None:
-  path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')

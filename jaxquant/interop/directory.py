@@ -25,6 +25,11 @@ _PICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.npy', '.npz')
 _MOST_JSON = 100_000_000
 
 
+def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+  """Writes a file of JSON as others write theirs."""
+  path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
+
+
 class Directory:
   """A model directory opened for reading.
 
@@ -49,15 +54,18 @@ class Directory:
     if not isinstance(name, str) or pathlib.PurePath(name).name != name or name in ('', '.', '..') or '\\' in name:
       raise errors.UserError(f'{self.path} refers to {name!r}, which is not the name of a file in it')
     path = self.path / name
-    if not path.is_file():
+    if not self.has(name):
       raise errors.UserError(f'{self.path} has no {name}')
     if path.resolve().parent != self.path.resolve():
       raise errors.UserError(f'{path} is a link to a file outside of {self.path}; copy the files into one directory')
     return path
 
   def has(self, name: str) -> bool:
-    """Whether there is a file of this name, be it a link."""
-    return (self.path / name).is_file()
+    """Whether there is a file of this name, be it a link; raises `UserError` for a name that no file can have."""
+    try:
+      return (self.path / name).is_file()
+    except OSError as error:
+      raise errors.UserError(f'{self.path / name} cannot be read: {error.strerror}') from None
 
   def json(self, name: str) -> dict[str, Any]:
     """The JSON object in a file; raises `UserError` for a file that holds none."""

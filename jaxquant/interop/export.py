@@ -1,5 +1,6 @@
 """A tree as the tensors of a format of others, or the reason why it cannot be that."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -94,7 +95,15 @@ class Export:
         for suffix, array in made.items():
           yield f'{module}.{suffix}', array
       else:
-        yield tensor, layout.give(*(np.asarray(arrays[path]) for path in paths)).astype(_DTYPES[self.dtype])
+        yield tensor, self._cast(layout.give(*(np.asarray(arrays[path]) for path in paths)), tensor)
+
+  def _cast(self, array: np.ndarray, name: str) -> np.ndarray:
+    """A tensor that stays floating, in its dtype; raises `UserError` if a value leaves that."""
+    with np.errstate(over='ignore'):
+      made = array.astype(_DTYPES[self.dtype])
+    if self.dtype != 'float32' and (lost := np.isinf(made) & np.isfinite(array)).any():
+      raise errors.UserError(f'{name} holds {array[lost][0]:.3g}, which leaves {self.dtype}')
+    return made
 
   def _joined(self, paths: list[str], layout: names_lib.Layout) -> matrices.Matrix:
     """The kernel of a tensor, of the three parts of a fused one; inputs stay in front."""
@@ -132,6 +141,7 @@ class Export:
   def _codec(self, kind: str):
     """The codec of the format for the schemes of the tree."""
     found: dict[str, tuple[matrices.Scheme | None, compressed_tensors.Activation]] = {}
+    inputs: dict[str, int] = {}
     for path in trees.linears(self._params):
       if path in trees.TABLES:
         continue
@@ -146,8 +156,13 @@ class Export:
         raise errors.UserError(f'{path}: quantized activations meet a float kernel, which no format of others knows')
       if found.setdefault(module, (scheme, activation)) != (scheme, activation):
         raise errors.UserError(f'{path}: {module} is one tensor, all of which takes the same format')
+      inputs[module] = kernel.shape[0]
     if kind == FLOAT:
       return None
+    sizes = {scheme.group_size for scheme, _ in found.values() if scheme} - {None}
+    for module, (scheme, activation) in found.items():
+      if scheme and sizes == {inputs[module]}:  # one group, which is what its channels are
+        found[module] = dataclasses.replace(scheme, group_size=inputs[module]), activation
     floats = [module for module, (scheme, _) in found.items() if scheme is None]
     floats += [name for name in self._family.heads if name not in found]
     schemes = {pair for pair in found.values() if pair[0] is not None}

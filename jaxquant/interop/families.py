@@ -5,6 +5,8 @@ Left stand the paths of our tree, of linears, embeddings and norms; their kernel
 files, their biases `bias`. What a file calls otherwise has a row of its own, such as `head/bias`.
 """
 
+import types
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxquant import errors
@@ -23,6 +25,7 @@ class Family(NamedTuple):
     transposed: whether the weights of linears are [out, in].
     skipped: rows of the position table that no position reads.
     heads: names of linears that transformers has and our tree has not where they share the embedding's kernel.
+    copies: {tensor that a file may hold where they do: path of the array that it repeats}.
     ignored: regular expressions of tensors that are no parameters, or that our evaluation has no use for.
   """
 
@@ -33,6 +36,7 @@ class Family(NamedTuple):
   transposed: bool = True
   skipped: int = 0
   heads: tuple[str, ...] = ('lm_head',)
+  copies: Mapping[str, str] = types.MappingProxyType({'lm_head.weight': 'embedding/kernel'})
   ignored: tuple[str, ...] = ()
 
 
@@ -122,8 +126,8 @@ _BERT = Family(
         'closing_norm': '{base}encoder.layer.{i}.output.LayerNorm',
     },
     heads=('cls.predictions.decoder', 'pooler.dense'),
-    ignored=(r'.*pooler\.dense\..*', r'.*position_ids', r'cls\.seq_relationship\..*',
-             r'cls\.predictions\.decoder\.(weight|bias)'))
+    copies={'cls.predictions.decoder.weight': 'embedding/kernel', 'cls.predictions.decoder.bias': 'head/bias'},
+    ignored=(r'.*pooler\.dense\..*', r'.*position_ids', r'cls\.seq_relationship\..*'))
 
 _ROBERTA = _BERT._replace(
     bases=('roberta.', ''),
@@ -132,7 +136,8 @@ _ROBERTA = _BERT._replace(
         'head/bias': 'lm_head.bias',
     },
     skipped=2, heads=('lm_head.decoder', 'pooler.dense'),
-    ignored=(r'.*pooler\.dense\..*', r'.*position_ids', r'lm_head\.decoder\.(weight|bias)'))
+    copies={'lm_head.decoder.weight': 'embedding/kernel', 'lm_head.decoder.bias': 'head/bias'},
+    ignored=(r'.*pooler\.dense\..*', r'.*position_ids'))
 
 FAMILIES = {
     'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA, 'qwen3': _LLAMA, 'opt': _OPT, 'bloom': _BLOOM, 'gpt2': _GPT2,

@@ -52,7 +52,7 @@ class GPTQ:
     """The `quantization_config`."""
     return {'quant_method': 'gptq', 'bits': self.scheme.bits, 'group_size': self.scheme.group_size or -1,
             'desc_act': False, 'sym': self.scheme.symmetric, 'checkpoint_format': self.version, 'lm_head': False,
-            'true_sequential': True, 'damp_percent': 0.01, 'pack_dtype': 'int32'}
+            'pack_dtype': 'int32'}
 
   def scheme_of(self, module: str) -> matrices.Scheme | None:
     """The scheme of a linear."""
@@ -87,12 +87,16 @@ class GPTQ:
     """(the kernel, which of the inputs each of its rows reads).
 
     Raises:
-      UserError: zero points contradict `sym`, as in files that say the wrong version; or groups are of unequal size.
+      UserError: zero points contradict `sym`, as in files that say the wrong version, or groups are of unequal size.
+        Asymmetric codes of the wrong version cannot be told from others: all their zero points are then off by one.
     """
     del module
     bits, scales = self.scheme.bits, np.asarray(tensors['scales'], np.float32)
     groups, outputs = scales.shape
-    zeros = words.unpack(tensors['qzeros'], bits, outputs).astype(np.int16) + (self.version == 'gptq')
+    # Of version 1, GPTQModel adds one to all codes of a word by one addition, in which a code of all ones carries.
+    packed = np.ascontiguousarray(tensors['qzeros']).view(np.uint32)
+    packed = packed + np.uint32((2**32 - 1) // (2**bits - 1)) if self.version == 'gptq' else packed
+    zeros = words.unpack(packed, bits, outputs).astype(np.int16)
     if self.scheme.symmetric and (zeros != 2 ** (bits - 1)).any():
       raise errors.UserError(
           f'{where}: its zero points are not those of symmetric codes in a file of version {self.version!r}; is '

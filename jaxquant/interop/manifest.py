@@ -56,8 +56,12 @@ def write(
   os.replace(partial, folder / NAME)
 
 
-def verify(folder: pathlib.Path) -> dict[str, Any]:
-  """The manifest of a directory whose files are those that it was written for; reads them from end to end.
+def verify(folder: pathlib.Path, contents: bool = True) -> dict[str, Any]:
+  """The manifest of a directory whose files are those that it was written for.
+
+  Args:
+    folder: the directory.
+    contents: whether files are read from end to end, and new ones looked for; otherwise sizes are compared.
 
   Raises:
     CheckpointError: there is no manifest, or a file is missing, new or different.
@@ -71,11 +75,24 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
   for name in sorted({*written, *there}):
     if name not in there:
       raise errors.CheckpointError(f'{folder} lacks {name}, which it was written with')
-    if name not in written:
+    if contents and name not in written:
       raise errors.CheckpointError(f'{there[name]} was not written with the rest')
-    if _described(there[name]) != written[name]:
+    if name in written and not _is(there[name], written[name], contents):
       raise errors.CheckpointError(f'{there[name]} is not what was written')
   return content
+
+
+def verify_if_there(folder: pathlib.Path, contents: bool) -> None:
+  """Verifies a directory that may be one without a manifest; raises `CheckpointError` as `verify` does."""
+  if (folder / NAME).exists():
+    verify(folder, contents)
+
+
+def _is(path: pathlib.Path, written: Any, contents: bool) -> bool:
+  """Whether a file is what was written, as far as its size says it where its contents are not asked for."""
+  if contents:
+    return _described(path) == written
+  return isinstance(written, dict) and path.stat().st_size == written.get('bytes')
 
 
 def _files(folder: pathlib.Path, within: tuple[str, ...]) -> list[pathlib.Path]:

@@ -19,11 +19,13 @@ class Scheme:
     bits: of a code, 2 to 8.
     symmetric: whether the zero point is 2^(bits-1) everywhere.
     group_size: inputs that share a scale; None: all of them.
+    per_tensor: whether all outputs share it too, which is how files hold it; `Matrix` has it for each output.
   """
 
   bits: int
   symmetric: bool
   group_size: int | None
+  per_tensor: bool = False
 
   def groups(self, inputs: int) -> int:
     """Groups of a kernel of so many inputs."""
@@ -31,7 +33,8 @@ class Scheme:
 
   def __str__(self):
     kind = 'symmetric' if self.symmetric else 'asymmetric'
-    return f'{kind} {self.bits} bits ' + (f'in groups of {self.group_size}' if self.group_size else 'per channel')
+    each = 'per tensor' if self.per_tensor else 'per channel'
+    return f'{kind} {self.bits} bits ' + (f'in groups of {self.group_size}' if self.group_size else each)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Matrix:
   Attributes:
     codes: uint8 [in, out], 0 to 2^bits - 1.
     scale: float32 [groups, out].
-    zero_point: int16 [groups, out], 0 to 2^bits.
+    zero_point: int16 [groups, out], 0 to 2^bits - 1.
     scheme: what they are.
   """
 

@@ -110,6 +110,12 @@ class Names:
         part='qkv'.index(part[-1]) if fused else 0, heads=self._config.heads if fused else 1,
         skipped=self._family.skipped if module == 'positions' else 0)
 
+  def copies(self) -> dict[str, str]:
+    """Tensors of the file that repeat another one, by name: that one's name."""
+    found = self._family.copies if self._config.tied else {}
+    return {copy: self.entries[path].tensor for copy, path in found.items()
+            if copy in self._present and path in self.entries}
+
   def check_complete(self, where, expected: Iterable[str], is_nothing: Callable[[str], bool]) -> None:
     """Raises `UserError` naming tensors that are missing or that belong to nothing.
 
@@ -119,9 +125,8 @@ class Names:
       is_nothing: whether a tensor that is not one of them may be there all the same.
     """
     expected = set(expected)
-    ignored = self._family.ignored + ((r'lm_head\.weight',) if self._config.tied else ())
-    left = sorted(name for name in self._present - expected
-                  if not any(re.fullmatch(pattern, name) for pattern in ignored) and not is_nothing(name))
+    left = sorted(name for name in self._present - expected - {*self.copies()}
+                  if not any(re.fullmatch(pattern, name) for pattern in self._family.ignored) and not is_nothing(name))
     missing = sorted(expected - self._present)
     for names, problem in ((missing, 'lacks'), (left, 'holds tensors that the architecture has no place for:')):
       if names:

@@ -23,7 +23,9 @@ from jaxquant.numerics import trees
 
 # Arrays read at a time: enough to keep a disk and a few cores busy, few enough that the disk sees few places at once.
 READERS = 4
-_MASKS = ('[MASK]', '<mask>')
+# Rows of an array that are compared at a time.
+_ROWS = 1024
+_TOKENIZER, _MASKS = 'tokenizer.json', ('[MASK]', '<mask>')
 
 
 class DirectorySource:
@@ -32,6 +34,8 @@ class DirectorySource:
   Attributes:
     directory: the directory.
     config: the architecture.
+    masks: whether the tokenizer names the token that hides others from an encoder; `config.mask_token` is the last one
+      otherwise, which need not be what the model was trained with.
     names: of the float tensors.
     quantized: what is quantized, or None.
   """
@@ -49,7 +53,8 @@ class DirectorySource:
     self.directory = directory.Directory(path)
     where = str(self.directory.path / directory.CONFIG)
     config = configs.read(self.directory.config, where)
-    self.config = dataclasses.replace(config, mask_token=_mask_token(self.directory, config))
+    mask = None if config.causal else _mask_token(self.directory, config.vocabulary)
+    self.config, self.masks = dataclasses.replace(config, mask_token=mask), mask is not None
     self.names = names.Names(families.find(self.directory.config), self.config, self.directory.files)
     self._shardings = shardings or (lambda shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     self._abstract, self.quantized = validate.abstract_params(self.config), None
@@ -113,6 +118,11 @@ class DirectorySource:
       if tensor.shape != shape:
         raise errors.UserError(f'{where}: {name} has shape {tensor.shape} instead of {shape}')
 
+    for name, tensor in self.names.copies().items():
+      if not _equal(*map(self.directory.array, (name, tensor))):
+        raise errors.UserError(f'{where}: {name} is not {tensor}, though the two are one in such a model; '
+                               'tie_word_embeddings of config.json says whether they are')
+
   def _is_nothing(self, name: str) -> bool:
     """Whether a tensor is the bias of zeros that some quantizers add where the architecture has none."""
     module, _, leaf = name.rpartition('.')
@@ -137,9 +147,21 @@ class DirectorySource:
     return jax.make_array_from_callback(view.shape, self._shardings(view.shape), lambda index: copy(view[index]))
 
 
-def _mask_token(folder: directory.Directory, config):
-  """The token that hides others from an encoder, by its name in the tokenizer, if it has one."""
-  if config.causal or not folder.has('tokenizer.json'):
-    return config.mask_token
-  added = folder.json('tokenizer.json').get('added_tokens') or ()
-  return next((token['id'] for token in added if token.get('content') in _MASKS), config.mask_token)
+def _equal(first: np.ndarray, second: np.ndarray) -> bool:
+  """Whether two arrays of a file are equal, compared a few rows at a time."""
+  return first.shape == second.shape and all(
+      np.array_equal(first[i : i + _ROWS], second[i : i + _ROWS]) for i in range(0, len(first), _ROWS))
+
+
+def _mask_token(folder: directory.Directory, vocabulary: int) -> int | None:
+  """The token that hides others from an encoder, by its name in the tokenizer; None if there is none of such a name."""
+  added = folder.json(_TOKENIZER).get('added_tokens') if folder.has(_TOKENIZER) else None
+  if added is not None and not isinstance(added, list):
+    raise errors.UserError(f'{folder.path / _TOKENIZER}: added_tokens is no list')
+  for token in added or ():
+    if not isinstance(token, dict) or type(token.get('id')) is not int or not 0 <= token['id'] < vocabulary:
+      raise errors.UserError(
+          f'{folder.path / _TOKENIZER}: {token!r} of added_tokens is no token of the {vocabulary} of the model')
+    if token.get('content') in _MASKS:
+      return token['id']
+  return None

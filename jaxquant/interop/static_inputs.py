@@ -57,7 +57,7 @@ class StaticInput:
     if abs(level - round(level)) > _TOLERANCE or not 0 <= round(level) <= steps:
       raise errors.UserError(
           f'{path}: zero is not a level of its range, from {low:.4g} to {high:.4g}, and other formats know no such '
-          'range; with align_zero, ranges have that level')
+          'range; with align_zero, calibration gives ranges that level')
     zero_point = round(level) - 2 ** (self.bits - 1)
     return {'input_scale': scale.reshape(1), 'input_zero_point': np.array([zero_point], np.int8)}
 

@@ -24,6 +24,7 @@ DTYPES = {
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _MOST_HEADER = 100_000_000
+_MOST_AXES = 32  # that any NumPy has
 _METADATA = '__metadata__'
 # What a pickle, or the ZIP archive that torch.save makes of one, begins with.
 _PICKLES = (b'PK\x03\x04', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')
@@ -88,7 +89,9 @@ class TensorFile:
   def _parse(self, header: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
       entries = json.loads(header.decode(), object_pairs_hook=self._unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except errors.UserError:
+      raise
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number of thousands of digits
       raise errors.UserError(f'{self.path} is no safetensors file: its header is no JSON ({error})') from None
     self._check(isinstance(entries, dict), 'its header is no JSON object')
     metadata = entries.pop(_METADATA, {})
@@ -110,7 +113,7 @@ class TensorFile:
     self._check(known, f'{name} is not described by dtype, shape and data_offsets')
     shape, offsets = entry['shape'], entry['data_offsets']
     natural = lambda value: isinstance(value, list) and all(type(n) is int and 0 <= n < 2**48 for n in value)
-    self._check(natural(shape), f'the shape of {name} is {shape!r}')
+    self._check(natural(shape) and len(shape) <= _MOST_AXES, f'the shape of {name} is {shape!r}')
     self._check(natural(offsets) and len(offsets) == 2, f'the offsets of {name} are {offsets!r}')
     self._check(isinstance(entry['dtype'], str) and entry['dtype'] in DTYPES,
                 f'{name} is of dtype {entry["dtype"]!r}; there are {", ".join(DTYPES)}')

@@ -1,6 +1,5 @@
 """Writing a model directory so that it is whole or not there: into a folder of another name, renamed at the end."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -31,6 +30,12 @@ class Origin(Protocol):
     """Writes to `folder` what goes along: how text is tokenized, how the model generates."""
 
 
+def check_new(path: str | os.PathLike[str]) -> None:
+  """Raises `UserError` if the directory that is to be written exists."""
+  if os.path.lexists(path):
+    raise errors.UserError(f'{path} exists already; an export writes a new directory')
+
+
 def write(
     path: str | os.PathLike[str], params: dict, origin: Origin, kind: str, *, dtype: str | None = None,
     provenance: dict[str, Any] | None = None, decisions: dict[str, Any] | None = None,
@@ -52,8 +57,7 @@ def write(
     UserError: the format cannot express the tree; or the directory exists, or cannot be written.
   """
   path = pathlib.Path(path)
-  if path.exists() or path.is_symlink():
-    raise errors.UserError(f'{path} exists already; an export writes a new directory')
+  check_new(path)
   made = export.Export(params, origin.config, kind, dtype)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,9 +67,9 @@ def write(
   try:
     _shards(partial, made, shard_bytes)
     origin.carry(partial)
-    _json(partial / directory.CONFIG, made.config())
+    directory.write_json(partial / directory.CONFIG, made.config())
     if kind.startswith('gptq'):  # where older loaders look
-      _json(partial / 'quantize_config.json', made.codec.config())
+      directory.write_json(partial / 'quantize_config.json', made.codec.config())
     manifest.write(partial, params, {'format': kind, **(provenance or {})}, decisions or {})
     partial.chmod(0o755)
     os.rename(partial, path)
@@ -94,7 +98,8 @@ def _shards(folder: pathlib.Path, made: export.Export, shard_bytes: int) -> None
     name = f'model-{i:05}-of-{len(shards):05}.safetensors'
     os.rename(partial, folder / name)
     index.update(dict.fromkeys(names, name))
-  _json(folder / directory.INDEX, {'metadata': {'total_size': total}, 'weight_map': dict(sorted(index.items()))})
+  directory.write_json(
+      folder / directory.INDEX, {'metadata': {'total_size': total}, 'weight_map': dict(sorted(index.items()))})
 
 
 def _shard(folder: pathlib.Path, number: int, arrays: dict[str, np.ndarray]) -> tuple[pathlib.Path, list[str]]:
@@ -102,7 +107,3 @@ def _shard(folder: pathlib.Path, number: int, arrays: dict[str, np.ndarray]) -> 
   path = folder / f'{number}.partial'
   tensor_file.write(path, arrays, {'format': 'pt'})
   return path, list(arrays)
-
-
-def _json(path: pathlib.Path, values: dict[str, Any]) -> None:
-  path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')

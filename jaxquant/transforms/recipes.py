@@ -34,7 +34,7 @@ class Recipe:
     site_patterns: sites that get it, and at which methods fold if something can be folded there: regular expressions on
       the whole name.
     values: bits of attention's values, static per channel (the value operand of arXiv:2311.05161); None for none.
-    ranges, percentile: of static ranges, see `activation_ranges`.
+    ranges, percentile, align_zero: of static ranges, see `activation_ranges`.
   """
 
   methods: tuple[str, ...] = ('round_to_nearest',)
@@ -48,6 +48,7 @@ class Recipe:
   values: int | None = None
   ranges: str = 'minmax'
   percentile: float = 99.99
+  align_zero: bool = False
 
   def __post_init__(self):
     if self.ranges not in activation_ranges.METHODS:
@@ -112,7 +113,8 @@ class Recipe:
       return steps
     if isinstance(self.activation, int):
       ranges = functools.partial(
-          activation_ranges.activation_ranges, bits=self.activation, method=self.ranges, percentile=self.percentile)
+          activation_ranges.activation_ranges, bits=self.activation, method=self.ranges, percentile=self.percentile,
+          align_zero=self.align_zero)
     else:
       ranges = functools.partial(dynamic_ranges.dynamic_ranges, quantizer=self.activation)
     return [driver.Step('sites', [(pattern, ranges) for pattern in self.site_patterns], every=False), *steps]

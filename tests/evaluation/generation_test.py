@@ -1,5 +1,8 @@
 """Generated tokens are those of the whole forward, drawn as asked for, and end where they should."""
 
+import itertools
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -7,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
+from jaxquant.data import tokenizers
 from jaxquant.evaluation import generation
+from tests import model_directories
 from tests import networks
 
 _PROMPTS = ([3, 1, 4], [1, 5, 9, 2, 6], [8])
@@ -79,9 +84,28 @@ class StreamTest(parameterized.TestCase):
   def test_prompts_may_fill_the_context_with_what_follows(self):
     self.assertEqual(_stream(prompts=[[1] * 12], limit=4).shape, (1, 4))
     for prompts, limit, words in (
-        ([[1] * 12], 5, '12 tokens and 5 further ones exceed .* 16'), ([[1], []], 2, 'no tokens')):
+        ([[1] * 12], 5, '12 tokens and 5 further ones exceed .* 16'), ([[1], []], 2, 'no tokens'), ([], 2, 'no prompt')):
       with self.assertRaisesRegex(errors.UserError, words):
         _stream(prompts=prompts, limit=limit)
+
+
+class TextsTest(absltest.TestCase):
+
+  def test_special_tokens_are_no_text_and_end_it_where_they_are_named(self):
+    tokenizer = tokenizers.Tokenizer(model_directories.tokenizer())
+    first, last, (a, b) = tokenizer.special['<s>'], tokenizer.special['</s>'], tokenizer.encode_bare('ab')
+    config, made = networks.config('llama'), [a, first, b, last, a]
+
+    def stream(params, config, prompts, *, stop, **options):
+      del params, config, prompts, options
+      yield from ([token] for token in itertools.takewhile(lambda token: token not in stop, made))
+
+    with mock.patch.object(generation, 'stream', stream):
+      texts = lambda **options: generation.texts({}, config, tokenizer, [[a]], limit=5, **options)
+      self.assertEqual(texts(), ['aba'])
+      self.assertEqual(texts(until=['</s>']), ['ab'])
+      self.assertEqual(texts(until=['b', '</s>']), ['a'])
+      self.assertEqual(texts(until=['<s>'], stop=[last]), ['a'])
 
 
 class ChooseTest(parameterized.TestCase):
@@ -92,7 +116,8 @@ class ChooseTest(parameterized.TestCase):
       (generation.Sampling(0.5), np.square([0.05, 0.5, 0.15, 0.3]) / 0.365),
       (generation.Sampling(1.0, 0.9), [0, 0.5 / 0.95, 0.15 / 0.95, 0.3 / 0.95]),
       (generation.Sampling(1.0, 0.75), [0, 0.625, 0, 0.375]),
-      (generation.Sampling(1.0, 1e-6), [0, 1, 0, 0]))
+      (generation.Sampling(1.0, 1e-6), [0, 1, 0, 0]), (generation.Sampling(1e-30), [0, 1, 0, 0]),
+      (generation.Sampling(1e-40), [0, 1, 0, 0]), (generation.Sampling(5e-324, 0.5), [0, 1, 0, 0]))
   def test_tokens_are_drawn_as_often_as_they_are_likely(self, sampling, shares):
     got = _shares(sampling)
     np.testing.assert_allclose(got, shares, atol=4 * 0.5 / _DRAWS ** 0.5)

@@ -75,6 +75,9 @@ class WindowsTest(parameterized.TestCase):
     np.testing.assert_array_equal(rows[present], np.arange(1, tokens + 1))
     self.assertEqual(rows[~present].sum(), 0)
 
+  def test_a_short_text_is_a_window_of_its_own_length(self):
+    self.assertEqual([each.shape for each in perplexity.windows(np.arange(5), 4096)], [(1, 5), (1, 5)])
+
   @parameterized.parameters((1, 8, 'a text of 1 tokens has none'), (0, 8, 'a text of 0 tokens'), (5, 1, 'windows of 1'))
   def test_texts_and_windows_without_a_token_to_predict_are_refused(self, tokens, length, message):
     with self.assertRaisesRegex(errors.UserError, message):

@@ -63,6 +63,8 @@ class ConfigsTest(parameterized.TestCase):
       ('rope_lacks', 'llama', {'rope_scaling': {'rope_type': 'llama3', 'factor': 2.0}}, ['lacks low_freq_factor']),
       ('rope_word', 'llama', {'rope_parameters': 'long'}, ['rope_parameters']),
       ('partial', 'qwen2', {'rope_parameters': {'rope_theta': 1.0, 'partial_rotary_factor': 0.5}}, ['0.5']),
+      ('rope_by_layer', 'qwen3', {'rope_parameters': {'full_attention': {'rope_theta': 1.0}}}, ["'full_attention'"]),
+      ('padding', 'roberta', {'pad_token_id': 0}, ['pad_token_id is 0', '1']),
       ('windows', 'qwen2', {'use_sliding_window': True, 'max_window_layers': 1}, ['some layers']),
       ('activation', 'llama', {'hidden_act': 'mish'}, ["'mish'", 'silu']),
       ('activation_kind', 'llama', {'hidden_act': ['silu']}, ['activation']),

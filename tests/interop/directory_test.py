@@ -70,6 +70,12 @@ class DirectoryTest(parameterized.TestCase):
     self._assert_refused('model.safetensors is a pickle', 'convert it')
     self.assertFalse(_Payload.ran)
 
+  @parameterized.parameters(('x' * 5000, 'cannot be read'), ('x\0y', 'has no x'), ('\ud800', 'has no'))
+  def test_index_with_a_name_that_no_file_can_have(self, name, problem):
+    model_directories.write(self.folder, shards=2)
+    self._change_index(**{'model.norm.weight': name})
+    self._assert_refused(problem)
+
   @parameterized.parameters('../outside.safetensors', '/etc/passwd', 'sub/model.safetensors', '..', '', 'a\\b')
   def test_index_that_points_elsewhere(self, name):
     model_directories.write(self.folder, shards=2)
@@ -136,20 +142,49 @@ class DirectoryTest(parameterized.TestCase):
     self._change(change)
     self._assert_refused(*words)
 
-  def test_mutated_indices_are_read_as_written_or_refused(self):
-    model_directories.write(self.folder, shards=2)
-    path, rng, refused = self.folder / _INDEX, np.random.default_rng(0), 0
+  def _mutations(self, name, count):
+    """Opens the directory with bytes of a file mutated: (what was read each time that it was, how often it was not)."""
+    path, rng, read = self.folder / name, np.random.default_rng(0), []
     whole = path.read_bytes()
-    for _ in range(100):
+    for _ in range(count):
       content = bytearray(whole)
       for _ in range(rng.integers(1, 4)):
         content[rng.integers(len(whole))] = rng.integers(256)
       path.write_bytes(content)
       try:
-        source.DirectorySource(self.folder)
-      except errors.UserError:
-        refused += 1
+        read.append(source.DirectorySource(self.folder))
+      except errors.UserError as error:
+        self.assertLen(str(error).splitlines(), 1)
+    return read, count - len(read)
+
+  def test_mutated_indices_are_read_as_written_or_refused(self):
+    model_directories.write(self.folder, shards=2)
+    places = lambda opened: {name: file.path.name for name, file in opened.directory.files.items()}
+    written = places(source.DirectorySource(self.folder))
+    read, refused = self._mutations(_INDEX, 100)
     self.assertGreater(refused, 60)
+    for opened in read:
+      self.assertEqual(places(opened), written)
+
+  def test_mutated_configurations_are_of_a_model_of_the_sizes_of_the_tensors_or_refused(self):
+    model_directories.write(self.folder, 'qwen3')
+    sizes = lambda opened: [getattr(opened.config, name) for name in (
+        'vocabulary', 'width', 'layers', 'feed_forward', 'tied', 'norm', 'head_norm')]
+    written = sizes(source.DirectorySource(self.folder))
+    read, refused = self._mutations('config.json', 100)
+    self.assertGreater(refused, 40)
+    for opened in read:
+      self.assertEqual(sizes(opened), written)
+
+  def test_mutated_tokenizers_name_a_mask_of_the_vocabulary_or_are_refused(self):
+    model_directories.write(self.folder, 'bert')
+    path = self.folder / 'tokenizer.json'
+    path.write_text(json.dumps({'added_tokens': json.loads(path.read_text())['added_tokens']}))
+    read, refused = self._mutations('tokenizer.json', 100)
+    self.assertGreater(refused, 20)
+    self.assertNotEmpty(read)
+    for opened in read:
+      self.assertBetween(opened.config.mask_token, 0, 299)
 
 
 class _Payload:

@@ -1,5 +1,7 @@
 """GPTQ, AWQ and compressed tensors: every tensor as the format has it, by another way of writing it down, and back."""
 
+import itertools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -85,6 +87,16 @@ class GPTQTest(parameterized.TestCase):
     matrix.codes[3, 5] = 15
     with self.assertRaisesRegex(errors.UserError, 'x: version 1 of GPTQ cannot hold .* gptq_v2 can'):
       gptq.GPTQ(matrix.scheme).encode(matrix, 'x')
+
+  @parameterized.parameters(*gptq.BITS)
+  def test_zero_points_of_version_1_are_those_of_version_2_less_one_in_every_word(self, bits):
+    # GPTQModel turns one version into the other by one addition for a word of 32 bits, in which codes borrow and carry.
+    matrix = _matrix(bits, least=0)
+    matrix.zero_point[:, ::3] = 0
+    made = gptq.GPTQ(matrix.scheme, 'gptq_v2').encode(matrix, 'x')
+    one = np.uint32(sum(1 << i for i in range(0, 32, bits)))
+    made['qzeros'] = (made['qzeros'].view(np.uint32) - one).view(np.int32)
+    _assert_equal(gptq.GPTQ(matrix.scheme, 'gptq').decode(made, 'x', _INPUTS, 'x')[0], matrix)
 
   @parameterized.parameters(*gptq.VERSIONS)
   def test_wrong_version_of_symmetric_codes_is_seen(self, version):
@@ -188,16 +200,42 @@ class CompressedTensorsTest(parameterized.TestCase):
     for module, scheme in (('l.mlp.up', four), ('a.b', four), ('a.bc', eight), ('lm_head', None)):
       self.assertEqual(codec.scheme_of(module), scheme, module)
 
+  @parameterized.parameters(*itertools.permutations(range(4)))
+  def test_the_most_specific_pattern_counts_in_any_order(self, *order):
+    schemes = [matrices.Scheme(bits, True, None) for bits in (2, 3, 4, 8)]
+    groups = list(zip((('a.b',), ('re:a.*',), ('re:z|a.*',), ('Linear',)), schemes, [None] * 4))
+    codec = compressed_tensors.CompressedTensors([groups[i] for i in order])
+    self.assertEqual([codec.scheme_of(module) for module in ('a.b', 'a.c', 'z', 'b')], schemes)
+
   @parameterized.parameters(
       (dict(format='marlin-24'), 'marlin-24'), (dict(quantization_status='frozen'), 'frozen'),
       (dict(kv_cache_scheme={'num_bits': 8}), 'kv_cache_scheme'), (dict(config_groups={}), 'config_groups'),
+      (dict(sparsity_config={'format': 'sparse-bitmask'}), 'sparsity_config'),
       (dict(ignore='lm_head'), 'lm_head'), (dict(ignore=['re:(']), 'regular expression'))
   def test_refused(self, changes, message):
     config = self._codec(_matrix().scheme).config() | changes
     with self.assertRaisesRegex(errors.UserError, message):
       compressed_tensors.CompressedTensors.read(config, 'config.json')
 
+  def test_what_changes_nothing_is_taken(self):
+    config = self._codec(_matrix().scheme).config() | {'sparsity_config': {'format': 'dense', 'global_sparsity': 0.1}}
+    for order in (None, False, 'static', 'weight'):
+      config['config_groups']['group_0']['weights']['actorder'] = order
+      self.assertEqual(compressed_tensors.CompressedTensors.read(config, 'x').scheme_of('x'), _matrix().scheme)
+
+  @parameterized.parameters(compressed_tensors.PACKED, compressed_tensors.INTEGER)
+  def test_one_scale_for_the_tensor(self, layout):
+    matrix = _matrix(8, True, None)
+    codec = self._codec(matrices.Scheme(8, True, None, per_tensor=True), layout)
+    read = compressed_tensors.CompressedTensors.read(codec.config(), 'config.json')
+    made = self._codec(matrix.scheme, layout).encode(matrix, 'x') | {'weight_scale': np.array([0.25], np.float32)}
+    self.assertEqual({name: array.shape for name, array in made.items()},
+                     {name: shape for name, (_, shape) in read.shapes('x', _INPUTS, _OUTPUTS).items()})
+    got, _ = read.decode(made, 'x', _INPUTS, 'x')
+    np.testing.assert_array_equal(got.values(), (matrix.codes - 128.0) * 0.25)
+
   @parameterized.parameters(
+      ('weights', dict(num_bits=4, strategy='tensor', symmetric=False)),
       ('weights', dict(num_bits=4, type='float', strategy='group', group_size=8)),
       ('weights', dict(num_bits=4, strategy='block', group_size=8)),
       ('weights', dict(num_bits=4, strategy='group', group_size=None)),

@@ -76,6 +76,20 @@ class QuantizedTest(parameterized.TestCase):
       tolerance = 0 if kind == 'compressed-tensors' else 1e-3
       np.testing.assert_allclose(got, want, rtol=tolerance, atol=0, err_msg=path)
 
+  @parameterized.parameters(*export.CODED)
+  def test_linears_as_wide_as_a_group_are_grouped_as_the_others_are(self, kind):
+    # Of 32 inputs and, in the MLP, of 64.
+    opened, params, folder = self._export(kind, 'int4', group_size=32)
+    asked = json.loads((folder / 'config.json').read_text())['quantization_config']
+    if kind == 'compressed-tensors':
+      (group,), asked = asked['config_groups'].values(), None
+      self.assertEqual((group['targets'], group['weights']['strategy']), (['Linear'], 'group'))
+      asked = group['weights']
+    self.assertEqual(asked['group_size'], 32)
+    evaluate = networks.evaluator(opened.config, jit=networks.quick_jit)
+    got, want = (evaluate(tree, networks.tokens(2)) for tree in (source.DirectorySource(folder).whole(), params))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 if kind == 'compressed-tensors' else 1e-2)
+
   @parameterized.parameters('int4', 'full_int4', 'int8', 'int3')
   def test_symmetric_codes_stay_symmetric(self, weights):
     opened, params, folder = self._export(weights=weights)

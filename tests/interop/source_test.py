@@ -1,5 +1,6 @@
 """A directory as a tree: every array where it belongs, in blocks or whole, on one device or over several."""
 
+import json
 import pathlib
 
 from absl.testing import absltest
@@ -7,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.calibration import stores
 from jaxquant.interop import names
@@ -80,6 +82,43 @@ class SourceTest(parameterized.TestCase):
 
   def test_the_mask_of_an_encoder_is_that_of_its_tokenizer(self):
     self.assertEqual(source.DirectorySource(self._folder('bert')).config.mask_token, 2)
+
+  def _with_added_tokens(self, added):
+    folder = self._folder('bert')
+    content = json.loads((folder / 'tokenizer.json').read_text())
+    (folder / 'tokenizer.json').write_text(json.dumps(content | {'added_tokens': added}))
+    return folder
+
+  def test_a_mask_that_has_no_name_is_known_to_be_none(self):
+    named, unnamed = (source.DirectorySource(folder) for folder in (
+        self._folder('bert'), self._with_added_tokens([{'id': 0, 'content': '<s>'}])))
+    self.assertTrue(named.masks)
+    self.assertFalse(unnamed.masks)
+
+  @parameterized.parameters([(added,) for added in (
+      5, 'x', {'id': 1}, [1], [[1]], [None], [{'content': '[MASK]'}], [{'content': '[MASK]', 'id': 'x'}],
+      [{'content': '[MASK]', 'id': True}], [{'content': '[MASK]', 'id': -1}], [{'content': '[MASK]', 'id': 300}])])
+  def test_added_tokens_that_are_none_are_refused(self, added):
+    with self.assertRaisesRegex(errors.UserError, 'tokenizer.json: .*added_tokens'):
+      source.DirectorySource(self._with_added_tokens(added))
+
+  @parameterized.named_parameters(
+      ('embedding', 'qwen2', 'lm_head.weight', 'model.embed_tokens.weight'),
+      ('opt', 'opt, post-norm', 'lm_head.weight', 'model.decoder.embed_tokens.weight'),
+      ('kernel', 'bert', 'cls.predictions.decoder.weight', 'bert.embeddings.word_embeddings.weight'),
+      ('bias', 'roberta', 'lm_head.decoder.bias', 'lm_head.bias'))
+  def test_a_copy_of_what_is_tied_is_taken_and_another_array_refused(self, family, copy, tensor):
+    folder = self._folder(family)
+    opened = tensor_file.TensorFile(folder / 'model.safetensors')
+    arrays = {name: np.array(opened.array(name)) for name in opened.tensors}
+    tensor_file.write(folder / 'model.safetensors', arrays | {copy: arrays[tensor]})
+    source.DirectorySource(folder)
+    changed = arrays[tensor].copy()
+    changed[-1] += 1
+    for other in (changed, changed[:-1], np.float32(0)):
+      tensor_file.write(folder / 'model.safetensors', arrays | {copy: np.asarray(other, np.float32)})
+      with self.assertRaisesRegex(errors.UserError, f'{copy} is not {tensor}'):
+        source.DirectorySource(folder)
 
   @parameterized.parameters('heads', 'parts')
   def test_fused_tensors_hold_queries_keys_and_values(self, fused):

@@ -13,6 +13,7 @@ from jaxquant.interop import manifest
 from jaxquant.interop import source
 from jaxquant.interop import tensor_file
 from jaxquant.interop import writing
+from jaxquant.numerics import trees
 from tests import exporting
 
 
@@ -54,6 +55,13 @@ class WritingTest(parameterized.TestCase):
     self.assertEqual(tensors['model.norm.weight'].dtype.name, 'bfloat16')
     self.assertEqual(tensors['model.layers.0.mlp.up_proj.weight_scale'].dtype, np.float32)
     self.assertEqual(json.loads((self.target / 'config.json').read_text())['torch_dtype'], 'bfloat16')
+
+  def test_a_value_that_leaves_the_dtype_is_refused(self):
+    self.params = trees.put(self.params, 'final_norm/scale', np.full(32, 1e5, np.float32))
+    with self.assertRaisesRegex(errors.UserError, r'model\.norm\.weight holds 1e\+05, which leaves float16'):
+      self._write(dtype='float16')
+    self.assertEmpty(list(self.target.parent.iterdir()))
+    self._write(dtype='bfloat16')
 
   def test_several_files_hold_what_one_does(self):
     self._write()
@@ -134,6 +142,11 @@ class ManifestTest(parameterized.TestCase):
     damage(self.folder)
     with self.assertRaisesRegex(errors.CheckpointError, message):
       manifest.verify(self.folder)
+    if message.startswith(('model', 'new')):  # which sizes do not show
+      manifest.verify(self.folder, contents=False)
+    else:
+      with self.assertRaisesRegex(errors.CheckpointError, message):
+        manifest.verify(self.folder, contents=False)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,18 @@
 """A user's mistake gets one line that names the culprit and its exit code, and leaves earlier results alone."""
 
+import contextlib
 import hashlib
+import io
 import pathlib
 import shutil
 import signal
 import socket
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from launch import runtime
 from tests import launching
 
 _PTQ = '--config=configs/ptq/rtn_w4a4.py'
@@ -294,6 +298,16 @@ class BadInputTest(parameterized.TestCase):
       finished = launching.run(
           'train', launching.config(), f'--coordinator_address={address}', '--num_processes=2', '--process_id=0')
     self.assert_refused(finished, f'--coordinator_address={address}', 'in use')
+
+  @parameterized.parameters((('length', 'batch_size', 'text'), '; a smaller --length or --batch_size takes less\n'),
+                            (('length',), '; a smaller --length takes less\n'), ((), '\n'))
+  def test_memory_that_is_not_there_is_said_with_the_flags_that_ask_for_less(self, flags, end):
+    said = io.StringIO()
+    with mock.patch.object(runtime.flags, 'FLAGS', flags), contextlib.redirect_stderr(said):
+      error = RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.\nmore')
+      code = runtime._report(error, 0)  # pylint: disable=protected-access
+    self.assertEqual(code, 2)
+    self.assertEqual(said.getvalue(), f'out of memory: Out of memory allocating 1 byte.{end}')
 
 
 if __name__ == '__main__':

@@ -79,6 +79,18 @@ class ExportsTest(parameterized.TestCase):
     self.assertEqual((got['weights'], got['activations'], got['activation_mode']), (4, 4, 'static'))
     self.assertLess(abs(math.log(got['perplexity'] / want['perplexity'])), 1e-4)
 
+  def test_static_ranges_that_were_calibrated(self):
+    workdir = self.target.with_name('static')
+    finished = launching.run(
+        'quantize', '--config=configs/ptq/rtn_w4a4.py', '--config.align_zero=True', '--config.calibration_windows=8',
+        f'--model={self.folder / "model"}', f'--workdir={workdir}', f'--calibration={self.text}', f'--text={self.text}')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    finished = launching.run('export', f'--model={workdir}', f'--output={self.target}')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    got, want = self._score(self.target), launching.evaluations(workdir)[0]
+    self.assertEqual((got['activations'], got['activation_mode']), (4, 'static'))
+    self.assertLess(abs(math.log(got['perplexity'] / want['perplexity'])), 1e-4)
+
   def test_format_of_an_export_changes(self):
     flags = [f'--model={self.workdir}', '--format=gptq_v2', f'--output={self.target}']
     self.assertEqual(launching.run('export', *flags).code, 0)
@@ -88,20 +100,42 @@ class ExportsTest(parameterized.TestCase):
     self.assertEqual(json.loads((other / 'config.json').read_text())['quantization_config']['quant_method'], 'awq')
     self.assertEqual(self._score(other)['method'], 'awq')
 
+  def test_damaged_models_are_refused(self):
+    flags = [f'--model={self.workdir}', f'--output={self.target}']
+    self.assertEqual(launching.run('export', *flags).code, 0)
+    other, scored = self.target.with_name('other'), self.target.with_name('scored')
+    export = lambda: launching.run('export', f'--model={self.target}', '--format=gptq_v2', f'--output={other}')
+    evaluate = lambda: launching.run(
+        'evaluate', f'--model={self.target}', f'--workdir={scored}', f'--text={self.text}')
+    file = self.target / 'model.safetensors'
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    finished = export()
+    self.assertEqual((finished.code, finished.error), (3, f'{file} is not what was written\n'))
+    with open(self.target / 'tokenizer.json', 'a', encoding='utf-8') as opened:
+      opened.write('\n')
+    finished = evaluate()
+    self.assertEqual(
+        (finished.code, finished.error), (3, f'{self.target / "tokenizer.json"} is not what was written\n'))
+    self.assertFalse(other.exists() or scored.exists())
+
   def test_quantized_twice_is_refused(self):
     flags = [f'--model={self.workdir}', '--format=gptq_v2', f'--output={self.target}']
     self.assertEqual(launching.run('export', *flags).code, 0)
     again = self.target.with_name('again')
-    finished = launching.run(
-        'quantize', *_PTQ, f'--model={self.target}', f'--calibration={self.text}', f'--workdir={again}')
-    self.assertEqual(finished.code, 2)
-    self.assertEqual(finished.error, f'{self.target} is quantized already, by gptq\n')
-    self.assertFalse(again.exists())
+    for model in (self.target, self.workdir):
+      finished = launching.run(
+          'quantize', *_PTQ, f'--model={model}', f'--calibration={self.text}', f'--workdir={again}')
+      self.assertEqual(finished.code, 2)
+      self.assertEqual(finished.error, f'{model} is quantized already, by gptq\n')
+      self.assertFalse(again.exists())
 
   @parameterized.named_parameters(
       ('no_output', ['--model={quantized}'], ['--output=DIR']),
       ('format', ['--model={quantized}', '--output={target}', '--format=gguf'], ['gguf', 'compressed-tensors']),
-      ('there_already', ['--model={quantized}', '--output={quantized}'], ['exists already']),
+      ('there_already', ['--model=/none', '--output={quantized}'], ['exists already']),
+      ('sharded', ['--model={quantized}', '--output={target}', '--fully_sharded'], ['means nothing here']),
       ('float', ['--model={model}', '--output={target}'], ['no integer codes', 'float']),
       ('codes', ['--model={quantized}', '--output={target}', '--format=float'], ['holds codes']))
   def test_refused(self, flags, words):

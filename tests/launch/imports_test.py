@@ -65,6 +65,18 @@ class ImportsTest(parameterized.TestCase):
     record, = launching.evaluations(again)
     self.assertEqual(record, quantized)
 
+  @parameterized.parameters({}, {'family': 'bert'})
+  def test_split_over_devices_it_scores_as_on_one(self, **changes):
+    model = model_directories.write(self.create_tempdir().full_path, **changes)
+    scores = []
+    for devices, flags in ((1, []), (2, ['--fully_sharded'])):
+      workdir = self.workdir / str(devices)
+      finished = launching.run(
+          'evaluate', f'--model={model}', f'--workdir={workdir}', f'--text={self.text}', *flags, devices=devices)
+      self.assertEqual((finished.code, finished.error), (0, ''))
+      scores.append(launching.evaluations(workdir)[0]['perplexity'])
+    self.assertLess(abs(scores[1] / scores[0] - 1), 1e-5)
+
   @parameterized.named_parameters(
       ('no_calibration', 'quantize', {}, _PTQ, ['--calibration=FILE is needed']),
       ('variant', 'evaluate', {}, ['--variant=both'], ['neither variants nor seeds']),
@@ -84,9 +96,19 @@ class ImportsTest(parameterized.TestCase):
       self.assertIn(word, finished.error)
     self.assertFalse(self.workdir.exists())
 
+  def test_an_encoder_whose_tokenizer_names_no_mask_scores_no_text(self):
+    model = model_directories.write(self.create_tempdir().full_path, 'bert')
+    content = (model / 'tokenizer.json').read_text()
+    (model / 'tokenizer.json').write_text(content.replace('<mask>', '<hide>'))
+    finished = self._run('evaluate', model, f'--text={self.text}')
+    self.assertEqual((finished.code, finished.error.count('\n')), (2, 1), finished)
+    self.assertIn('names no mask', finished.error)
+    self.assertFalse(self.workdir.exists())
+
   @parameterized.named_parameters(
       ('missing', 'tokenizer.json', None, ['has no tokenizer.json']),
       ('none', 'tokenizer.json', '{}', ['not a tokenizer.json']),
+      ('deep', 'config.json', '[' * 100_000, ['config.json cannot be read']),
       ('weights', 'model.safetensors', 'x' * 100, ['no whole safetensors file']))
   def test_files_that_are_wrong(self, name, content, words):
     model = model_directories.write(self.create_tempdir().full_path)

@@ -1,7 +1,5 @@
 """The sites of every family are right: folds leave its function alone, and methods run to codes that evaluate."""
 
-import itertools
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -21,6 +19,9 @@ from jaxquant.transforms import recipes
 from tests import networks
 
 _LAYERS = 2
+# Not families, but variants of them: the slower methods see the same blocks there.
+_VARIANTS = ('llama, biases', 'bert, no head')
+_ROUNDED = ('awq', 'round_to_nearest')
 
 
 def _logits(config, params, implementation='simulated'):
@@ -56,11 +57,9 @@ class FamiliesTest(parameterized.TestCase):
     broken = folding.consumed(params, site, *_factors(params, site, rng))
     self.assertGreater(np.abs(_logits(config, broken) - want).max(), 1e-3 * np.abs(want).max())
 
-  # The blocks of the others are those of these. Which methods meet which family has no part in what they leave
-  # (tests/transforms/laws_test.py has all methods on the three styles of block), so that they take turns.
-  @parameterized.parameters(*zip(
-      [style for style in networks.FAMILIES if style not in ('gpt2', 'roberta')],
-      itertools.cycle([('awq', 'round_to_nearest'), ('outlier_suppression', 'gptq')])))
+  @parameterized.parameters(
+      *((style, _ROUNDED) for style in networks.FAMILIES),
+      *((style, ('outlier_suppression', 'gptq')) for style in networks.FAMILIES if style not in _VARIANTS))
   def test_methods_run_to_codes_that_evaluate_alike(self, style, methods):
     # What a block makes of the norm behind it, another block shows; the others are alike.
     layers = 2 if networks.config(style).post_norm else 1
@@ -78,7 +77,8 @@ class FamiliesTest(parameterized.TestCase):
     want, got = _logits(config, params), _logits(config, made)
     self.assertLess(np.mean((got - want) ** 2), 1e-2 * np.mean(want ** 2))
     self.assertGreater(np.abs(got - want).max(), 0)
-    np.testing.assert_array_equal(_logits(config, made, 'xla'), got)
+    if methods == _ROUNDED:  # how codes were chosen has no part in their products
+      np.testing.assert_array_equal(_logits(config, made, 'xla'), got)
 
 
 if __name__ == '__main__':

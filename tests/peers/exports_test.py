@@ -54,12 +54,17 @@ class CompressedTensorsTest(parameterized.TestCase):
     self.assertGreater(np.abs(logits(opened, opened.whole(), ids) - want).max(), 5 * atol * np.abs(want).max())
     np.testing.assert_allclose(got, want, rtol=0, atol=atol * np.abs(want).max())
 
-  @parameterized.parameters(
-      'llama2', 'llama3', 'llama, biases', 'mistral, window', 'qwen2', 'qwen3', 'opt', 'opt, post-norm', 'bloom',
-      'bert', 'roberta')
+  @parameterized.parameters(*peering.EXPORTED)
   def test_4_bit_weights_of_every_family(self, family):
     opened, params = quantized(peering.saved(family), 'int4')
     self._assert_agrees(opened, params, self._export(opened, params))
+
+  def test_floats_of_a_gpt2_whose_linears_compressed_tensors_does_not_know(self):
+    opened = source.DirectorySource(peering.saved('gpt2'))
+    folder = writing.write(
+        pathlib.Path(self.create_tempdir().full_path) / 'exported', opened.whole(), opened.directory, 'float')
+    want, got = peering.logits(peering.saved('gpt2'), peering.tokens()), peering.logits(folder, peering.tokens())
+    np.testing.assert_array_equal(got, want)
 
   @parameterized.parameters(
       ('int2', None), ('int3', 16), ('int4', None), ('int5', 16), ('int6', None), ('full_int4', 16), ('int7', 16),

@@ -16,7 +16,7 @@ from tests import peering
 _GROUP = 16
 
 
-def _written(folder: pathlib.Path, bits: int, symmetric: bool, grouped: bool, activations: str) -> np.ndarray:
+def _written(folder: pathlib.Path, bits: int, symmetric: bool, strategy: str, activations: str) -> np.ndarray:
   """Writes a model that compressed-tensors quantized: its logits for `peering.tokens`, before it is packed."""
   torch, transformers = peering.libraries()
   quantization = importlib.import_module('compressed_tensors.quantization')
@@ -24,8 +24,8 @@ def _written(folder: pathlib.Path, bits: int, symmetric: bool, grouped: bool, ac
   compressors = importlib.import_module('compressed_tensors.compressors')
   model = transformers.AutoModelForCausalLM.from_pretrained(peering.saved('llama2'))
   weights = quantization.QuantizationArgs(
-      num_bits=bits, type='int', symmetric=symmetric, strategy='group' if grouped else 'channel',
-      group_size=_GROUP if grouped else None)
+      num_bits=bits, type='int', symmetric=symmetric, strategy=strategy,
+      group_size=_GROUP if strategy == 'group' else None, actorder='static' if strategy == 'group' else None)
   inputs = None if not activations else quantization.QuantizationArgs(
       num_bits=8, type='int', symmetric=False, strategy='token', dynamic=True)
   scheme = quantization.QuantizationScheme(targets=['Linear'], weights=weights, input_activations=inputs)
@@ -33,7 +33,9 @@ def _written(folder: pathlib.Path, bits: int, symmetric: bool, grouped: bool, ac
       config_groups={'group_0': scheme}, ignore=['lm_head'], quantization_status='frozen'))
   for module in model.modules():
     if getattr(module, 'weight_scale', None) is not None:
-      rows = module.weight.detach().reshape(module.weight.shape[0], -1, _GROUP if grouped else module.weight.shape[1])
+      count, width = module.weight.shape
+      shape = {'group': (count, -1, _GROUP), 'channel': (count, 1, width), 'tensor': (1, count * width)}[strategy]
+      rows = module.weight.detach().reshape(shape)
       scale, zero_point = utils.calculate_qparams(rows.amin(-1), rows.amax(-1), weights)
       module.weight_scale.data.copy_(scale)
       if not symmetric:
@@ -51,11 +53,13 @@ def _written(folder: pathlib.Path, bits: int, symmetric: bool, grouped: bool, ac
 class QuantizedImportsTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
-      ('w4a16', 4, True, True, ''), ('w4a16_asymmetric', 4, False, True, ''), ('w3a16_dense', 3, True, True, ''),
-      ('w8a16_channels', 8, True, False, ''), ('w8a8', 8, True, False, 'uint8'), ('w4a8', 4, True, True, 'uint8'))
-  def test_logits(self, bits, symmetric, grouped, activations):
+      ('w4a16', 4, True, 'group', ''), ('w4a16_asymmetric', 4, False, 'group', ''),
+      ('w3a16_dense', 3, True, 'group', ''), ('w8a16_channels', 8, True, 'channel', ''),
+      ('w8a16_tensors', 8, True, 'tensor', ''), ('w8a8', 8, True, 'channel', 'uint8'),
+      ('w4a8', 4, True, 'group', 'uint8'))
+  def test_logits(self, bits, symmetric, strategy, activations):
     folder = pathlib.Path(self.create_tempdir().full_path)
-    want = _written(folder, bits, symmetric, grouped, activations)
+    want = _written(folder, bits, symmetric, strategy, activations)
     opened = source.DirectorySource(folder)
     params = opened.whole()
     kernel = params['layers']['0']['mlp']['up']['kernel']
