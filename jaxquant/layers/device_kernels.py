@@ -6,6 +6,7 @@ is written from the original: this type has no name there.
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ from kernels import prepack
 
 # Linears that read one activation, by what stands for them once their kernels are joined.
 JOINED = {'qkv': ('q', 'k', 'v'), 'gate_up': ('gate', 'up')}
+# Those whose activation the specification of the module above them prepares; `o` and `down` read what follows.
+_SHARING = frozenset(itertools.chain(*JOINED.values()))
 
 _OF_GPUS = ('auto', 'mosaic_gpu')
 
@@ -94,8 +97,8 @@ def prepared(params: dict, implementation: str) -> dict:
 def laid_out(params: dict) -> dict:
   """The tree with the kernels of its linear layers laid out for a GPU.
 
-  Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or
-  at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes of dINT of 3 and 4 bits stay
+  Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or,
+  for the linears in `JOINED`, at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes of dINT of 3 and 4 bits stay
   packed for 8-bit products, unless their integers need 8 bits (dint4/8), which then take a byte each.
   Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a kernel that
   is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED` that are alike become one, with
@@ -111,7 +114,7 @@ def laid_out(params: dict) -> dict:
     below = lambda place, entry: f'{place}/{entry}' if place else entry
     if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or name in trees.TABLES:
       continue
-    above = {below(path, 'input'), below(parent, 'input')} & sites
+    above = {below(path, 'input'), *([below(parent, 'input')] if name in _SHARING else [])} & sites
     converted = _convert(kernel, bool(above), path)
     if converted is not None:
       params = trees.put(params, below(path, 'kernel'), converted)

@@ -137,10 +137,12 @@ class ModelTest(parameterized.TestCase):
       kernel = quantize.quantize(trees.get(params, path)['kernel'], formats.parse('uint4'))
       params = trees.put(params, f'{path}/kernel', kernel)
       if quantized:
-        # At the site above query, key and value, or at each of them.
-        above = site and path.rpartition('/')[2] in ('query', 'key', 'value')
+        # At the site that linears share, or at each of them.
+        above = site and path.rpartition('/')[2] in ('q', 'k', 'v', 'gate', 'up')
         place = path.rpartition('/')[0] if above else path
         params = trees.put(params, f'{place}/input', {'quantizer': _QUANTIZERS['per token']})
+    shared = [path for path in trees.inputs(params) if path.endswith(('attention/input', 'mlp/input'))]
+    self.assertLen(shared, 2 * (site and quantized))
     converted = device_kernels.laid_out(params)
     layouts = {leaf.layout for leaf in jax.tree.leaves(
         converted, is_leaf=lambda leaf: isinstance(leaf, device_kernels.DeviceKernel))
@@ -151,6 +153,27 @@ class ModelTest(parameterized.TestCase):
     got = networks.evaluator(model, 'auto')(converted, ids)
     # The same integers; what surrounds them is another program, in which XLA may contract other products and sums.
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 if quantized else 1e-4)
+
+  @parameterized.parameters(('int4', kernels.Layout.INT4), ('dint4', kernels.Layout.DINT4))
+  def test_linears_that_read_no_shared_site_are_not_quantized_by_it(self, name, layout):
+    params = networks.params('llama')
+    for path in trees.linears(params):
+      if path.rpartition('/')[2] not in trees.TABLES:
+        kernel = quantize.quantize(trees.get(params, path)['kernel'], formats.parse(name))
+        params = trees.put(params, f'{path}/kernel', kernel)
+    for site in ('layers/0/attention/input', 'layers/0/mlp/input'):
+      params = trees.put(params, site, {'quantizer': _QUANTIZERS['per token']})
+    converted = device_kernels.laid_out(params)
+    layer = trees.get(converted, 'layers/0')
+    found = {part: getattr(layer[module][part]['kernel'], 'layout', None)
+             for module, parts in (('attention', 'qkvo'), ('mlp', ('gate', 'up', 'down'))) for part in parts}
+    # Integers of dint4 have more than the 4 bits of a layout for plain activations, which therefore keep their tensors.
+    plain = kernels.Layout.INT4_WIDE if name == 'int4' else None
+    self.assertEqual(found, dict.fromkeys(['q', 'k', 'v', 'gate', 'up'], layout) | dict.fromkeys(['o', 'down'], plain))
+    ids = networks.tokens(2)
+    got = networks.evaluator(networks.config('llama'), 'auto')(converted, ids)
+    want = networks.evaluator(networks.config('llama'), 'xla')(params, ids)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
 if __name__ == '__main__':
