@@ -29,8 +29,10 @@ def lowered(operands: dict, *, layout, w_bits, out_dtype):
   """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
   x, groups = operands['x'], operands['w_scale'].shape[0]
   tokens = math.prod(x.shape[:-1])
-  if not 0 < tokens <= MOST_TOKENS:
-    raise NotImplementedError(f'it takes 1 to {MOST_TOKENS} tokens, not {tokens}')
+  if not x.size or not operands['w_codes'].size:
+    raise NotImplementedError('there is nothing to multiply')
+  if tokens > MOST_TOKENS:
+    raise NotImplementedError(f'it takes at most {MOST_TOKENS} tokens, not {tokens}')
   if x.dtype != jnp.bfloat16 or out_dtype not in (jnp.bfloat16, jnp.float32):
     raise NotImplementedError(f'it takes bfloat16 and writes it or float32, not {x.dtype} and {jnp.dtype(out_dtype)}')
   if w_bits > 4 or layout not in (prepack.Layout.CODES, prepack.Layout.INT4_WIDE):

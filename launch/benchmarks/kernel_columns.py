@@ -148,7 +148,7 @@ def _static(x, w):
 
 def _weight_only(x, w):
   return kernels.weight_only_matmul(
-      x, w[0], w[1], layout=kernels.Layout.INT4_WIDE, implementation='mosaic_gpu', out_dtype=jnp.bfloat16)
+      x, w[0], w[1], w_bits=4, layout=kernels.Layout.INT4_WIDE, implementation='mosaic_gpu', out_dtype=jnp.bfloat16)
 
 
 def _codes_column(weight_bits, activation_bits, groups=False) -> Column:
