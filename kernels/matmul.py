@@ -6,8 +6,9 @@ inputs is then
 
   x_scale w_scale sum(c d)  +  x_offset w_scale sum(d)  +  w_offset x_scale sum(c)  +  K x_offset w_offset,
 
-where the three sums are integers. Codes of dINT stand for integers d that depend on a zero point (kernels.dint). Every implementation computes the same integers; `xla` and `simulated` agree bit for
-bit in the result as well, the others to the rounding of the epilogue.
+where the three sums are integers. Codes of dINT stand for integers d that depend on a zero point (kernels.dint). Every
+implementation computes the same integers; `xla` and `simulated` agree bit for bit in the result as well, the others to
+the rounding of the epilogue.
 """
 
 import math
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from kernels import dint
 from kernels import dispatch
+from kernels import operands
 from kernels import prepack
 from kernels import xla
 from kernels.mosaic import matmul as mosaic
@@ -25,7 +27,6 @@ IMPLEMENTATIONS = ('simulated', 'xla')
 DEVICE_IMPLEMENTATIONS = ('mosaic_gpu',)
 
 _FUNCTIONS = {'simulated': xla.simulated, 'xla': xla.xla, 'mosaic_gpu': mosaic.matmul}
-_LARGEST_INT32 = 2**31 - 1
 
 
 def quantized_matmul(
@@ -41,9 +42,10 @@ def quantized_matmul(
     x_scale: float32, scalar or [..., X], X groups along K.
     w_scale: float32 [W, N] or, for plain codes, [W, 1], W groups along K; X and W divide K and one of them the other.
     x_offset, w_offset: like the scale beside them, or None for zero.
-    bias: [N], added in float32, or None.
-    x_bits, w_bits: bits of the codes, which bound their magnitude by 2^(bits-1); w_bits is at most 15. In the layout
-      DINT4 those of the integers that the codes stand for: 6, 7 or 8 with a `w_special` of 1/2, 1/4 or 1/8.
+    bias: floating [N], added in float32, or None.
+    x_bits, w_bits: bits of the codes, which bound their magnitude by 2^(bits-1): 1 to 8, or 9 to 15 those of int16. In
+      the layout DINT4 those of the integers that the codes stand for: 6, 7 or 8 with a `w_special` of 1/2, 1/4 or 1/8,
+      or one less where the codes are those of 3 bits.
     layout: how `w_codes` lie in memory.
     row_sums: int32 [..., S], sums of `x_codes` over S equal runs of inputs, a whole number of them in each group of
       weights, if whoever quantized them has them already (`quantize_activations` with a `group_size`).
@@ -59,15 +61,20 @@ def quantized_matmul(
     [..., N] of `out_dtype`.
 
   Raises:
-    ValueError: wrong dtypes or shapes, operands of another layout, an unknown implementation, or groups so long that
-      sums may exceed int32.
+    ValueError: wrong dtypes, shapes or widths of codes, operands of another layout, an unknown implementation, or
+      groups so long that sums may exceed int32.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
+  operands.check_arrays(
+      x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset,
+      bias=bias, row_sums=row_sums, column_sums=column_sums, w_zero_point=w_zero_point)
+  operands.check_layout(layout)
+  _check_bits(w_codes, x_bits, w_bits, layout, w_special)
   _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
          w_special, implementation)
   length = x_codes.shape[-1]
   groups = max(1 if x_scale.ndim == 0 else x_scale.shape[-1], w_scale.shape[0])
-  if length // groups > (most := _LARGEST_INT32 >> (x_bits + w_bits - 2)):
+  if length // groups > (most := operands.LARGEST_INT32 >> (x_bits + w_bits - 2)):
     raise ValueError(f'sums over groups of {length // groups} inputs may exceed int32; with codes of {x_bits} and '
                      f'{w_bits} bits a group has at most {most}')
   arguments = dict(
@@ -85,6 +92,18 @@ def _described(arguments) -> str:
           f'{arguments["w_bits"]} bits in {groups} groups, laid out as {arguments["layout"].value}')
 
 
+def _check_bits(w_codes, x_bits, w_bits, layout, w_special):
+  """Raises `ValueError` for widths that codes of the dtype or the layout cannot have."""
+  operands.check_bits('x_bits', x_bits, 8)
+  if layout is prepack.Layout.DINT4 and w_special in dint.SPECIALS:
+    # The least are those of 3-bit codes, at most 5 steps from their zero point.
+    operands.check_bits('w_bits', w_bits, 8, least=dint.per_step(w_special).bit_length() + 3)
+  elif w_codes.dtype == jnp.int16:
+    operands.check_bits('w_bits', w_bits, 15, least=9)
+  else:
+    operands.check_bits('w_bits', w_bits, 8)
+
+
 def _check(
     x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
     w_special, implementation,
@@ -94,6 +113,8 @@ def _check(
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
   if x_codes.dtype != jnp.int8 or w_codes.dtype not in (jnp.int8, jnp.int16):
     raise ValueError(f'codes must be int8, or int16 those of w, not {x_codes.dtype} and {w_codes.dtype}')
+  if not x_codes.ndim or not w_codes.ndim:
+    raise ValueError(f'cannot contract codes of shape {x_codes.shape} with {w_codes.shape}')
   inputs = x_codes.shape[-1]
   if w_scale.ndim != 2:
     raise ValueError(f'w_scale of shape {w_scale.shape} does not fit codes of shape {w_codes.shape}')
@@ -123,8 +144,11 @@ def _check(
       raise ValueError(f'{name}_offset of shape {offset.shape} does not fit {name}_scale of shape {scale.shape}')
     if {scale.dtype, scale.dtype if offset is None else offset.dtype} != {jnp.dtype(jnp.float32)}:
       raise ValueError(f'{name}_scale and {name}_offset must be float32')
-  if bias is not None and bias.shape != (outputs,):
-    raise ValueError(f'bias of shape {bias.shape} does not fit {outputs} outputs')
+  operands.check_bias(bias, outputs)
+  x_groups = 1 if x_scale.ndim == 0 else x_scale.shape[-1]
+  few, many = sorted((x_groups, w_scale.shape[0]))
+  if not few or many % few or inputs % many:
+    raise ValueError(f'{x_groups} and {w_scale.shape[0]} groups do not share {inputs} inputs evenly')
   if column_sums is not None and (column_sums.shape != (outputs,) or column_sums.dtype != jnp.float32):
     raise ValueError(f'column_sums must be float32 [{outputs}], not {column_sums.dtype} {list(column_sums.shape)}')
   if row_sums is not None and (
@@ -132,7 +156,3 @@ def _check(
       or row_sums.shape[-1] % w_scale.shape[0] or inputs % max(1, row_sums.shape[-1])):
     raise ValueError(f'row_sums must be int32, of {list(x_codes.shape[:-1])} tokens and runs that divide groups of '
                      f'{inputs // w_scale.shape[0]} of {inputs} inputs, not {row_sums.dtype} {list(row_sums.shape)}')
-  x_groups = 1 if x_scale.ndim == 0 else x_scale.shape[-1]
-  few, many = sorted((x_groups, w_scale.shape[0]))
-  if many % few or inputs % many:
-    raise ValueError(f'{x_groups} and {w_scale.shape[0]} groups do not share {inputs} inputs evenly')

@@ -40,7 +40,7 @@ def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype, w_special=1 / 
 
 def _check(operands, layout, x_bits, w_bits, out_dtype):
   """The device layout to use; raises `NotImplementedError` for what no kernel takes."""
-  if not operands['x_codes'].size:
+  if not operands['x_codes'].size or not operands['w_codes'].size:
     raise NotImplementedError('there is nothing to multiply')
   if operands['x_scale'].ndim and operands['x_scale'].shape[-1] > 1:
     raise NotImplementedError(f'it takes one scale a token, not {operands["x_scale"].shape[-1]} groups of inputs')
