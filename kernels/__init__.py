@@ -2,11 +2,11 @@
 
   activations  quantize_activations: per token or on a static range, with the sums that products need
   before       what precedes it: a norm, a shift and a scale of channels, a Hadamard transform of blocks
+  checks       what all public functions refuse
   dint         the integers that codes of dINT stand for
   dispatch     which implementation runs, and the log that says so
   matmul       quantized_matmul: exact integer accumulation, float32 epilogue
   mosaic       the implementation for Hopper
-  operands     what all public functions refuse
   prepack      device layouts of weight codes; sums that fold a static activation's offset into the bias
   tuning       configurations of kernels: measured ones, and a rule behind them
   weight_only  weight_only_matmul: activations that are not quantized

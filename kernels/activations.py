@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from kernels import before as preceding
+from kernels import checks
 from kernels import dispatch
-from kernels import operands
 from kernels.mosaic import activations as mosaic
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -75,12 +75,12 @@ def quantize_activations(
   """
   if implementation is not None and implementation not in _FUNCTIONS:
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
-  operands.check_arrays(x=x)
+  checks.arrays(x=x)
   if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating) or not x.shape[-1]:
     raise ValueError(f'activations must be floating [..., K] of at least one feature, not {x.dtype} {list(x.shape)}')
   features = x.shape[-1]
   preceding.check(before, features)
-  operands.check_bits('bits', bits, 8, least=2)
+  checks.bits('bits', bits, 8, least=2)
   if packed and (bits > 4 or features % 2):
     raise ValueError(f'an even number of codes of at most 4 bits is packed, not {features} of {bits} bits')
   if group_size is not None and (not isinstance(group_size, int) or group_size < 1 or features % group_size):
@@ -98,7 +98,7 @@ def _check_static(static) -> None:
   """Raises `ValueError` for what is no static range."""
   if not isinstance(static, StaticRange):
     raise ValueError(f'a static range is a kernels.StaticRange, not a {type(static).__name__}')
-  operands.check_arrays(scale=static.scale, offset=static.offset)
+  checks.arrays(scale=static.scale, offset=static.offset)
   for end in static[: 1 if static.offset is None else 2]:
     if end is None or end.shape or end.dtype != jnp.float32:
       raise ValueError('a static range has a scalar scale and a scalar offset of float32')

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels import operands
+from kernels import checks
 
 NORMS = ('rms', 'layer')
 VECTORS = ('gain', 'bias', 'shift', 'scale')
@@ -43,7 +43,7 @@ def check(before: Before, features: int) -> None:
   """Raises `ValueError` for what does not fit activations of `features`."""
   if before.norm not in (None, *NORMS):
     raise ValueError(f'unknown norm {before.norm!r}; there are {" and ".join(NORMS)}')
-  operands.check_arrays(**{name: getattr(before, name) for name in VECTORS})
+  checks.arrays(**{name: getattr(before, name) for name in VECTORS})
   if not before.norm and not (before.gain is None and before.bias is None):
     raise ValueError('a gain and a bias belong to a norm, and there is none')
   for name in VECTORS:

@@ -15,9 +15,9 @@ import math
 
 import jax.numpy as jnp
 
+from kernels import checks
 from kernels import dint
 from kernels import dispatch
-from kernels import operands
 from kernels import prepack
 from kernels import xla
 from kernels.mosaic import matmul as mosaic
@@ -65,16 +65,16 @@ def quantized_matmul(
       groups so long that sums may exceed int32.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
-  operands.check_arrays(
+  checks.arrays(
       x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset,
       bias=bias, row_sums=row_sums, column_sums=column_sums, w_zero_point=w_zero_point)
-  operands.check_layout(layout)
+  checks.layout(layout)
   _check_bits(w_codes, x_bits, w_bits, layout, w_special)
   _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
          w_special, implementation)
   length = x_codes.shape[-1]
   groups = max(1 if x_scale.ndim == 0 else x_scale.shape[-1], w_scale.shape[0])
-  if length // groups > (most := operands.LARGEST_INT32 >> (x_bits + w_bits - 2)):
+  if length // groups > (most := checks.LARGEST_INT32 >> (x_bits + w_bits - 2)):
     raise ValueError(f'sums over groups of {length // groups} inputs may exceed int32; with codes of {x_bits} and '
                      f'{w_bits} bits a group has at most {most}')
   arguments = dict(
@@ -94,14 +94,14 @@ def _described(arguments) -> str:
 
 def _check_bits(w_codes, x_bits, w_bits, layout, w_special):
   """Raises `ValueError` for widths that codes of the dtype or the layout cannot have."""
-  operands.check_bits('x_bits', x_bits, 8)
+  checks.bits('x_bits', x_bits, 8)
   if layout is prepack.Layout.DINT4 and w_special in dint.SPECIALS:
     # The least are those of 3-bit codes, at most 5 steps from their zero point.
-    operands.check_bits('w_bits', w_bits, 8, least=dint.per_step(w_special).bit_length() + 3)
+    checks.bits('w_bits', w_bits, 8, least=dint.per_step(w_special).bit_length() + 3)
   elif w_codes.dtype == jnp.int16:
-    operands.check_bits('w_bits', w_bits, 15, least=9)
+    checks.bits('w_bits', w_bits, 15, least=9)
   else:
-    operands.check_bits('w_bits', w_bits, 8)
+    checks.bits('w_bits', w_bits, 8)
 
 
 def _check(
@@ -144,7 +144,7 @@ def _check(
       raise ValueError(f'{name}_offset of shape {offset.shape} does not fit {name}_scale of shape {scale.shape}')
     if {scale.dtype, scale.dtype if offset is None else offset.dtype} != {jnp.dtype(jnp.float32)}:
       raise ValueError(f'{name}_scale and {name}_offset must be float32')
-  operands.check_bias(bias, outputs)
+  checks.bias(bias, outputs)
   x_groups = 1 if x_scale.ndim == 0 else x_scale.shape[-1]
   few, many = sorted((x_groups, w_scale.shape[0]))
   if not few or many % few or inputs % many:

@@ -10,8 +10,8 @@ import math
 
 import jax.numpy as jnp
 
+from kernels import checks
 from kernels import dispatch
-from kernels import operands
 from kernels import prepack
 from kernels.mosaic import weight_only as mosaic
 
@@ -56,15 +56,15 @@ def _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout, implementation):
   """Raises `ValueError` for operands that do not fit each other."""
   if implementation is not None and implementation not in _FUNCTIONS:
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
-  operands.check_arrays(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias)
-  operands.check_layout(layout)
+  checks.arrays(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias)
+  checks.layout(layout)
   if layout is prepack.Layout.DINT4:
     raise ValueError('codes in the layout dint4 multiply quantized activations only')
   if x.dtype not in _DTYPES or not x.ndim:
     raise ValueError(f'activations must be bfloat16, float16 or float32 [..., K], not {x.dtype} {list(x.shape)}')
   if w_codes.dtype != jnp.int8:
     raise ValueError(f'codes must be int8, not {w_codes.dtype}')
-  operands.check_bits('w_bits', w_bits, 4 if layout in (prepack.Layout.INT4, prepack.Layout.INT4_WIDE) else 8)
+  checks.bits('w_bits', w_bits, 4 if layout in (prepack.Layout.INT4, prepack.Layout.INT4_WIDE) else 8)
   inputs, plain = x.shape[-1], layout is prepack.Layout.CODES
   if w_scale.ndim != 2 or w_scale.dtype != jnp.float32:
     raise ValueError(f'w_scale must be float32 [groups, outputs], not {w_scale.dtype} {list(w_scale.shape)}')
@@ -77,7 +77,7 @@ def _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout, implementation):
     raise ValueError(f'w_scale {w_scale.dtype} {list(w_scale.shape)} does not fit {inputs} x {outputs} weights')
   if w_offset is not None and (w_offset.shape != w_scale.shape or w_offset.dtype != jnp.float32):
     raise ValueError(f'w_offset {w_offset.dtype} {list(w_offset.shape)} does not fit w_scale {list(w_scale.shape)}')
-  operands.check_bias(bias, outputs)
+  checks.bias(bias, outputs)
 
 
 def _xla(x, w_codes, w_scale, *, w_offset, bias, w_bits, layout, out_dtype):

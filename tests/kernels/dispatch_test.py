@@ -27,7 +27,7 @@ class LogTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    dispatch._say.cache_clear()
+    dispatch.say.cache_clear()
     self.enter_context(mock.patch.object(dispatch, 'candidates', lambda: ('mosaic_gpu', 'xla')))
 
   @parameterized.parameters(*_CALLS)
