@@ -91,7 +91,16 @@ def integers(kernel: qtensor.QTensor):
 
 def prepared(params: dict, implementation: str) -> dict:
   """The tree as `implementation` (layers.linear) reads it fastest here: laid out where it may run a GPU's kernels."""
-  return laid_out(params) if implementation in _OF_GPUS and jax.default_backend() == 'gpu' else params
+  return laid_out(params) if implementation in _OF_GPUS and _runs_kernels() else params
+
+
+def _runs_kernels() -> bool:
+  """Whether this process' device runs what layouts are for: for any other, XLA would unpack them at each call."""
+  try:
+    kernels.check_device()
+  except NotImplementedError:
+    return False
+  return True
 
 
 def laid_out(params: dict) -> dict:

@@ -1,6 +1,7 @@
 """Laying out a tree for a GPU changes no integer of it, and what stays as it is, stays."""
 
 import dataclasses
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -17,6 +18,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from kernels.mosaic import calls
 from tests import networks
 
 _linear = networks.quick_jit(linear.linear, static_argnames=('implementation', 'transpose'))
@@ -93,6 +95,30 @@ class DeviceKernelTest(parameterized.TestCase):
   def test_a_kernel_laid_out_is_not_read_transposed(self):
     with self.assertRaisesRegex(ValueError, 'cannot be read transposed'):
       linear.linear(device_kernels.laid_out(_layer('int4')), _random(3, 24), transpose=True)
+
+
+class RoutingTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('auto', '9.0', True), ('mosaic_gpu', '9.0', True), ('xla', '9.0', False), ('simulated', '9.0', False),
+      ('auto', '8.9', False), ('auto', '8.0', False))
+  def test_only_what_runs_the_kernels_reads_their_layouts(self, implementation, capability, expected):
+    device = mock.Mock(platform='gpu', compute_capability=capability, device_kind='NVIDIA')
+    with (mock.patch.object(jax, 'local_devices', lambda: [device]),
+          mock.patch.object(jax, 'default_backend', lambda: 'gpu'),
+          mock.patch.object(device_kernels, 'laid_out', lambda params: 'laid out')):
+      tree = {}
+      self.assertIs(device_kernels.prepared(tree, implementation) == 'laid out', expected)
+
+  @parameterized.parameters(
+      (None, jnp.bfloat16, 129, 'at most 128 tokens, not 129'), (None, jnp.float32, 3, 'takes bfloat16 .*not float32'),
+      ('per group', jnp.bfloat16, 3, 'one scale a token, not 4 groups'))
+  def test_a_product_that_is_asked_for_in_vain_is_a_mistake_of_the_user(self, quantizer, dtype, tokens, message):
+    layer = _layer('int4', None, quantizer)
+    for params in (layer, device_kernels.laid_out(layer))[quantizer is None :]:
+      with (mock.patch.object(calls, 'check_device'),
+            self.assertRaisesRegex(errors.UserError, f'mosaic_gpu does not multiply this: .*{message}.*; auto takes')):
+        linear.linear(params, jnp.ones((tokens, 128), dtype), implementation='mosaic_gpu')
 
 
 class JoinedTest(parameterized.TestCase):
