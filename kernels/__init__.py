@@ -2,6 +2,7 @@
 
   activations      quantize_activations: per token or on a static range, with the sums that products need
   before           what precedes it: a norm, a shift and a scale of channels, a Hadamard transform of blocks
+  checks           what all public functions refuse
   dint             the integers that codes of dINT stand for
   dispatch         which implementation runs, and the log that says so
   integer_weights  the integers that codes of weights stand for, by themselves or with others of their group

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import before as preceding
+from kernels import checks
 from kernels import dispatch
 from kernels.mosaic import activations as mosaic
 
@@ -68,21 +69,24 @@ def quantize_activations(
     `QuantizedActivations`.
 
   Raises:
-    ValueError: vectors, blocks or groups that do not fit, or an unknown norm or implementation.
+    ValueError: vectors, blocks or groups that do not fit, an activation without features or that is not floating, a
+      static range of anything but scalars, or an unknown norm or implementation.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   if implementation is not None and implementation not in _FUNCTIONS:
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
+  checks.arrays(x=x)
+  if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating) or not x.shape[-1]:
+    raise ValueError(f'activations must be floating [..., K] of at least one feature, not {x.dtype} {list(x.shape)}')
   features = x.shape[-1]
   preceding.check(before, features)
-  if not 2 <= bits <= 8:
-    raise ValueError(f'codes have 2 to 8 bits, not {bits}')
+  checks.bits('bits', bits, 8, least=2)
   if packed and (bits > 4 or features % 2):
     raise ValueError(f'an even number of codes of at most 4 bits is packed, not {features} of {bits} bits')
-  if group_size is not None and (group_size < 1 or features % group_size):
+  if group_size is not None and (not isinstance(group_size, int) or group_size < 1 or features % group_size):
     raise ValueError(f'groups of {group_size} do not divide {features} features')
-  if static is not None and any(end is not None and jnp.shape(end) for end in static):
-    raise ValueError('a static range has a scalar scale and a scalar offset')
+  if static is not None:
+    _check_static(static)
   arguments = dict(x=x, bits=bits, symmetric=symmetric, before=before, static=static,
                    group_size=group_size or features, packed=packed)
   problem = f'{x.dtype} activations {list(x.shape)} to {bits} bits'
@@ -90,15 +94,26 @@ def quantize_activations(
   return QuantizedActivations(codes, *((scale, offset) if static is None else static), row_sums)
 
 
+def _check_static(static) -> None:
+  """Raises `ValueError` for what is no static range."""
+  if not isinstance(static, StaticRange):
+    raise ValueError(f'a static range is a kernels.StaticRange, not a {type(static).__name__}')
+  checks.arrays(scale=static.scale, offset=static.offset)
+  for end in static[: 1 if static.offset is None else 2]:
+    if end is None or end.shape or end.dtype != jnp.float32:
+      raise ValueError('a static range has a scalar scale and a scalar offset of float32')
+
+
 def unpack(codes):
   """Codes int8 [..., K] of packed ones, int8 [..., K / 2]."""
-  pairs = jax.lax.bitcast_convert_type(codes, jnp.int4)
-  return pairs.reshape(*codes.shape[:-1], -1).astype(jnp.int8)
+  *tokens, pairs = codes.shape
+  return jax.lax.bitcast_convert_type(codes, jnp.int4).reshape(*tokens, 2 * pairs).astype(jnp.int8)
 
 
 def pack(codes):
   """Packed codes int8 [..., K / 2] of codes of at most 4 bits, int8 [..., K]."""
-  low, high = jnp.unstack(codes.reshape(*codes.shape[:-1], -1, 2), axis=-1)
+  *tokens, features = codes.shape
+  low, high = jnp.unstack(codes.reshape(*tokens, features // 2, 2), axis=-1)
   return (low & 15) | (high << 4)
 
 
@@ -122,7 +137,8 @@ def _xla(x, *, bits, symmetric, before, static, group_size, packed):
     codes = jnp.clip(jnp.round(x / scale) + zero_point, 0, 2 * most + 1) - (most + 1)
     offset = scale * (most + 1 - zero_point)
   codes = codes.astype(jnp.int8)
-  row_sums = jnp.sum(codes.reshape(*x.shape[:-1], -1, group_size), axis=-1, dtype=jnp.int32)
+  *tokens, features = x.shape
+  row_sums = jnp.sum(codes.reshape(*tokens, features // group_size, group_size), axis=-1, dtype=jnp.int32)
   return pack(codes) if packed else codes, scale, offset, row_sums
 
 

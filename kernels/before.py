@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels import checks
+
 NORMS = ('rms', 'layer')
 VECTORS = ('gain', 'bias', 'shift', 'scale')
 
@@ -20,8 +22,8 @@ class Before(NamedTuple):
 
   Attributes:
     norm: `rms`, `layer` or None.
-    gain: float32 [K], which multiplies the normalized activation.
-    bias: float32 [K], added to it, or None.
+    gain: float32 [K], which multiplies the normalized activation, or None; with a norm alone.
+    bias: float32 [K], added to it, or None; with a norm alone.
     epsilon: added to the mean square, or to the variance.
     shift, scale: float32 [K], or None.
     hadamard: features of a block that the normalized Walsh-Hadamard matrix of that order multiplies, a power of two
@@ -41,12 +43,15 @@ def check(before: Before, features: int) -> None:
   """Raises `ValueError` for what does not fit activations of `features`."""
   if before.norm not in (None, *NORMS):
     raise ValueError(f'unknown norm {before.norm!r}; there are {" and ".join(NORMS)}')
+  checks.arrays(**{name: getattr(before, name) for name in VECTORS})
+  if not before.norm and not (before.gain is None and before.bias is None):
+    raise ValueError('a gain and a bias belong to a norm, and there is none')
   for name in VECTORS:
     vector = getattr(before, name)
     if vector is not None and vector.shape != (features,):
       raise ValueError(f'{name} of shape {vector.shape} does not fit activations of {features} features')
   block = before.hadamard
-  if block < 1 or block & (block - 1) or features % block:
+  if not isinstance(block, int) or block < 1 or block & (block - 1) or features % block:
     raise ValueError(f'a Hadamard transform takes blocks of a power of two that divides {features}, not of {block}')
 
 
@@ -87,7 +92,7 @@ def butterflies(x, block: int):
   """
   shape = x.shape
   for distance in (1 << power for power in range(block.bit_length() - 1)):
-    low, high = jnp.unstack(x.reshape(*shape[:-1], -1, 2, distance), axis=-2)
+    low, high = jnp.unstack(x.reshape(*shape[:-1], shape[-1] // (2 * distance), 2, distance), axis=-2)
     x = jnp.stack([low + high, low - high], axis=-2)
   return x.reshape(shape)
 

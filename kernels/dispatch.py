@@ -34,15 +34,15 @@ def call(functions: dict[str, Callable], implementation: str | None, arguments: 
     try:
       result = functions[name](**arguments)
     except NotImplementedError as error:
-      _say(logging.WARNING, f'{problem}: not {name}, {error}')
+      say(logging.WARNING, f'{problem}: not {name}, {error}')
     else:
-      _say(logging.INFO, f'{problem}: {name}')
+      say(logging.INFO, f'{problem}: {name}')
       return result
-  _say(logging.INFO, f'{problem}: {last}')
+  say(logging.INFO, f'{problem}: {last}')
   return functions[last](**arguments)
 
 
 @functools.cache
-def _say(level: int, message: str) -> None:
+def say(level: int, message: str) -> None:
   """Logs a message the first time it is said."""
   _log.log(level, '%s', message)

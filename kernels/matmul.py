@@ -15,6 +15,8 @@ import math
 
 import jax.numpy as jnp
 
+from kernels import checks
+from kernels import dint
 from kernels import dispatch
 from kernels import integer_weights
 from kernels import prepack
@@ -26,7 +28,6 @@ IMPLEMENTATIONS = ('simulated', 'xla')
 DEVICE_IMPLEMENTATIONS = ('mosaic_gpu',)
 
 _FUNCTIONS = {'simulated': xla.simulated, 'xla': xla.xla, 'mosaic_gpu': mosaic.matmul}
-_LARGEST_INT32 = 2**31 - 1
 
 
 def quantized_matmul(
@@ -42,9 +43,10 @@ def quantized_matmul(
     x_scale: float32, scalar or [..., X], X groups along K.
     w_scale: float32 [W, N] or, for plain codes, [W, 1], W groups along K; X and W divide K and one of them the other.
     x_offset, w_offset: like the scale beside them, or None for zero.
-    bias: [N], added in float32, or None.
-    x_bits, w_bits: bits of the codes, which bound their magnitude by 2^(bits-1); w_bits is at most 15. In the layout
-      DINT4 those of the integers that the codes stand for: 6, 7 or 8 with a `w_special` of 1/2, 1/4 or 1/8.
+    bias: floating [N], added in float32, or None.
+    x_bits, w_bits: bits of the codes, which bound their magnitude by 2^(bits-1): 1 to 8, or 9 to 15 those of int16. In
+      the layout DINT4 those of the integers that the codes stand for: 6, 7 or 8 with a `w_special` of 1/2, 1/4 or 1/8,
+      or one less where the codes are those of 3 bits.
     layout: how `w_codes` lie in memory.
     row_sums: int32 [..., S], sums of `x_codes` over S equal runs of inputs, a whole number of them in each group of
       weights, if whoever quantized them has them already (`quantize_activations` with a `group_size`).
@@ -62,16 +64,21 @@ def quantized_matmul(
     [..., N] of `out_dtype`.
 
   Raises:
-    ValueError: wrong dtypes or shapes, operands of another layout, an unknown implementation, or groups so long that
-      sums may exceed int32.
+    ValueError: wrong dtypes, shapes or widths of codes, operands of another layout, an unknown implementation, or
+      groups so long that sums may exceed int32.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
+  checks.arrays(
+      x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset,
+      bias=bias, row_sums=row_sums, column_sums=column_sums, w_zero_point=w_zero_point, w_multiplier=w_multiplier)
+  checks.layout(layout)
+  _check_bits(w_codes, x_bits, w_bits, layout, w_special)
   _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
          w_special, w_multiplier, w_bits, implementation)
   w_bits = integer_weights.bits(w_bits, w_multiplier)
   length = x_codes.shape[-1]
   groups = max(1 if x_scale.ndim == 0 else x_scale.shape[-1], w_scale.shape[0])
-  if length // groups > (most := _LARGEST_INT32 >> (x_bits + w_bits - 2)):
+  if length // groups > (most := checks.LARGEST_INT32 >> (x_bits + w_bits - 2)):
     raise ValueError(f'sums over groups of {length // groups} inputs may exceed int32; with integers of {x_bits} and '
                      f'{w_bits} bits a group has at most {most}')
   arguments = dict(
@@ -91,6 +98,18 @@ def _described(arguments) -> str:
           + ('' if multiplier is None else f', with {len(multiplier)} groups of multipliers'))
 
 
+def _check_bits(w_codes, x_bits, w_bits, layout, w_special):
+  """Raises `ValueError` for widths that codes of the dtype or the layout cannot have."""
+  checks.bits('x_bits', x_bits, 8)
+  if layout is prepack.Layout.DINT4 and w_special in dint.SPECIALS:
+    # The least are those of 3-bit codes, at most 5 steps from their zero point.
+    checks.bits('w_bits', w_bits, 8, least=dint.per_step(w_special).bit_length() + 3)
+  elif w_codes.dtype == jnp.int16:
+    checks.bits('w_bits', w_bits, 15, least=9)
+  else:
+    checks.bits('w_bits', w_bits, 8)
+
+
 def _check(
     x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
     w_special, w_multiplier, w_bits, implementation,
@@ -100,6 +119,8 @@ def _check(
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
   if x_codes.dtype != jnp.int8 or w_codes.dtype not in (jnp.int8, jnp.int16):
     raise ValueError(f'codes must be int8, or int16 those of w, not {x_codes.dtype} and {w_codes.dtype}')
+  if not x_codes.ndim or not w_codes.ndim:
+    raise ValueError(f'cannot contract codes of shape {x_codes.shape} with {w_codes.shape}')
   inputs = x_codes.shape[-1]
   if w_scale.ndim != 2:
     raise ValueError(f'w_scale of shape {w_scale.shape} does not fit codes of shape {w_codes.shape}')
@@ -120,8 +141,11 @@ def _check(
       raise ValueError(f'{name}_offset of shape {offset.shape} does not fit {name}_scale of shape {scale.shape}')
     if {scale.dtype, scale.dtype if offset is None else offset.dtype} != {jnp.dtype(jnp.float32)}:
       raise ValueError(f'{name}_scale and {name}_offset must be float32')
-  if bias is not None and bias.shape != (outputs,):
-    raise ValueError(f'bias of shape {bias.shape} does not fit {outputs} outputs')
+  checks.bias(bias, outputs)
+  x_groups = 1 if x_scale.ndim == 0 else x_scale.shape[-1]
+  few, many = sorted((x_groups, w_scale.shape[0]))
+  if not few or many % few or inputs % many:
+    raise ValueError(f'{x_groups} and {w_scale.shape[0]} groups do not share {inputs} inputs evenly')
   if column_sums is not None and (column_sums.shape != (outputs,) or column_sums.dtype != jnp.float32):
     raise ValueError(f'column_sums must be float32 [{outputs}], not {column_sums.dtype} {list(column_sums.shape)}')
   if row_sums is not None and (
@@ -129,7 +153,3 @@ def _check(
       or row_sums.shape[-1] % w_scale.shape[0] or inputs % max(1, row_sums.shape[-1])):
     raise ValueError(f'row_sums must be int32, of {list(x_codes.shape[:-1])} tokens and runs that divide groups of '
                      f'{inputs // w_scale.shape[0]} of {inputs} inputs, not {row_sums.dtype} {list(row_sums.shape)}')
-  x_groups = 1 if x_scale.ndim == 0 else x_scale.shape[-1]
-  few, many = sorted((x_groups, w_scale.shape[0]))
-  if many % few or inputs % many:
-    raise ValueError(f'{x_groups} and {w_scale.shape[0]} groups do not share {inputs} inputs evenly')

@@ -9,10 +9,12 @@ import contextlib
 import functools
 import itertools
 import json
+import logging
 import math
 import pathlib
 from typing import Any, NamedTuple
 
+from kernels import dispatch
 from kernels import prepack
 from kernels.mosaic import configs
 
@@ -52,19 +54,48 @@ class Problem(NamedTuple):
     return None if self.two_level else self.group
 
 
-def choose(problem: Problem, device: str = 'NVIDIA H200'):
+def choose(problem: Problem, device: str):
   """The configuration for a product of codes.
 
   Args:
     problem: the problem.
-    device: the kind of device whose measurements count.
+    device: the kind of device, as JAX names it, whose measurements count.
 
   Returns:
-    A `configs.Prefill` or a `configs.Decode`.
+    A `configs.Prefill` or a `configs.Decode`. A measured one that does not fit the problem is passed over, as the log
+    of `kernels` says once.
+
+  Raises:
+    NotImplementedError: what is forced, or else what the rule finds, does not fit the problem.
   """
-  if _forced:
-    return _forced[-1](problem)
-  return measured(device).get(key(problem)) or rule(problem)
+  found = None if _forced else measured(device).get(key(problem))
+  if found is not None:
+    if (reason := misfit(problem, found)) is None:
+      return found
+    dispatch.say(logging.WARNING, f'measured for {problem}: {found}, which is passed over: {reason}')
+  config = (_forced[-1] if _forced else rule)(problem)
+  if reason := misfit(problem, config):
+    raise NotImplementedError(f'{config} does not fit {problem}: {reason}')
+  return config
+
+
+def misfit(problem: Problem, config) -> str | None:
+  """Why a configuration would not compute a problem, in words; None if it would."""
+  prefill, outputs = isinstance(config, configs.Prefill), prepack.padded(problem.outputs)
+  part = math.lcm(problem.group or 1, configs.LEAST_STEP)
+  if config.tile_m not in range(8, (configs.Prefill if prefill else configs.Decode).MOST_TOKENS + 1, 8):
+    return f'no tile has {config.tile_m} tokens'
+  if config.tile_k < 1 or config.tile_k % part or problem.inputs % config.tile_k:
+    return f'steps of {config.tile_k} inputs do not divide {problem.inputs}, or {part} inputs not a step'
+  if prefill and problem.layout is prepack.Layout.INT4_WIDE:
+    return 'plain activations have no kernel for many tokens'
+  if prefill and (config.tile_n not in (64, 128) or outputs % (config.outputs * config.cluster)):
+    return f'{config.cluster} x {config.warpgroups} tiles of {config.tile_n} outputs do not divide {outputs}'
+  if config.float8 and (problem.group is None or not problem.four_bits or problem.layout is not prepack.Layout.INT4):
+    return 'only groups of 4-bit codes by 4-bit codes are multiplied as 8-bit floating point'
+  if (size := config.shared_memory(*problem.weights)) > configs.SHARED_MEMORY:
+    return f'{size} bytes do not fit the {configs.SHARED_MEMORY} of shared memory'
+  return None
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def _matmul(
     c = jax.lax.dynamic_slice_in_dim(x_codes, index * size, size, -1)
     d = jax.lax.dynamic_slice_in_dim(w_codes, index * size, size, 0)
     of_x = lambda a: a if a is None or a.ndim == 0 else _pick(a, index * x_groups // groups, -1)
-    of_w = lambda a: None if a is None else _pick(a, index * w_scale.shape[0] // groups, 0)
+    of_w = lambda a: None if a is None else _pick(a, index * w_scale.shape[0] // groups, 0)[0]
     return _epilogue(accumulate(c, d), c, d, of_x(x_scale), of_w(w_scale), of_x(x_offset), of_w(w_offset))
 
   total = group_sum(0)
@@ -98,7 +98,7 @@ def _accumulate_float(x_bits, w_bits):
 
   def accumulate(c, d):
     total = None
-    for start in range(0, c.shape[-1], run):
+    for start in range(0, max(1, c.shape[-1]), run):  # once for no inputs at all, whose sum is zero
       left = c[..., start : start + run].astype(jnp.float32)
       right = d[start : start + run].astype(jnp.float32)
       part = jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST).astype(jnp.int32)

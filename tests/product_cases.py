@@ -149,15 +149,6 @@ class ProductCases(parameterized.TestCase):
     np.testing.assert_array_equal(got[:, ::2], bias[:, ::2])
     self.assertGreater(np.abs(got - bias)[1::2, 1::2].mean(), 1)
 
-  @parameterized.parameters((1, 1), (1, 4), (2, 2), (2, 4), (2, 16))
-  def test_sums_at_hand_change_nothing(self, groups, runs):
-    arguments = problem(offsets='both, per token', groups=(1, groups), shape=(5, 512, 64))
-    want = self.run_problem(arguments, (4, 4))
-    arguments['row_sums'] = arguments['x_codes'].reshape(5, runs, -1).sum(axis=-1, dtype=np.int32)
-    arguments['column_sums'] = np.asarray(prepack.column_sums(
-        *(jnp.asarray(arguments[name]) for name in ('w_codes', 'w_scale', 'w_offset'))))
-    np.testing.assert_allclose(self.run_problem(arguments, (4, 4)), want, rtol=1e-6)
-
   @parameterized.parameters('activations', 'weights too')
   def test_under_vmap_it_is_a_product_for_each(self, mapped):
     problems = [problem(offsets='both, per token', shape=(5, 256, 64), seed=seed) for seed in range(3)]
@@ -195,6 +186,15 @@ class TilingCases(ProductCases):
   def test_groups_over_tiles(self, bits, group, offsets):
     self.check_groups(bits, group, offsets, (130, 768, 192))
 
+  @parameterized.parameters((1, 1), (1, 4), (2, 2), (2, 4), (2, 16))
+  def test_sums_at_hand_change_nothing(self, groups, runs):
+    arguments = problem(offsets='both, per token', groups=(1, groups), shape=(5, 512, 64))
+    want = self.run_problem(arguments, (4, 4))
+    arguments['row_sums'] = arguments['x_codes'].reshape(5, runs, -1).sum(axis=-1, dtype=np.int32)
+    arguments['column_sums'] = np.asarray(prepack.column_sums(
+        *(jnp.asarray(arguments[name]) for name in ('w_codes', 'w_scale', 'w_offset'))))
+    np.testing.assert_allclose(self.run_problem(arguments, (4, 4)), want, rtol=1e-6)
+
 
 def weight_only_problem(tokens, inputs, outputs, groups, offset, bias):
   """Arguments of `weight_only_matmul` as NumPy arrays, but for the activations: bfloat16 of JAX."""
@@ -206,32 +206,60 @@ def weight_only_problem(tokens, inputs, outputs, groups, offset, bias):
 
 
 class WeightOnlyCases(parameterized.TestCase):
-  """What holds for every implementation of products with quantized weights alone; a subclass names one."""
+  """What holds for every implementation of products with quantized weights alone; a subclass names one.
+
+  Attributes:
+    implementation: its name.
+    rounds_groups: whether it rounds the values of weights to bfloat16 where they have scales of groups.
+  """
 
   implementation: str
+  rounds_groups = False
+
+  def run_problem(self, arguments, layout, out_dtype):
+    """The result, as a NumPy array."""
+    packed = arguments | {'w_codes': prepack.prepack(jnp.asarray(arguments['w_codes']), layout)}
+    call = jax.jit(lambda a: kernels.weight_only_matmul(
+        **a, w_bits=4, layout=layout, implementation=self.implementation, out_dtype=out_dtype))
+    poison((len(arguments['x']), arguments['w_scale'].shape[1]), out_dtype)
+    return np.asarray(call(packed))
+
+  def expected(self, arguments):
+    """(float64 product of the values, sums of the magnitudes of its terms without the bias)."""
+    x, weights = np.asarray(arguments['x'], np.float64), {k: v for k, v in arguments.items() if k != 'x'}
+    if self.rounds_groups and len(weights['w_scale']) > 1:
+      spread = lambda name: np.repeat(weights.get(name, np.float32(0) * weights['w_scale']), 128, axis=0)
+      values = jnp.asarray(weights['w_codes'] * spread('w_scale') + spread('w_offset'), jnp.bfloat16)
+      weights = {'w_codes': np.asarray(values, np.float64), 'w_scale': np.ones((1, values.shape[1]), np.float32),
+                 **({'bias': weights['bias']} if 'bias' in weights else {})}
+    magnitudes = {k: np.abs(np.asarray(v, np.float64)) for k, v in weights.items() if k != 'bias'}
+    one = np.float32(1)
+    return (reference({'x_codes': x, 'x_scale': one, **weights})[0],
+            reference({'x_codes': np.abs(x), 'x_scale': one, **magnitudes})[0])
 
   def check(self, size, grouped, offset, layout):
-    """The product is that of the weights' values, which an implementation may round to bfloat16."""
+    """The product is that of the values, to float32 arithmetic."""
     tokens, inputs, outputs = size
     groups = inputs // 128 if grouped and inputs % 128 == 0 else 1
     arguments = weight_only_problem(tokens, inputs, outputs, groups, offset, bias=grouped)
-    packed = arguments | {'w_codes': prepack.prepack(jnp.asarray(arguments['w_codes']), layout)}
-    call = jax.jit(lambda a: kernels.weight_only_matmul(
-        **a, layout=layout, implementation=self.implementation, out_dtype=jnp.float32))
-    poison((tokens, outputs), jnp.float32)
-    got = np.asarray(call(packed))
-    x = np.asarray(arguments['x'], np.float64)
-    values = dict(x_codes=x, x_scale=np.float32(1), **{k: v for k, v in arguments.items() if k != 'x'})
-    want, _ = reference(values)
-    # The sums of magnitudes, with weights that one implementation rounds to bfloat16.
-    magnitude = reference(values | {
-        'x_codes': np.abs(x), 'w_codes': np.abs(arguments['w_codes'].astype(int)), 'bias': np.float32(0),
-        'w_offset': np.abs(arguments.get('w_offset', np.zeros_like(arguments['w_scale'])))})[0]
-    self.assertLessEqual((np.abs(got - want) - 2**-8 * magnitude).max(), 0)
+    got, (want, magnitude) = self.run_problem(arguments, layout, jnp.float32), self.expected(arguments)
+    # A value that lies between two of bfloat16 may be rounded to either.
+    tolerance = 2**-13 if self.rounds_groups and groups > 1 else 2**-16
+    self.assertLessEqual((np.abs(got - want) - tolerance * magnitude).max(), 0)
 
   @parameterized.product(size=[(5, 130, 7), (16, 512, 192)], grouped=[False, True], offset=[False, True], layout=_WIDE)
   def test_products(self, size, grouped, offset, layout):
     self.check(size, grouped, offset, layout)
+
+  @parameterized.product(offset=[False, True], layout=_WIDE)
+  def test_the_sum_with_a_bias_is_rounded_once(self, offset, layout):
+    arguments = weight_only_problem(16, 256, 128, 1, offset, bias=False)
+    product, magnitude = self.expected(arguments)
+    # What is left of the first token is less than the rounding of its product.
+    arguments['bias'] = np.float32(-product[0])
+    want = product + arguments['bias']
+    got = self.run_problem(arguments, layout, jnp.bfloat16)
+    self.assertLessEqual((np.abs(got.astype(np.float64) - want) - 2**-8 * np.abs(want) - 2**-16 * magnitude).max(), 0)
 
 
 class WeightOnlyTilingCases(WeightOnlyCases):

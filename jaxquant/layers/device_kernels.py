@@ -6,6 +6,7 @@ is written from the original: this type has no name there.
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -24,6 +25,8 @@ from kernels import prepack
 
 # Linears that read one activation, by what stands for them once their kernels are joined.
 JOINED = {'qkv': ('q', 'k', 'v'), 'gate_up': ('gate', 'up')}
+# Those whose activation the specification of the module above them prepares; `o` and `down` read what follows.
+_SHARING = frozenset(itertools.chain(*JOINED.values()))
 
 _OF_GPUS = ('auto', 'mosaic_gpu')
 
@@ -89,14 +92,23 @@ def integers(kernel: qtensor.QTensor):
 
 def prepared(params: dict, implementation: str) -> dict:
   """The tree as `implementation` (layers.linear) reads it fastest here: laid out where it may run a GPU's kernels."""
-  return laid_out(params) if implementation in _OF_GPUS and jax.default_backend() == 'gpu' else params
+  return laid_out(params) if implementation in _OF_GPUS and _runs_kernels() else params
+
+
+def _runs_kernels() -> bool:
+  """Whether this process' device runs what layouts are for: for any other, XLA would unpack them at each call."""
+  try:
+    kernels.check_device()
+  except NotImplementedError:
+    return False
+  return True
 
 
 def laid_out(params: dict) -> dict:
   """The tree with the kernels of its linear layers laid out for a GPU.
 
-  Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or
-  at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes of dINT of 3 and 4 bits stay
+  Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or,
+  for the linears in `JOINED`, at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes of dINT of 3 and 4 bits stay
   packed for 8-bit products, unless their integers need 8 bits (dint4/8), which then take a byte each.
   Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a kernel that
   is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED` that are alike become one, with
@@ -112,7 +124,7 @@ def laid_out(params: dict) -> dict:
     below = lambda place, entry: f'{place}/{entry}' if place else entry
     if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or name in trees.TABLES:
       continue
-    above = {below(path, 'input'), below(parent, 'input')} & sites
+    above = {below(path, 'input'), *([below(parent, 'input')] if name in _SHARING else [])} & sites
     converted = _convert(kernel, bool(above), path)
     if converted is not None:
       params = trees.put(params, below(path, 'kernel'), converted)

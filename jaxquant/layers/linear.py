@@ -13,6 +13,8 @@ from what the dict holds:
 A kernel laid out for a GPU (layers.device_kernels) takes the place of a QTensor; nothing differentiates through it.
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 import kernels
+from jaxquant import errors
 from jaxquant.layers import device_kernels
 from jaxquant.layers import inputs
 from jaxquant.layers import tap
@@ -46,6 +49,9 @@ def linear(params: dict, x, *, implementation: str = 'simulated', transpose: boo
 
   Returns:
     [..., out] in the dtype of `x`.
+
+  Raises:
+    UserError: `mosaic_gpu` is asked for, and does not take this product, or not on this device.
   """
   activation = inputs.prepare(params.get('input'), x)
   return _product(activation, effective_kernel(params), params.get('bias'), implementation, transpose)
@@ -90,29 +96,41 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
   return _integer_product(chosen, activation.values, activation.codes, kernel, bias)
 
 
+@contextlib.contextmanager
+def _asked_for(implementation: str | None) -> Iterator[None]:
+  """Tells whoever asked for an implementation by its name that it does not take the product."""
+  try:
+    yield
+  except NotImplementedError as error:
+    raise errors.UserError(f'{implementation} does not multiply this: {error}; auto takes what does') from error
+
+
 def _device_product(activation: inputs.Activation, kernel: device_kernels.DeviceKernel, bias, implementation):
   """The product with a kernel that is laid out."""
   dtype, codes = activation.values.dtype, activation.codes
   if codes is None:
     # There is no simulation of a product without codes.
     implementation = 'xla' if implementation == 'simulated' else implementation
-    return kernels.weight_only_matmul(
-        activation.values, kernel.codes, kernel.scale, w_offset=kernel.offset, bias=bias, w_bits=kernel.bits,
-        layout=kernel.layout, implementation=implementation, out_dtype=dtype)
-  return kernels.quantized_matmul(
-      codes.codes, kernel.codes, codes.scale, kernel.scale, x_offset=codes.offset, w_offset=kernel.offset, bias=bias,
-      x_bits=codes.bits, w_bits=kernel.bits, layout=kernel.layout, row_sums=codes.row_sums,
-      column_sums=kernel.column_sums, w_zero_point=kernel.zero_point, w_special=kernel.special,
-      implementation=implementation, out_dtype=dtype)
+    with _asked_for(implementation):
+      return kernels.weight_only_matmul(
+          activation.values, kernel.codes, kernel.scale, w_offset=kernel.offset, bias=bias, w_bits=kernel.bits,
+          layout=kernel.layout, implementation=implementation, out_dtype=dtype)
+  with _asked_for(implementation):
+    return kernels.quantized_matmul(
+        codes.codes, kernel.codes, codes.scale, kernel.scale, x_offset=codes.offset, w_offset=kernel.offset, bias=bias,
+        x_bits=codes.bits, w_bits=kernel.bits, layout=kernel.layout, row_sums=codes.row_sums,
+        column_sums=kernel.column_sums, w_zero_point=kernel.zero_point, w_special=kernel.special,
+        implementation=implementation, out_dtype=dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _integer_product(implementation: str | None, values, codes: quantizers.Codes, kernel: qtensor.QTensor, bias):
   """Codes with codes; differentiates as the product of the dequantized values, so gradients pass straight through."""
   w_codes, w_scale, w_offset, w_bits = device_kernels.integers(kernel)
-  return kernels.quantized_matmul(
-      codes.codes, w_codes, codes.scale, w_scale, x_offset=codes.offset, w_offset=w_offset, bias=bias,
-      x_bits=codes.bits, w_bits=w_bits, implementation=implementation, out_dtype=values.dtype)
+  with _asked_for(implementation):
+    return kernels.quantized_matmul(
+        codes.codes, w_codes, codes.scale, w_scale, x_offset=codes.offset, w_offset=w_offset, bias=bias,
+        x_bits=codes.bits, w_bits=w_bits, implementation=implementation, out_dtype=values.dtype)
 
 
 @_integer_product.defjvp

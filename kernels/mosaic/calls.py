@@ -1,14 +1,59 @@
 """What every implementation in Mosaic needs around its kernel: the device, maps over leading axes, no derivative."""
 
+import importlib
+import math
+
 import jax
 import jax.numpy as jnp
 
+from kernels import prepack
+
+# The kernels rely on the Mosaic of this version; what later ones take away shows when their modules are imported.
+_OLDEST_JAX = (0, 10, 2)
+_KERNELS = ('decode', 'prefill', 'token_registers')
+
 
 def check_device() -> None:
-  """Raises `NotImplementedError` unless this process' default device is a Hopper GPU."""
+  """Raises `NotImplementedError` unless this process' default device is a Hopper GPU, and its JAX has what it takes."""
   device = jax.local_devices()[0]
   if device.platform != 'gpu' or getattr(device, 'compute_capability', None) != '9.0':
     raise NotImplementedError(f'it needs an NVIDIA GPU of compute capability 9.0, and this is {device.device_kind}')
+  check_jax()
+
+
+def check_jax() -> None:
+  """Raises `NotImplementedError` unless this version of JAX has what the kernels are written in."""
+  if jax.__version_info__ < _OLDEST_JAX:
+    raise NotImplementedError(f'it needs jax {".".join(map(str, _OLDEST_JAX))} or later, and this is {jax.__version__}')
+  try:
+    for name in _KERNELS:
+      importlib.import_module(f'kernels.mosaic.{name}')
+  except (ImportError, AttributeError, KeyError, TypeError) as error:
+    raise NotImplementedError(f'jax {jax.__version__} lacks what it is written in: {error}') from error
+
+
+def device_kind() -> str:
+  """The kind of this process' default device, under which measured configurations are filed."""
+  return jax.local_devices()[0].device_kind
+
+
+def group_of(inputs: int, groups: int) -> int | None:
+  """The inputs whose sums are scaled at a time, of `inputs` in `groups`; None where there is one scale an output.
+
+  Raises:
+    NotImplementedError: for groups of another size than kernels take.
+  """
+  if groups == 1:
+    return None
+  if inputs // groups % 32 or inputs % prepack.PADDING:
+    raise NotImplementedError(f'it takes groups of a multiple of 32 inputs, {prepack.PADDING} of which divide all of '
+                              f'them, not groups of {inputs // groups} of {inputs}')
+  return math.gcd(inputs // groups, 128)
+
+
+def whole_rows(tokens: int) -> int:
+  """Rows of activations that a copy reads: of more than 8, a multiple of 8."""
+  return tokens if tokens < 8 else next_multiple(tokens, 8)
 
 
 def guarded(run, operands: dict, of_tokens: tuple[str, ...]):

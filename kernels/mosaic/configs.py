@@ -9,6 +9,8 @@ from kernels import prepack
 CORES = 132
 # Bytes of shared memory that a block of threads may have, less what barriers and alignment take.
 SHARED_MEMORY = 232_448 - 2048
+# Inputs that a step has at least: a row of operands is contiguous over 64 bytes.
+LEAST_STEP = 64
 
 
 def _per_byte(layout: prepack.Layout) -> int:
@@ -35,13 +37,15 @@ class Prefill:
   Attributes:
     tile_n: outputs of a warpgroup, 64 or 128.
     tile_m: tokens of a tile, a multiple of 8 up to 256.
-    tile_k: inputs of a step, 128 or 256.
+    tile_k: inputs of a step, of which whole steps make all inputs and whole groups a step: mostly 128 or 256.
     stages: steps in flight.
     warpgroups: that compute; one more copies.
     panel: tiles of outputs that are finished for all tokens before the next, so that they stay in the cache.
     float8: multiply 4-bit codes as fp8 numbers, whose sums need no conversion before they are scaled; with groups only.
     cluster: 2 for pairs of blocks with the same tokens, each of which reads half of them from memory for both.
   """
+
+  MOST_TOKENS: ClassVar[int] = 256
 
   tile_n: int = 64
   tile_m: int = 256
@@ -77,7 +81,7 @@ class Decode:
 
   Attributes:
     tile_m: tokens of a tile, a multiple of 8 up to 64.
-    tile_k: inputs of a step, 128 or 256.
+    tile_k: inputs of a step, as above.
     stages: steps of a warpgroup in flight.
     warpgroups: that compute; one more copies.
     split: blocks of threads that share the inputs, up to 8.
@@ -85,6 +89,7 @@ class Decode:
   """
 
   TILE_N: ClassVar[int] = 64
+  MOST_TOKENS: ClassVar[int] = 64
 
   tile_m: int = 16
   tile_k: int = 256

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kernels import checks
 from kernels import dint
 from kernels import integer_weights
 from kernels import prepack
@@ -14,7 +15,6 @@ from kernels import tuning
 from kernels.mosaic import calls
 from kernels.mosaic import configs
 
-_LARGEST_INT32 = 2**31 - 1
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
@@ -41,7 +41,7 @@ def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype, w_special=1 / 
 
 def _check(operands, layout, x_bits, w_bits, out_dtype):
   """The device layout to use; raises `NotImplementedError` for what no kernel takes."""
-  if not operands['x_codes'].size:
+  if not operands['x_codes'].size or not operands['w_codes'].size:
     raise NotImplementedError('there is nothing to multiply')
   if operands['x_scale'].ndim and operands['x_scale'].shape[-1] > 1:
     raise NotImplementedError(f'it takes one scale a token, not {operands["x_scale"].shape[-1]} groups of inputs')
@@ -56,13 +56,10 @@ def _check(operands, layout, x_bits, w_bits, out_dtype):
   if layout is prepack.Layout.DINT4 and w_bits > 7:
     raise NotImplementedError(f'it takes dINT codes of integers of at most 7 bits, not {w_bits}')
   groups, length = _groups(operands), operands['x_codes'].shape[-1]
-  if groups > 1 and (length // groups % 32 or length % prepack.PADDING):
-    raise NotImplementedError(f'it takes groups of a multiple of 32 inputs, {prepack.PADDING} of which divide all of '
-                              f'them, not groups of {length // groups} of {length}')
-  if groups > 1 and length // groups % 64 and layout is prepack.Layout.ROWS:
+  if calls.group_of(length, groups) == 32 and layout is prepack.Layout.ROWS:
     raise NotImplementedError(f'it takes groups of {length // groups} inputs of weights of 4 bits only')
   stored_bits = {prepack.Layout.INT4: 8, prepack.Layout.DINT4: w_bits + 1}.get(layout, w_bits)  # with their factors
-  if length // operands['w_scale'].shape[0] > (most := _LARGEST_INT32 >> (x_bits + stored_bits - 2)):
+  if length // len(operands['w_scale']) > (most := checks.LARGEST_INT32 >> (x_bits + stored_bits - 2)):
     raise NotImplementedError(f'its sums over more than {most} inputs may exceed int32')
   return layout
 
@@ -81,11 +78,12 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
   """Calls the kernel in the configuration for the problem."""
   (*batch, inputs), groups = operands['x_codes'].shape, _groups(operands)
   outputs = operands['w_codes'].shape[1] if given is prepack.Layout.CODES else operands['w_scale'].shape[1]
-  group = None if groups == 1 else math.gcd(inputs // groups, 128)
+  group = calls.group_of(inputs, groups)
   two_level = _two_level(operands)
   four_bits = x_bits <= 4 and layout is not prepack.Layout.DINT4 and not two_level
   config = tuning.choose(
-      tuning.Problem(math.prod(batch), outputs, prepack.padded(inputs), layout, group, four_bits, two_level))
+      tuning.Problem(math.prod(batch), outputs, prepack.padded(inputs), layout, group, four_bits, two_level),
+      calls.device_kind())
   return _call(
       operands, given=given, layout=layout, group=group, out_dtype=out_dtype, config=config, w_special=w_special)
 
@@ -112,7 +110,7 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
   tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
   # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
   # be a multiple of 8. For many tokens, vectors are read without a copy and have to cover whole tiles.
-  rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
+  rows = calls.whole_rows(tokens)
   covered = calls.next_multiple(tokens, config.tile_m)
   decoding = isinstance(config, configs.Decode)
   # Whatever is computed here costs a launch beside the kernel's, hence as little as possible.

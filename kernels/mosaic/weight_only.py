@@ -29,15 +29,15 @@ def lowered(operands: dict, *, layout, w_bits, out_dtype):
   """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
   x, groups = operands['x'], operands['w_scale'].shape[0]
   tokens = math.prod(x.shape[:-1])
-  if not 0 < tokens <= MOST_TOKENS:
-    raise NotImplementedError(f'it takes 1 to {MOST_TOKENS} tokens, not {tokens}')
+  if not x.size or not operands['w_codes'].size:
+    raise NotImplementedError('there is nothing to multiply')
+  if tokens > MOST_TOKENS:
+    raise NotImplementedError(f'it takes at most {MOST_TOKENS} tokens, not {tokens}')
   if x.dtype != jnp.bfloat16 or out_dtype not in (jnp.bfloat16, jnp.float32):
     raise NotImplementedError(f'it takes bfloat16 and writes it or float32, not {x.dtype} and {jnp.dtype(out_dtype)}')
   if w_bits > 4 or layout not in (prepack.Layout.CODES, prepack.Layout.INT4_WIDE):
     raise NotImplementedError(f'it takes weights of 4 bits, not {w_bits} bits laid out as {layout.value}')
-  if groups > 1 and (x.shape[-1] // groups % 32 or x.shape[-1] % prepack.PADDING):
-    raise NotImplementedError(f'it takes groups of a multiple of 32 inputs, {prepack.PADDING} of which divide all of '
-                              f'them, not groups of {x.shape[-1] // groups} of {x.shape[-1]}')
+  calls.group_of(x.shape[-1], groups)
   return calls.guarded(functools.partial(_run, layout=layout, out_dtype=out_dtype), operands, ('x',))
 
 
@@ -45,9 +45,9 @@ def _run(operands: dict, *, layout, out_dtype):
   """Calls the kernel in the configuration for the problem."""
   (*batch, inputs), groups = operands['x'].shape, len(operands['w_scale'])
   outputs = operands['w_codes'].shape[1] if layout is prepack.Layout.CODES else operands['w_scale'].shape[1]
-  group = None if groups == 1 else math.gcd(inputs // groups, 128)
+  group = calls.group_of(inputs, groups)
   config = tuning.choose(tuning.Problem(
-      math.prod(batch), outputs, prepack.padded(inputs), prepack.Layout.INT4_WIDE, group))
+      math.prod(batch), outputs, prepack.padded(inputs), prepack.Layout.INT4_WIDE, group), calls.device_kind())
   return _call(operands, layout=layout, group=group, out_dtype=out_dtype, config=config)
 
 
@@ -63,7 +63,7 @@ def _call(operands: dict, *, layout, group, out_dtype, config):
     w = prepack.prepack(w, prepack.Layout.INT4_WIDE)
   tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
   x = x.reshape(tokens, inputs)
-  rows = tokens if tokens < 8 else calls.next_multiple(tokens, 8)
+  rows = calls.whole_rows(tokens)
   covered = calls.next_multiple(tokens, config.tile_m)
   wide = lambda v: jnp.pad(jnp.broadcast_to(v, (len(v), outputs)), ((0, 0), (0, len(w) - outputs)))
   sums = lambda parts: jnp.sum(x.reshape(tokens, parts, -1), axis=-1, dtype=jnp.float32).T

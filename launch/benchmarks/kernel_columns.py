@@ -149,7 +149,7 @@ def _static(x, w):
 
 def _weight_only(x, w):
   return kernels.weight_only_matmul(
-      x, w[0], w[1], layout=kernels.Layout.INT4_WIDE, implementation='mosaic_gpu', out_dtype=jnp.bfloat16)
+      x, w[0], w[1], w_bits=4, layout=kernels.Layout.INT4_WIDE, implementation='mosaic_gpu', out_dtype=jnp.bfloat16)
 
 
 def _codes_column(weight_bits, activation_bits, groups=False) -> Column:
@@ -202,6 +202,8 @@ def _two_level(x, w):
 _DINT = Column(_dint, lambda *x: x, _packed_dint, (4, 8), values=_dense_dint, beside=8)
 _WIDE = functools.partial(_packed, kernels.Layout.INT4_WIDE)
 
+# Those that run no kernel of ours, and so in no configuration.
+OF_XLA = ('bf16', 'xla int8', 'xla w4a16', 'xla w4a8')
 COLUMNS = {
     'bf16': Column(jnp.matmul, _values, _dense, (16, 16)),
     'xla int8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.T, (8, 8),

@@ -44,10 +44,14 @@ def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str,
         continue
       times.append((seconds, config))
       results.append({'column': name, **problem._asdict(), 'config': configs.describe(config), 'seconds': seconds})
+    if not times:
+      print(f'{name} {problem.outputs} x {problem.inputs} at {problem.tokens}: no configuration ran: '
+            f'{results[-1]["error"]}', flush=True)
+      continue
     times.sort(key=lambda pair: pair[0])
     best[tuning.key(asked[0])] = times[0]
-    print(f'{name} {problem.outputs} x {problem.inputs} at {problem.tokens}: rule '
-          f'{1e6 * next(s for s, c in times if c == default):.2f}, best '
+    of_rule = [f'{1e6 * s:.2f}' for s, c in times if c == default]
+    print(f'{name} {problem.outputs} x {problem.inputs} at {problem.tokens}: rule {"".join(of_rule) or "-"}, best '
           + '; '.join(f'{1e6 * s:.2f} {_short(c)}' for s, c in times[:3]), flush=True)
     if file:
       _add(pathlib.Path(file), best)
@@ -77,7 +81,7 @@ def _raise(error: Exception) -> None:
 
 
 def candidates(problem: tuning.Problem) -> list[Any]:
-  """Configurations that fit shared memory."""
+  """Configurations that fit the problem."""
   found = []
   steps = 128, 256
   float8 = (False, True) if problem.group and problem.four_bits else (False,)
@@ -98,9 +102,8 @@ def candidates(problem: tuning.Problem) -> list[Any]:
         continue
       config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(
           *problem.weights)
-      found += [config] if problem.outputs % (config.outputs * cluster) == 0 else []
-  fits = lambda config: config.shared_memory(*problem.weights) <= configs.SHARED_MEMORY
-  return [config for config in found if fits(config) and problem.inputs % config.tile_k == 0]
+      found.append(config)
+  return [config for config in found if tuning.misfit(problem, config) is None]
 
 
 def _short(config) -> str:

@@ -63,13 +63,15 @@ def _check_plot() -> None:
 
 
 def _measured() -> dict:
+  every = [*kernel_columns.COLUMNS, *kernel_torch.COLUMNS]
+  if _SWEEP.value:
+    every = [name for name in kernel_columns.COLUMNS if name not in kernel_columns.OF_XLA]
+  names = _known(_SWEEP.value or _COLUMNS.value or every, every)
+  sizes = [_integers(size, 2, '--sizes', 'OUTPUTSxINPUTS') for size in _SIZES.value]
+  tokens = [_integers(count, 1, '--tokens', 'a number')[0] for count in _TOKENS.value]
   environment = workdir.environment()
   if jax.default_backend() != 'gpu':
     raise errors.UserError(f'kernels are measured on a GPU; this is {environment["device"]}')
-  every = [*kernel_columns.COLUMNS, *(() if _SWEEP.value else kernel_torch.COLUMNS)]
-  names = _known(_SWEEP.value or _COLUMNS.value or every, every)
-  sizes = [_integers(size, 'x', '--sizes') for size in _SIZES.value]
-  tokens = [_integers(count, 'x', '--tokens')[0] for count in _TOKENS.value]
   if _SWEEP.value:
     problems = [kernel_columns.Problem(count, *size) for size in sizes for count in tokens]
     return {'environment': environment,
@@ -143,15 +145,17 @@ def _activations(bandwidth: float) -> list[dict]:
     before = kernels.Before(norm, vector(norm), vector(norm == 'layer'), 1e-5, vector(channels), vector(channels),
                             options.pop('hadamard', 1))
     known = kernels.StaticRange(jnp.float32(0.03)) if static else None
-    quantize = jax.jit(functools.partial(
-        kernels.quantize_activations, before=before, static=known, implementation=implementation, **options))
-    sizes = [a.nbytes for a in jax.tree.leaves(quantize(x)) if a.ndim]
-    floor = (x.nbytes + sum(sizes)) / bandwidth
+    quantize = lambda implementation: functools.partial(
+        kernels.quantize_activations, before=before, static=known, implementation=implementation, **options)
+    # That of XLA is asked, which runs everywhere.
+    results = [a for a in jax.tree.leaves(jax.eval_shape(quantize('xla'), x)) if a.ndim]
+    floor = (x.nbytes + sum(a.size * a.dtype.itemsize for a in results)) / bandwidth
     row = {'tokens': tokens, 'features': features, 'name': name, 'implementation': implementation,
            'floor_seconds': floor}
     try:
-      row['seconds'] = kernel_timing.seconds([functools.partial(quantize, x)], _REPETITIONS.value)
-    except RuntimeError as error:
+      call = functools.partial(jax.jit(quantize(implementation)), x)
+      row['seconds'] = kernel_timing.seconds([call], _REPETITIONS.value)
+    except (NotImplementedError, ValueError, RuntimeError) as error:
       row['error'] = str(error).splitlines()[0][:200]
     rows.append(row)
     print(f'{name} of {tokens} x {features}, {implementation}: {_cell(row.get("seconds")).strip()}, a copy of as much '
@@ -165,11 +169,12 @@ def _known(names: list[str], every: list[str]) -> list[str]:
   return names
 
 
-def _integers(text: str, separator: str, flag: str) -> list[int]:
-  try:
-    return [int(part) for part in text.split(separator)]
-  except ValueError:
-    raise errors.UserError(f'{flag}: {text!r} is not made of integers') from None
+def _integers(text: str, count: int, flag: str, form: str) -> list[int]:
+  """So many positive integers, with an `x` between them."""
+  parts = text.split('x')
+  if len(parts) != count or not all(part.isdecimal() and int(part) for part in parts):
+    raise errors.UserError(f'{flag}: {text!r} is not {form}, of positive integers')
+  return [int(part) for part in parts]
 
 
 def _cell(seconds: float | None) -> str:

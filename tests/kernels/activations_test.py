@@ -63,10 +63,16 @@ class XlaTest(activation_cases.ActivationCases):
 
   @parameterized.parameters(
       (dict(implementation='cuda'), ValueError, "unknown implementation 'cuda'; there are xla, mosaic_gpu"),
-      (dict(bits=9), ValueError, '2 to 8 bits, not 9'),
+      (dict(bits=9), ValueError, 'bits must be an integer from 2 to 8 here, not 9'),
       (dict(packed=True), ValueError, 'at most 4 bits is packed, not 8 of 8 bits'),
       (dict(group_size=3), ValueError, 'groups of 3 do not divide 8 features'),
       (dict(static=kernels.StaticRange(np.ones(3))), ValueError, 'scalar scale'),
+      (dict(group_size=2.0), ValueError, 'groups of 2.0 do not divide 8 features'),
+      (dict(static=kernels.StaticRange(0.1)), ValueError, 'scale must be an array, not a float'),
+      (dict(static=(jnp.float32(0.1), None)), ValueError, 'is a kernels.StaticRange, not a tuple'),
+      (dict(before=kernels.Before(gain=np.ones(8))), ValueError, 'a gain and a bias belong to a norm'),
+      (dict(before=kernels.Before(bias=np.ones(8))), ValueError, 'a gain and a bias belong to a norm'),
+      (dict(before=kernels.Before(hadamard=2.0)), ValueError, 'power of two that divides 8, not of 2.0'),
       (dict(before=kernels.Before(norm='group')), ValueError, "unknown norm 'group'"),
       (dict(before=kernels.Before(hadamard=6)), ValueError, 'power of two that divides 8, not of 6'),
       (dict(before=kernels.Before(hadamard=16)), ValueError, 'power of two that divides 8, not of 16'),
@@ -75,6 +81,20 @@ class XlaTest(activation_cases.ActivationCases):
   def test_refuses(self, options, error, message):
     with self.assertRaisesRegex(error, message):
       kernels.quantize_activations(jnp.ones((2, 8)), **options)
+
+  @parameterized.parameters(
+      ([[1.0]],), (1.0,), (np.float32(2),), (np.ones(8, np.int32),), (np.ones((3, 0), np.float32),))
+  def test_refuses_what_is_no_activation(self, x):
+    with self.assertRaisesRegex(ValueError, 'must be'):
+      kernels.quantize_activations(x)
+
+  @parameterized.product(hadamard=[1, 4], packed=[False, True])
+  def test_without_tokens_there_are_no_codes(self, hadamard, packed):
+    got = kernels.quantize_activations(jnp.ones((2, 0, 8)), bits=4, before=kernels.Before(hadamard=hadamard),
+                                       group_size=4, packed=packed)
+    self.assertEqual([a.shape for a in got if a is not None], [(2, 0, 4 if packed else 8), (2, 0, 1), (2, 0, 2)])
+    if packed:
+      self.assertEqual(activations.unpack(got.codes).shape, (2, 0, 8))
 
 
 @unittest.skipUnless(hasattr(plgpu, 'force_gpu_interpret_mode'), 'this jax does not interpret Mosaic')

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from kernels import prepack
 from kernels import tuning
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
@@ -45,6 +46,34 @@ class InterpretTest(parameterized.TestCase):
     rounding = float(jnp.finfo(dtype).eps) / 2
     excess = np.abs(np.asarray(got, np.float64) - want) - rounding * np.abs(want) - 4e-7 * size
     self.assertLessEqual(excess.max(), 0)
+
+  @parameterized.parameters(
+      (configs.Prefill(tile_m=64, stages=2), 1, 4), (configs.Prefill(tile_m=64, stages=2), 2, 4),
+      (configs.Decode(tile_m=8, tile_k=128, stages=2, warpgroups=1), 1, 1))
+  def test_sums_at_hand_are_those_that_count(self, config, groups, runs):
+    shape = (5, 512, 128)
+    arguments = product_cases.problem(
+        bits=(8, 8), groups=(1, groups), offsets='both, per token', bias=True, shape=shape)
+    want, size = product_cases.reference(arguments)
+    row_sums = arguments['x_codes'].reshape(5, runs, -1).sum(axis=-1, dtype=np.int32)
+    operands = jax.tree.map(jnp.asarray, arguments) | {
+        'row_sums': jnp.asarray(row_sums), 'column_sums': prepack.column_sums(
+            *(jnp.asarray(arguments[name]) for name in ('w_codes', 'w_scale', 'w_offset')))}
+
+    def run(**others):
+      with (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
+            plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())):
+        return np.asarray(matmul.lowered(
+            operands | others, layout=kernels.Layout.CODES, x_bits=8, w_bits=8, out_dtype=jnp.float32), np.float64)
+
+    self.assertLessEqual(np.abs(run() - want).max(), 4e-7 * size)
+    # Others would be seen: sums of rows meet the offsets of weights, those of columns the offsets of tokens.
+    more = run(row_sums=operands['row_sums'] + 100) - want
+    spread = np.repeat(arguments['w_offset'], runs // groups, axis=0).sum(axis=0)
+    np.testing.assert_allclose(more, 100 * arguments['x_scale'] * spread, rtol=0, atol=4e-7 * size)
+    more = run(column_sums=operands['column_sums'] + 100) - want
+    np.testing.assert_allclose(
+        more, np.broadcast_to(100 * arguments['x_offset'], more.shape), rtol=0, atol=4e-7 * size)
 
 
 if __name__ == '__main__':

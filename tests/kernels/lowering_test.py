@@ -1,6 +1,7 @@
 """Every kernel and configuration lowers for CUDA on any machine: types, layouts and shared memory fit."""
 
 import dataclasses
+import importlib
 import itertools
 import json
 import pathlib
@@ -12,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 import kernels
+from kernels import dispatch
 from kernels import tuning
+from kernels.mosaic import calls
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
 from kernels.mosaic import tiles
@@ -49,7 +52,7 @@ class LoweringTest(parameterized.TestCase):
       configs.Prefill(64, 128, 128, 4, warpgroups=3), configs.Prefill(64, 64, 256, 3), configs.Decode(8, 256, 6, 2, 4),
       configs.Decode(64, 128, 4, 2, 2), configs.Decode(16, 256, 2, 4, 8), configs.Decode(8, 256, 4, 4))
   def test_configurations_that_a_sweep_tries(self, config):
-    tokens, outputs = config.tile_m * 2, 768
+    tokens, outputs = config.tile_m * 2, 1536
     with tuning.forced(lambda _: config):
       self.assertIn('mosaic_gpu', _lower(_arguments(tokens, outputs, 1024, kernels.Layout.INT4)))
 
@@ -194,10 +197,8 @@ class TuningTest(parameterized.TestCase):
     layout, group, two_level = weights
     problem = tuning.Problem(tokens, *size, layout, group, two_level=two_level)
     config = tuning.rule(problem)
-    self.assertLessEqual(config.shared_memory(*weights), configs.SHARED_MEMORY)
+    self.assertIsNone(tuning.misfit(problem, config))
     self.assertEqual(configs.parse(configs.describe(config)), config)
-    self.assertEqual(problem.inputs % config.tile_k, 0)
-    self.assertEqual(config.tile_k % (group or 1), 0)
     if isinstance(config, configs.Decode):
       self.assertGreaterEqual(config.tile_m, tokens)
 
@@ -217,8 +218,85 @@ class TuningTest(parameterized.TestCase):
     with mock.patch.object(tuning, '_DATA', folder), mock.patch.object(tuning, 'measured', tuning.measured.__wrapped__):
       for tokens, four_bits, found in ((17, False, True), (32, True, True), (16, False, False), (33, False, False)):
         asked = problem._replace(tokens=tokens, four_bits=four_bits)
-        self.assertEqual(tuning.choose(asked), config if found else tuning.rule(asked))
+        self.assertEqual(tuning.choose(asked, 'NVIDIA H200'), config if found else tuning.rule(asked))
       self.assertEqual(tuning.choose(problem, 'NVIDIA H100'), tuning.rule(problem))
+
+  _PROBLEM = tuning.Problem(256, 384, 384, kernels.Layout.INT4)
+  _FITTING = configs.Prefill(tile_m=64, stages=2)
+
+  @parameterized.parameters(
+      (_PROBLEM, configs.Prefill(tile_n=128, tile_m=64, stages=2), '1 x 2 tiles of 128 outputs do not divide 384'),
+      (_PROBLEM, configs.Prefill(tile_m=64, stages=2, cluster=2), '2 x 2 tiles of 64 outputs do not divide 384'),
+      (_PROBLEM, configs.Prefill(tile_n=96, tile_m=64, warpgroups=1), '1 x 1 tiles of 96 outputs'),
+      (_PROBLEM, configs.Prefill(tile_m=512), 'no tile has 512 tokens'),
+      (_PROBLEM, configs.Decode(tile_m=12, tile_k=128), 'no tile has 12 tokens'),
+      (_PROBLEM, configs.Decode(tile_m=72, tile_k=128), 'no tile has 72 tokens'),
+      (_PROBLEM, configs.Decode(tile_k=512), 'steps of 512 inputs do not divide 384'),
+      (_PROBLEM, configs.Decode(tile_k=0), 'steps of 0 inputs do not divide 384'),
+      (_PROBLEM, configs.Decode(tile_k=32), '64 inputs not a step'),
+      (_PROBLEM._replace(group=128), configs.Decode(tile_k=64), '128 inputs not a step'),
+      (_PROBLEM, dataclasses.replace(_FITTING, float8=True), 'only groups of 4-bit codes by 4-bit codes'),
+      (_PROBLEM._replace(group=128), dataclasses.replace(_FITTING, float8=True), 'only groups of 4-bit codes'),
+      (_PROBLEM._replace(layout=kernels.Layout.INT4_WIDE), _FITTING, 'plain activations have no kernel'),
+      (_PROBLEM, configs.Prefill(tile_m=256, stages=16), '[0-9]+ bytes do not fit the 230400 of shared memory'))
+  def test_what_does_not_fit_is_not_chosen(self, problem, config, reason):
+    self.assertRegex(tuning.misfit(problem, config), reason)
+    with tuning.forced(lambda _: config), self.assertRaisesRegex(NotImplementedError, reason):
+      tuning.choose(problem, 'cpu')
+    dispatch.say.cache_clear()
+    with mock.patch.object(tuning, 'measured', lambda device: {tuning.key(problem): config}):
+      with self.assertLogs('kernels', 'WARNING') as logs:
+        self.assertEqual(tuning.choose(problem, 'cpu'), tuning.rule(problem))
+    self.assertLen(logs.records, 1)
+    self.assertRegex(logs.records[0].getMessage(), f'passed over: .*{reason}')
+
+  def test_a_forced_configuration_that_does_not_fit_is_refused_before_it_is_lowered(self):
+    with (tuning.forced(lambda _: configs.Prefill(tile_n=128, tile_m=64, stages=2)),
+          self.assertRaisesRegex(NotImplementedError, 'tiles of 128 outputs do not divide 384')):
+      _lower(_arguments(256, 384, 384, kernels.Layout.INT4))
+
+  @parameterized.parameters(kernels.Layout.INT4, kernels.Layout.INT4_WIDE)
+  def test_measurements_count_that_are_of_this_device(self, layout):
+    with mock.patch.object(tuning, 'measured', return_value={}) as measured:
+      if layout is kernels.Layout.INT4:
+        _lower(_arguments(8, 256, 256, layout))
+      else:
+        weight_only_case = next(case for case in kernel_cases.every() if case.name.startswith('W4A16'))
+        jax.jit(weight_only_case.call).trace(weight_only_case.operands)
+    measured.assert_called_once_with(jax.local_devices()[0].device_kind)
+
+  def test_a_rule_that_does_not_fit_is_no_choice(self):
+    with (mock.patch.object(configs, 'SHARED_MEMORY', 1000),
+          self.assertRaisesRegex(NotImplementedError, 'fit')):
+      tuning.choose(tuning.Problem(5000, 4096, 4096, kernels.Layout.INT4), 'cpu')
+
+
+class DeviceTest(parameterized.TestCase):
+  """What a Hopper GPU is asked for."""
+
+  def _check(self, **device):
+    device = mock.Mock(**{'platform': 'gpu', 'compute_capability': '9.0', 'device_kind': 'NVIDIA H200'} | device)
+    with mock.patch.object(jax, 'local_devices', lambda: [device]):
+      calls.check_device()
+
+  def test_a_hopper_gpu_will_do(self):
+    self._check()
+
+  @parameterized.parameters('8.0', '8.9', '10.0')
+  def test_other_gpus_will_not(self, capability):
+    with self.assertRaisesRegex(NotImplementedError, 'capability 9.0, and this is NVIDIA L4'):
+      self._check(compute_capability=capability, device_kind='NVIDIA L4')
+
+  def test_an_older_jax_will_not(self):
+    with (mock.patch.object(jax, '__version_info__', (0, 9, 1)), mock.patch.object(jax, '__version__', '0.9.1'),
+          self.assertRaisesRegex(NotImplementedError, 'jax 0.10.2 or later, and this is 0.9.1')):
+      self._check()
+
+  @parameterized.parameters(ImportError, AttributeError)
+  def test_a_jax_whose_mosaic_is_another_will_not(self, error):
+    with (mock.patch.object(importlib, 'import_module', side_effect=error('there is no nd_loop')),
+          self.assertRaisesRegex(NotImplementedError, f'jax {jax.__version__} lacks .* there is no nd_loop')):
+      self._check()
 
 
 if __name__ == '__main__':

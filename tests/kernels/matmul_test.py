@@ -152,12 +152,44 @@ class QuantizedMatmulTest(parameterized.TestCase):
        r'groups of 12 of 24 inputs, not int32 \[3, 5, 3\]'),
       ({'row_sums': np.ones((3, 5, 2), np.int8)}, 'row_sums must be int32'),
       ({'column_sums': np.ones(6, np.float32)}, r'column_sums must be float32 \[7\]'),
-      ({'bias': np.ones((1, 7), np.float32)}, r'bias of shape \(1, 7\) does not fit 7 outputs'),
+      ({'bias': np.ones((1, 7), np.float32)}, r'bias of shape \(1, 7\) and dtype float32 does not fit 7 outputs'),
+      ({'bias': np.ones(7, np.int32)}, r'bias of shape \(7,\) and dtype int32 does not fit'),
+      ({'x_scale': 0.5}, 'x_scale must be an array, not a float'),
+      ({'x_codes': [[1] * 24]}, 'x_codes must be an array, not a list'),
+      ({'x_codes': jnp.int8(1)}, r'cannot contract codes of shape \(\) with \(24, 7\)'),
+      ({'w_codes': jnp.int8(1)}, r'cannot contract codes of shape \(3, 5, 24\) with \(\)'),
+      ({'layout': 'int4'}, "must be a kernels.Layout, not 'int4'"),
+      ({'x_scale': np.ones((3, 5, 0), np.float32)}, '0 and 2 groups do not share 24 inputs evenly'),
+      ({'w_scale': np.ones((0, 7), np.float32), 'row_sums': np.ones((3, 5, 1), np.int32)}, '2 and 0 groups do not'),
+      ({'x_bits': 0}, 'x_bits must be an integer from 1 to 8 here, not 0'),
+      ({'x_bits': 9}, 'x_bits must be an integer from 1 to 8 here, not 9'),
+      ({'w_bits': -5}, 'w_bits must be an integer from 1 to 8 here, not -5'),
+      ({'w_bits': 4.0}, 'w_bits must be an integer from 1 to 8 here, not 4.0'),
+      ({'w_bits': 12}, 'w_bits must be an integer from 1 to 8 here, not 12'),
+      ({'w_codes': np.zeros((24, 7), np.int16)}, 'w_bits must be an integer from 9 to 15 here, not 8'),
+      ({'w_codes': np.zeros((24, 7), np.int16), 'w_bits': 16}, 'w_bits must be an integer from 9 to 15 here, not 16'),
       ({'w_zero_point': np.zeros((2, 7), np.int32)}, 'w_zero_point belongs to the layout dint4, not to codes'))
   def test_refuses_operands_that_do_not_fit(self, overrides, message):
     arguments = {**product_cases.problem(groups=(2, 2)), **overrides}
     with self.assertRaisesRegex(ValueError, message):
       kernels.quantized_matmul(**arguments)
+
+  @parameterized.product(
+      implementation=list(kernels.IMPLEMENTATIONS), shape=[(0, 24, 7), (2, 0, 7), (2, 3, 24, 0), (0, 0, 0)])
+  def test_nothing_to_sum_leaves_the_bias(self, implementation, shape):
+    *batch, inputs, outputs = shape
+    bias = jnp.arange(outputs, dtype=jnp.float32)
+    got = kernels.quantized_matmul(
+        jnp.zeros((*batch, inputs), jnp.int8), jnp.zeros((inputs, outputs), jnp.int8), jnp.ones((*batch, 1)),
+        jnp.ones((1, outputs)), x_offset=jnp.ones((*batch, 1)), bias=bias, implementation=implementation)
+    np.testing.assert_array_equal(got, np.broadcast_to(bias, (*batch, outputs)))
+
+  @parameterized.parameters(*kernels.IMPLEMENTATIONS)
+  def test_one_token_without_an_axis(self, implementation):
+    arguments = product_cases.problem(groups=(1, 2), offsets='both, per token', shape=(1, 24, 7))
+    want = kernels.quantized_matmul(**arguments, implementation=implementation)
+    token = {name: a[0] if name[0] == 'x' else a for name, a in arguments.items()}
+    np.testing.assert_array_equal(kernels.quantized_matmul(**token, implementation=implementation), want[0])
 
 
 class DintTest(parameterized.TestCase):
@@ -166,6 +198,9 @@ class DintTest(parameterized.TestCase):
       ({'w_zero_point': None}, 'there is no w_zero_point, which the layout dint4 needs'),
       ({'w_zero_point': np.zeros((1, 64), np.int32)}, r'must be int32 \[2, 64\] like w_scale, not int32 \[1, 64\]'),
       ({'w_zero_point': np.zeros((2, 64), np.int8)}, r'must be int32 \[2, 64\] like w_scale, not int8 \[2, 64\]'),
+      ({'w_bits': 4}, 'w_bits must be an integer from 5 to 8 here, not 4'),
+      ({'w_bits': 6, 'w_special': 1 / 8}, 'w_bits must be an integer from 7 to 8 here, not 6'),
+      ({'w_bits': 9}, 'w_bits must be an integer from 5 to 8 here, not 9'),
       ({'w_special': 1 / 3}, '1/2, 1/4 or 1/8 of a step, not 0.333'),
       ({'w_offset': np.zeros((2, 64), np.float32)}, 'the layout dint4 takes w_zero_point instead of w_offset'),
       ({'w_codes': np.zeros((128, 256), np.int8)}, 'cannot contract codes of .* in the layout dint4, for 64 outputs'))

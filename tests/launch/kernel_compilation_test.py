@@ -37,7 +37,7 @@ def _says(*, text=_MOSAIC + _PTXAS, error=None):
   """A case whose compilation writes a text past Python, or raises."""
   def call(operands):
     del operands
-    tuning.choose(_PROBLEM)
+    tuning.choose(_PROBLEM, 'cpu')
     if error is not None:
       raise error
     if 'MOSAIC_GPU_DUMP_PTXAS' in os.environ:

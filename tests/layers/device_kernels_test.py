@@ -1,6 +1,7 @@
 """Laying out a tree for a GPU changes no integer of it, and what stays as it is, stays."""
 
 import dataclasses
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -17,6 +18,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from kernels.mosaic import calls
 from tests import networks
 
 _linear = networks.quick_jit(linear.linear, static_argnames=('implementation', 'transpose'))
@@ -95,6 +97,30 @@ class DeviceKernelTest(parameterized.TestCase):
       linear.linear(device_kernels.laid_out(_layer('int4')), _random(3, 24), transpose=True)
 
 
+class RoutingTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('auto', '9.0', True), ('mosaic_gpu', '9.0', True), ('xla', '9.0', False), ('simulated', '9.0', False),
+      ('auto', '8.9', False), ('auto', '8.0', False))
+  def test_only_what_runs_the_kernels_reads_their_layouts(self, implementation, capability, expected):
+    device = mock.Mock(platform='gpu', compute_capability=capability, device_kind='NVIDIA')
+    with (mock.patch.object(jax, 'local_devices', lambda: [device]),
+          mock.patch.object(jax, 'default_backend', lambda: 'gpu'),
+          mock.patch.object(device_kernels, 'laid_out', lambda params: 'laid out')):
+      tree = {}
+      self.assertIs(device_kernels.prepared(tree, implementation) == 'laid out', expected)
+
+  @parameterized.parameters(
+      (None, jnp.bfloat16, 129, 'at most 128 tokens, not 129'), (None, jnp.float32, 3, 'takes bfloat16 .*not float32'),
+      ('per group', jnp.bfloat16, 3, 'one scale a token, not 4 groups'))
+  def test_a_product_that_is_asked_for_in_vain_is_a_mistake_of_the_user(self, quantizer, dtype, tokens, message):
+    layer = _layer('int4', None, quantizer)
+    for params in (layer, device_kernels.laid_out(layer))[quantizer is None :]:
+      with (mock.patch.object(calls, 'check_device'),
+            self.assertRaisesRegex(errors.UserError, f'mosaic_gpu does not multiply this: .*{message}.*; auto takes')):
+        linear.linear(params, jnp.ones((tokens, 128), dtype), implementation='mosaic_gpu')
+
+
 class JoinedTest(parameterized.TestCase):
 
   @parameterized.product(name=['int4', 'uint4', 'int8'], group_size=[None, 32], bias=[False, True])
@@ -137,10 +163,12 @@ class ModelTest(parameterized.TestCase):
       kernel = quantize.quantize(trees.get(params, path)['kernel'], formats.parse('uint4'))
       params = trees.put(params, f'{path}/kernel', kernel)
       if quantized:
-        # At the site above query, key and value, or at each of them.
-        above = site and path.rpartition('/')[2] in ('query', 'key', 'value')
+        # At the site that linears share, or at each of them.
+        above = site and path.rpartition('/')[2] in ('q', 'k', 'v', 'gate', 'up')
         place = path.rpartition('/')[0] if above else path
         params = trees.put(params, f'{place}/input', {'quantizer': _QUANTIZERS['per token']})
+    shared = [path for path in trees.inputs(params) if path.endswith(('attention/input', 'mlp/input'))]
+    self.assertLen(shared, 2 * (site and quantized))
     converted = device_kernels.laid_out(params)
     layouts = {leaf.layout for leaf in jax.tree.leaves(
         converted, is_leaf=lambda leaf: isinstance(leaf, device_kernels.DeviceKernel))
@@ -151,6 +179,27 @@ class ModelTest(parameterized.TestCase):
     got = networks.evaluator(model, 'auto')(converted, ids)
     # The same integers; what surrounds them is another program, in which XLA may contract other products and sums.
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 if quantized else 1e-4)
+
+  @parameterized.parameters(('int4', kernels.Layout.INT4), ('dint4', kernels.Layout.DINT4))
+  def test_linears_that_read_no_shared_site_are_not_quantized_by_it(self, name, layout):
+    params = networks.params('llama')
+    for path in trees.linears(params):
+      if path.rpartition('/')[2] not in trees.TABLES:
+        kernel = quantize.quantize(trees.get(params, path)['kernel'], formats.parse(name))
+        params = trees.put(params, f'{path}/kernel', kernel)
+    for site in ('layers/0/attention/input', 'layers/0/mlp/input'):
+      params = trees.put(params, site, {'quantizer': _QUANTIZERS['per token']})
+    converted = device_kernels.laid_out(params)
+    layer = trees.get(converted, 'layers/0')
+    found = {part: getattr(layer[module][part]['kernel'], 'layout', None)
+             for module, parts in (('attention', 'qkvo'), ('mlp', ('gate', 'up', 'down'))) for part in parts}
+    # Integers of dint4 have more than the 4 bits of a layout for plain activations, which therefore keep their tensors.
+    plain = kernels.Layout.INT4_WIDE if name == 'int4' else None
+    self.assertEqual(found, dict.fromkeys(['q', 'k', 'v', 'gate', 'up'], layout) | dict.fromkeys(['o', 'down'], plain))
+    ids = networks.tokens(2)
+    got = networks.evaluator(networks.config('llama'), 'auto')(converted, ids)
+    want = networks.evaluator(networks.config('llama'), 'xla')(params, ids)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,35 @@
+"""Refusals that the public functions share: what is no array, no layout, no width of codes."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from kernels import prepack
+
+# Of sums: what is checked against it never wraps around.
+LARGEST_INT32 = 2**31 - 1
+
+
+def arrays(**named: Any) -> None:
+  """Raises `ValueError` for an operand that is neither an array, or what has a shape and a dtype like one, nor None."""
+  for name, value in named.items():
+    if value is not None and not (hasattr(value, 'shape') and hasattr(value, 'dtype')):
+      raise ValueError(f'{name} must be an array, not a {type(value).__name__}')
+
+
+def layout(value: Any) -> None:
+  """Raises `ValueError` for what is no `prepack.Layout`."""
+  if not isinstance(value, prepack.Layout):
+    raise ValueError(f'the layout must be a kernels.Layout, not {value!r}')
+
+
+def bits(name: str, value: Any, most: int, least: int = 1) -> None:
+  """Raises `ValueError` unless the number of bits `value` is an integer from `least` to `most`."""
+  if not isinstance(value, int) or not least <= value <= most:
+    raise ValueError(f'{name} must be an integer from {least} to {most} here, not {value!r}')
+
+
+def bias(value: Any, outputs: int) -> None:
+  """Raises `ValueError` unless the bias `value` is floating [outputs] or None."""
+  if value is not None and (value.shape != (outputs,) or not jnp.issubdtype(value.dtype, jnp.floating)):
+    raise ValueError(f'bias of shape {value.shape} and dtype {value.dtype} does not fit {outputs} outputs')
