@@ -7,6 +7,8 @@
   benchmark        measures speed
   settings         every key of the configurations, with its default
   runtime          flags, errors and exit codes, devices
+  quantization     how a float model is quantized for the comparison
+  calibration      what models are calibrated on
   mixed_precision  a grid for each linear as a configuration asks for it
   workdir          the files a run leaves
   progress         lines, bar and tables on the terminal

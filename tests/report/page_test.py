@@ -308,7 +308,7 @@ class PageTest(parameterized.TestCase):
     for chart in _charts(text):
       ElementTree.fromstring(chart)
 
-  def test_a_divergence_and_a_useless_histogram_are_announced(self):
+  def test_divergences_and_failures_and_useless_histograms_are_announced(self):
     folder = self._folder(variants=('both',), seeds=1)
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     for line in lines:
@@ -316,24 +316,13 @@ class PageTest(parameterized.TestCase):
         line['loss'] = math.nan
     (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     self._edit(folder, 'results.json', lambda results: results['histograms'][0]['counts'].pop())
+    self._edit(folder, 'results.json', lambda results: results['evaluations'][0].update(perplexity=None))
     first = min(line['step'] for line in lines if line['kind'] == 'train' and line['step'] > 500)
     notes = re.search(r'<ul class=notes>.*?</ul>', self._page(folder)).group()
     self.assertIn(f'The loss of both, seed 0, is not finite from step {first}.', notes)
+    self.assertRegex(notes, r'The perplexity of both, seed 0, at W16A16 on \w+ is not finite\.')
+    self.assertIn('>n/a', self._page(folder))
     self.assertIn('The before histogram of layers/0/attention/q (both) is left out', notes)
-
-  @parameterized.parameters(None, math.nan, math.inf)
-  def test_an_evaluation_that_is_not_finite_is_shown_as_such(self, value):
-    folder = self._folder(variants=('baseline',), seeds=1)
-    def change(results):
-      results['evaluations'] = [
-          {'variant': 'baseline', 'seed': 2, 'weights': 4, 'activations': 4, 'activation_mode': 'static',
-           'dataset': 'expo', 'perplexity': value, 'bits_per_byte': value}]
-    self._edit(folder, 'results.json', change)
-    page = self._page(folder)
-    notes = re.search(r'<ul class=notes>.*?</ul>', page).group()
-    self.assertIn('<li>The perplexity of baseline, seed 2, at W4A4 static on expo is not finite.</li>', notes)
-    table = re.search(r'<table class="precision">.*?</table>', page, re.DOTALL).group()
-    self.assertIn('<td>inf</td>' if value == math.inf else '<td>n/a</td>', table)
 
   def test_the_worst_sites_come_from_the_end_or_from_the_summary(self):
     folder = self._folder(variants=('both',), seeds=1)
