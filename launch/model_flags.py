@@ -16,7 +16,7 @@ _SEED = flags.DEFINE_integer('seed', None, 'Which of its seeds; the smallest by 
 _STEP = flags.DEFINE_string(
     'step', 'newest', 'Which of its checkpoints: newest, best (of the smallest validation loss), or a number.')
 _SHARDED = flags.DEFINE_bool(
-    'fully_sharded', False, 'Split the parameters of a Hugging Face directory over the devices, each of which otherwise '
+    'fully_sharded', False, 'Split the parameters of a Hugging Face directory over the devices; otherwise each device '
     'holds all of them.')
 _TEXT = flags.DEFINE_multi_string('text', [], 'Texts to score.')
 
@@ -41,7 +41,7 @@ def model(to_be_written: bool = False) -> models.Model:
   if _TEXT.value and not found.decoder.head:
     raise errors.UserError(f'{found.path} has no language-model head, so that it cannot score a text')
   if _TEXT.value and not found.decoder.causal and not found.masks:
-    raise errors.UserError(f'{found.path} is an encoder whose tokenizer names no mask ([MASK] or <mask>), which is what '
+    raise errors.UserError(f'{found.path} is an encoder whose tokenizer names no mask ([MASK] or <mask>), which '
                            'hides the tokens to score')
   return found
 

@@ -92,7 +92,7 @@ def find(
     raise errors.UserError(f'{path} is neither a workdir nor a model directory: it has no config.json')
   if 'model_type' not in workdir.read_json(config):
     if fully_sharded:
-      raise errors.UserError(f'{path} is a workdir, which is not split over devices: --fully_sharded means nothing here')
+      raise errors.UserError(f'--fully_sharded means nothing here: {path} is a workdir, restored as it was saved')
     return trained.Trained(path, variant, seed, step)
   if variant is not None or seed is not None or step != 'newest':
     raise errors.UserError(f'{path} is a model directory, which has neither variants nor seeds nor steps')

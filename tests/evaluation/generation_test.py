@@ -84,7 +84,8 @@ class StreamTest(parameterized.TestCase):
   def test_prompts_may_fill_the_context_with_what_follows(self):
     self.assertEqual(_stream(prompts=[[1] * 12], limit=4).shape, (1, 4))
     for prompts, limit, words in (
-        ([[1] * 12], 5, '12 tokens and 5 further ones exceed .* 16'), ([[1], []], 2, 'no tokens'), ([], 2, 'no prompt')):
+        ([[1] * 12], 5, '12 tokens and 5 further ones exceed .* 16'), ([[1], []], 2, 'no tokens'),
+        ([], 2, 'no prompt')):
       with self.assertRaisesRegex(errors.UserError, words):
         _stream(prompts=prompts, limit=limit)
 

@@ -95,7 +95,7 @@ class LoweringTest(parameterized.TestCase):
       configs.Decode(8, 256, 4, 4, 4), configs.Decode(64, 128, 2, 2))
   def test_configurations_of_two_level_weights(self, config):
     with tuning.forced(lambda _: config):
-      arguments = _arguments(2 * config.tile_m, 768, 1024, kernels.Layout.INT4, multipliers=16)
+      arguments = _arguments(2 * config.tile_m, 1024, 1024, kernels.Layout.INT4, multipliers=16)
       self.assertIn('mosaic_gpu', _lower(arguments, w_bits=8))
 
   @parameterized.parameters(7, 333)
