@@ -61,7 +61,7 @@ def outlier_suppression(
       centred = shift and site.shifts
       centre = (low + high) / 2 if centred else jnp.zeros_like(low)
       magnitude = jnp.maximum(high - centre, centre - low)
-      largest = jnp.maximum(jnp.max(magnitude), jnp.finfo(jnp.float32).tiny)
+      largest = jnp.max(magnitude)
       scales_of = lambda t: jnp.maximum(1.0, magnitude / t[:, None])
 
       def judge(t, weights=1.0):
@@ -72,6 +72,8 @@ def outlier_suppression(
             activation=activation)
 
       thresholds = largest * (jnp.arange(candidates, 0, -1) / candidates) if scale else largest[None]
+      # Where nothing is ever active there is nothing to scale, and no threshold may be zero.
+      largest, thresholds = (jnp.maximum(t, jnp.finfo(jnp.float32).tiny) for t in (largest, thresholds))
       # Neither shift nor scale, the shift alone, and every `_STRIDE`th threshold, as one compiled search.
       coarse = jnp.concatenate([largest[None], thresholds[::_STRIDE]])
       found = judge(coarse, (jnp.arange(len(coarse)) > 0).astype(jnp.float32))

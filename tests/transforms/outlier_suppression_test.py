@@ -101,6 +101,14 @@ class OutlierSuppressionTest(parameterized.TestCase):
     self.assertEqual(record['error_before'], 0)
     np.testing.assert_array_equal(params['norm']['scale'], 1)
 
+  @parameterized.parameters(0.0, 1e-38)
+  def test_a_site_that_is_never_active_stays_as_it_is(self, size):
+    """As behind a norm of zero gains; thresholds that underflow would divide zero by zero."""
+    params, record = _apply(x=np.full_like(_activations(), size) * np.sign(_activations()))
+    np.testing.assert_allclose(params['norm']['scale'], 1)
+    np.testing.assert_allclose(params['up']['kernel'], _params()['up']['kernel'])
+    self.assertEqual((record['scaled'], record['error']), (0, 0))
+
   def test_a_site_without_a_bias_before_it_is_scaled_only(self):
     params, record = _apply(site=_SITE._replace(shifts=False))
     self.assertEqual(record['shift'], 0)
