@@ -77,6 +77,15 @@ class ActivationRangesTest(parameterized.TestCase):
         errors.UserError, "unknown range calibration 'mse'; there are minmax, average, moving_average, percentile"):
       activation_ranges.activation_ranges(calibrating.claim(_SITE), 4, method='mse')
 
+  @parameterized.parameters(
+      ({'bits': 9}, 'integer formats have 2 to 8 bits, not 9'), ({'bits': 1}, 'have 2 to 8 bits, not 1'),
+      ({'percentile': 50.0}, 'percentile is 50.0'), ({'percentile': 100.1}, 'percentile is 100.1'),
+      ({'percentile': float('nan')}, 'percentile is nan'), ({'momentum': 1.0}, 'momentum is 1.0'),
+      ({'momentum': -0.1}, 'momentum is -0.1'))
+  def test_refuses_an_argument_out_of_its_range(self, options, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      activation_ranges.activation_ranges(calibrating.claim(_SITE), **{'bits': 4, **options})
+
   def test_observes_what_the_quantizer_will_see(self):
     """A shift and a scale at the site come first, and a quantizer that is there already would be in the way."""
     site = sites.Site('mlp/input', None, ('mlp/up',))
