@@ -41,7 +41,7 @@ def activation_ranges(
   """
   formats.check_bits(bits)
   if not 50 < percentile <= 100:
-    raise errors.UserError(f'percentile is {percentile}; what is kept of either end is above 50 and at most 100 percent')
+    raise errors.UserError(f'percentile is {percentile}; either end keeps above 50 and at most 100 percent')
   if not 0 <= momentum < 1:
     raise errors.UserError(f'momentum is {momentum}; the weight of the past is at least 0 and below 1')
   if method not in METHODS:

@@ -44,10 +44,15 @@ class Method(NamedTuple):
   stream: str = 'float'
   schedule: str = 'block'
 
-  def options(self) -> dict[str, Any]:
-    """Its options with their defaults."""
+  def parameters(self) -> dict[str, Any]:
+    """What the factory takes beside the claim, with the defaults."""
     parameters = list(inspect.signature(self.factory).parameters.values())[1:]
-    return {p.name: p.default for p in parameters if p.name not in _NUMBERS}
+    return {p.name: p.default for p in parameters}
+
+  def options(self) -> dict[str, Any]:
+    """What a configuration may say of it, with defaults: `site_pattern` is the recipe's, the others the factory's."""
+    own = {name: default for name, default in self.parameters().items() if name not in _NUMBERS}
+    return {**({'site_pattern': r'.*'} if self.owns == 'sites' else {}), **own}
 
   def bound(self, told: dict[str, Any], options: dict[str, Any]) -> plan.Factory:
     """The factory with everything but the claim; options may replace what it is told."""

@@ -6,6 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
 
+from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.models import staging
 from jaxquant.models import validate
@@ -23,8 +24,8 @@ _RUN = ['gptq_w3a16_g128', 'awq_w4a16_g128', 'smooth_quant_w8a8', 'outlier_suppr
         'adadim_gptq_w3a16_g128']
 
 
-def _config(name):
-  return importlib.import_module(f'configs.ptq.{name}').get_config()
+def _config(name, *argument):
+  return importlib.import_module(f'configs.ptq.{name}').get_config(*argument)
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -54,6 +55,29 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(bool(trees.inputs(result.params)), config.activations < 16)
     logits = networks.evaluator(architecture, jit=networks.quick_jit)(result.params, networks.tokens(2, seed=3))
     self.assertTrue(jnp.isfinite(logits).all())
+
+  @parameterized.parameters('aqas_w4a8', 'aqas_dint_w4a8', 'slac_w4a8', 'awq_w3a16_g128', 'awq_w4a16_g128')
+  def test_queries_and_keys_are_left_out_of_the_clip_search(self, name):
+    """As the code of AWQ, which AQAS follows, leaves them out: their errors meet in a product."""
+    linears = [f'layers/0/{name}' for name in (*(f'attention/{n}' for n in 'qkvo'), 'mlp/gate', 'mlp/up', 'mlp/down')]
+    clipped = trees.matching(_config(name).clip_pattern, linears)
+    self.assertEqual(clipped, tuple(linears[2:]))
+
+  @parameterized.parameters(
+      ('w6a6', (), 'opt', ['attention/input', 'mlp/input']),
+      ('w4a4', ('opt',), 'opt', ['attention/input', 'mlp/input']),
+      ('w4a4', (), 'llama', ['attention/input', 'mlp/input', 'mlp/down/input']),
+      ('w6a6', ('llama',), 'llama', ['attention/input', 'mlp/input', 'mlp/down/input']))
+  def test_outlier_suppression_folds_where_it_was_published_to(self, name, argument, style, want):
+    config = _config(f'outlier_suppression_{name}', *argument)
+    sites = staging.model_sites(networks.config(style))
+    (pattern, _), = quantize.recipe(config, config.activation_mode).folds(sites)[0].rules
+    claimed = trees.matching(pattern, [site.name for site in sites])
+    self.assertEqual(claimed, tuple(f'layers/0/{site}' for site in want))
+
+  def test_outlier_suppression_knows_its_families(self):
+    with self.assertRaisesRegex(errors.UserError, "^no family 'gemma', only opt, llama$"):
+      _config('outlier_suppression_w6a6', 'gemma')
 
   @parameterized.parameters(('awq_w3a16_g128', 'llama'), ('awq_w4a16_g128', 'opt'))
   def test_the_clip_search_of_awq_leaves_queries_and_keys_alone(self, name, style):
