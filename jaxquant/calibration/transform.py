@@ -35,6 +35,16 @@ class Claim(NamedTuple):
     """The sites, or the operands, called `names`."""
     return tuple(self.block.site(name) for name in self.names)
 
+  def judge(self) -> Callable[[str, str, Any, Any], Any]:
+    """The block's judge (`sites.Block`), for a method that searches.
+
+    Raises:
+      UserError: it has none.
+    """
+    if self.block.judge is None:
+      raise errors.UserError(f'{self.names[0]}: its block has no judge, so that no search can compare what comes of it')
+    return self.block.judge
+
   def by_site(self) -> dict[str, tuple[str, ...]]:
     """{name of a site: the claimed linears that read it}, in the order in which they are computed.
 

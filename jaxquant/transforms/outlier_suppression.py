@@ -41,6 +41,8 @@ def outlier_suppression(
     `shift` by magnitude, `error`, `error_shifted` of the shift alone and `error_before` of neither.
   """
 
+  judge = claim.judge()
+
   def init(params, batch):
     for site in claim.sites:
       folding.check(params, site)
@@ -64,11 +66,11 @@ def outlier_suppression(
       largest = jnp.max(magnitude)
       scales_of = lambda t: jnp.maximum(1.0, magnitude / t[:, None])
 
-      def judge(t, weights=1.0):
+      def errors_of(t, weights=1.0):
         """Errors of thresholds [n], the shift multiplied by `weights` [n]."""
         shifts = jnp.broadcast_to(weights, t.shape)[:, None] * centre if centred else None
         return scale_search.judged(
-            params, claim.block, site, _scope(site), sample, scales_of(t), shifts=shifts, weight=weight,
+            params, judge, site, _scope(site), sample, scales_of(t), shifts=shifts, weight=weight,
             activation=activation)
 
       thresholds = largest * (jnp.arange(candidates, 0, -1) / candidates) if scale else largest[None]
@@ -76,13 +78,13 @@ def outlier_suppression(
       largest, thresholds = (jnp.maximum(t, jnp.finfo(jnp.float32).tiny) for t in (largest, thresholds))
       # Neither shift nor scale, the shift alone, and every `_STRIDE`th threshold, as one compiled search.
       coarse = jnp.concatenate([largest[None], thresholds[::_STRIDE]])
-      found = judge(coarse, (jnp.arange(len(coarse)) > 0).astype(jnp.float32))
+      found = errors_of(coarse, (jnp.arange(len(coarse)) > 0).astype(jnp.float32))
       threshold, error = largest, found[1]
       if scale:
         # The error is a smooth valley with small steps where codes flip: the rest is sought around the best.
         around = _STRIDE * jnp.argmin(found[1:]) + jnp.arange(1 - _STRIDE, _STRIDE)
         around = thresholds[jnp.clip(around, 0, candidates - 1)]
-        errors = judge(around)
+        errors = errors_of(around)
         # Of equal thresholds the largest.
         threshold, error = around[jnp.argmin(errors)], jnp.min(errors)
       chosen = scales_of(threshold[None])[0]

@@ -54,13 +54,13 @@ def candidate(
 
 
 def judged(
-    params: Any, block: sites.Block, site: sites.Site, scope: str, sample: samples.SequenceSample, scales: Any, *,
+    params: Any, judge: Callable[..., Any], site: sites.Site, scope: str, sample: samples.SequenceSample, scales: Any, *,
     shifts: Any = None, weight: quantizers.WeightQuantizer | None = None, activation: Any = None):
   """Errors of candidates against the full-precision block.
 
   Args:
     params: float tree of the block.
-    block, site, scope: where and how outputs are compared, see `sites.Block.judge`.
+    judge, site, scope: where and how outputs are compared, see `sites.Block.judge`.
     sample: activations of the site before its input specification.
     scales: float32 [candidates, features].
     shifts: the same, or None.
@@ -69,12 +69,12 @@ def judged(
   Returns:
     float32 [candidates]: squared differences summed over features, mean over tokens.
   """
-  judge = lambda tree: block.judge(site.name, scope, tree, sample.filled())
-  reference = judge(trees.put(params, site.name, None)).astype(jnp.float32)
+  output_of = lambda tree: judge(site.name, scope, tree, sample.filled())
+  reference = output_of(trees.put(params, site.name, None)).astype(jnp.float32)
 
   def error(candidate_fold):
     scale, shift = candidate_fold
-    output = judge(candidate(params, site, scale, shift, weight, activation))
+    output = output_of(candidate(params, site, scale, shift, weight, activation))
     return sample.mean_square(output.astype(jnp.float32) - reference)
 
   return jax.lax.map(error, (scales, shifts))
@@ -103,6 +103,7 @@ def fold_powers(
   """
   reduce, kind, read = STATISTICS[statistic]
   searched = len(exponents) > 1
+  judge = claim.judge() if searched else None
 
   def init(params, batch):
     state = {}
@@ -134,7 +135,7 @@ def fold_powers(
         scales /= jnp.sqrt(jnp.max(scales, axis=-1, keepdims=True) * jnp.min(scales, axis=-1, keepdims=True))
       best, found = 0, {}
       if searched:
-        errors = judged(params, claim.block, site, scope(site), state[site.name]['sample'], scales, weight=weight,
+        errors = judged(params, judge, site, scope(site), state[site.name]['sample'], scales, weight=weight,
                         activation=activation)
         best = jnp.argmin(errors)
         found = {'error': errors[best], 'error_before': errors[0]}
