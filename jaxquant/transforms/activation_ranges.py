@@ -12,6 +12,7 @@ from jaxquant.calibration import transform
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.transforms import grids
 
 METHODS = tuple(statistics.KINDS)
 
@@ -37,7 +38,7 @@ def activation_ranges(
 
   Raises:
     UserError: an unknown method, an argument out of its range, ranges of channels where there can be none; at `init`, a
-      site that has a quantizer.
+      site that has a quantizer, and what `grids.check_inputs` refuses.
   """
   formats.check_bits(bits)
   if not 50 < percentile <= 100:
@@ -64,6 +65,7 @@ def activation_ranges(
   def init(params, batch):
     if taken := [site for site in sites if 'quantizer' in (trees.get(params, site) or {})]:
       raise errors.UserError(f'{taken[0]} has a quantizer already; its range would be calibrated on what that puts out')
+    grids.check_inputs(claim, params)
     shape = lambda site: batch.activations[sites_lib.ready(site)].shape[2:] if per_channel else ()
     return {site: empty(shape=shape(site)) for site in sites}
 

@@ -38,9 +38,10 @@ def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, tokens
     channel) and `error_input_channels`, and decides the `axis`: 0 or 1.
 
   Raises:
-    UserError: a linear that reads no site, a block without a judge; at `init`, a table, and what `grids.check` refuses
-      on either axis.
+    UserError: no tokens, a linear that reads no site, a block without a judge; at `init`, a table, and what
+      `grids.check` refuses on either axis.
   """
+  scale_search.check_options('adadim', tokens=tokens)
   claim.by_site()
   judge, options = claim.judge(), [dataclasses.replace(weight, axis=axis) for axis in _AXES]
 

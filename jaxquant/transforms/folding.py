@@ -16,7 +16,7 @@ from jaxquant.numerics import trees
 
 
 def check(params: Any, site: sites.Site) -> None:
-  """Raises `UserError` if nothing can be folded at `site`: no producer, a table, codes, a range that goes stale."""
+  """Raises `UserError` if nothing can be folded at `site`: no producer, a table, codes, a stale range."""
   if site.producer is None:
     raise errors.UserError(f'{site.name}: there is no norm or linear before it that could take up a scale')
   for path in (site.producer, *site.consumers):

@@ -33,13 +33,17 @@ def outlier_suppression(
     activation: input quantizer of the site. The published code searches static per-tensor settings with the range
       [-t, t], which is what `DynamicQuantizer(per_tensor=True)` takes from activations that were shifted and scaled.
     shift, scale: either part can be left out.
-    candidates: thresholds, of which the neighbourhood of the best fifth is tried one by one.
+    candidates: thresholds, at least 2, of which the neighbourhood of the best fifth is tried one by one.
     tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records for each site its `threshold` t, the number of channels that were `scaled`, the largest
     `shift` by magnitude, `error`, `error_shifted` of the shift alone and `error_before` of neither.
+
+  Raises:
+    UserError: an option out of its range, a block without a judge; at `init`, what `folding.check` refuses.
   """
+  scale_search.check_options('outlier_suppression', candidates=candidates, tokens=tokens)
 
   judge = claim.judge()
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxquant import errors
 from jaxquant.calibration import channels
 from jaxquant.calibration import samples
 from jaxquant.calibration import sites
@@ -30,6 +31,14 @@ def empty_sample(batch: transform.Batch, site: str, tokens: int) -> samples.Sequ
   """
   activation = batch.activations[site]
   return samples.SequenceSample.empty(max(1, tokens // activation.shape[1]), activation.shape[1:], activation.dtype)
+
+
+def check_options(method: str, *, tokens: int, candidates: int = 2) -> None:
+  """Raises `UserError` for a search by `method` of fewer than two candidates, or on no tokens."""
+  if candidates < 2:
+    raise errors.UserError(f'{method}: candidates is {candidates}; a search compares at least 2')
+  if tokens < 1:
+    raise errors.UserError(f'{method}: tokens is {tokens}; a search needs at least 1')
 
 
 def candidate(
@@ -100,6 +109,9 @@ def fold_powers(
   Returns:
     A Transform that records for each site the `exponent` a, the `weight_exponent` b and the `largest` scale; with
     several candidates also `error` and `error_before`, that of no scales.
+
+  Raises:
+    UserError: several candidates in a block without a judge; at `init`, what `folding.check` and the grid refuse.
   """
   reduce, kind, read = STATISTICS[statistic]
   searched = len(exponents) > 1
@@ -135,10 +147,10 @@ def fold_powers(
         scales /= jnp.sqrt(jnp.max(scales, axis=-1, keepdims=True) * jnp.min(scales, axis=-1, keepdims=True))
       best, found = 0, {}
       if searched:
-        errors = judged(params, judge, site, scope(site), state[site.name]['sample'], scales, weight=weight,
-                        activation=activation)
-        best = jnp.argmin(errors)
-        found = {'error': errors[best], 'error_before': errors[0]}
+        judgments = judged(params, judge, site, scope(site), state[site.name]['sample'], scales, weight=weight,
+                           activation=activation)
+        best = jnp.argmin(judgments)
+        found = {'error': judgments[best], 'error_before': judgments[0]}
       a, b = jnp.asarray(exponents, jnp.float32)[best]
       record[site.name] = {'exponent': a, 'weight_exponent': b, 'largest': jnp.max(scales[best]), **found}
       params = folding.fold(params, site, scales[best])
