@@ -89,14 +89,18 @@ class Steps:
 
 
 def blocks(say: Printer, done: str = 'calibrated') -> Callable[[driver.Progress], None]:
-  """What the calibration driver reports to: a line for each block that is `done`, a bar in between."""
-  before = {}  # the last report and its line
+  """What the calibration driver reports to: a line for each block that is `done`, a bar in between; warnings once."""
+  before, warned = {}, set()  # the last report and its line; the texts of the warnings
 
   def report(progress: driver.Progress) -> None:
     name, share = progress.block or 'the head', progress.done / progress.total
     eta = _duration(progress.seconds / progress.done * (progress.total - progress.done))
     if before and before['block'] != name:
       say(before['line'])
+    for path, text in progress.warnings.items():
+      if text not in warned:
+        say.error(f'warning: {path}: {text}')
+      warned.add(text)
     verb = 'restored' if progress.work == 'restored' else done
     before.update(block=name, line=f'{verb} {name} {share:.0%} ETA {eta}')
     say.bar(share, f'{progress.done}/{progress.total} {name} {progress.work} ETA {eta}')

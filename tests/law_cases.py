@@ -185,7 +185,7 @@ def _searched_fold(method, record, variant=False, **options):
 
 _SCALE = frozenset({'exponent', 'weight_exponent', 'largest'})
 _SHIFT_AND_SCALE = frozenset({'threshold', 'scaled', 'shift', 'error_shifted'})
-_GPTQ = frozenset({'error', 'error_rtn', 'damping_increases', 'dead'})
+_GPTQ = frozenset({'error', 'error_rtn', 'damping_increases', 'dead', 'tokens'})
 _CLIP = frozenset({'clipped', 'error_clipped', 'error_unclipped', 'relative_error'})
 _AXES = frozenset({'error_output_channels', 'error_input_channels', 'axis'})
 _PER_TOKEN = quantizers.DynamicQuantizer(formats.parse('uint4'))

@@ -47,6 +47,7 @@ class Progress(NamedTuple):
     work: names that were rewritten, or 'restored' for a block that an earlier run had finished.
     done, total: units done and to do.
     seconds: since the start.
+    warnings: {name: what a user should know of it}, as `Transform.warn` of the work says.
   """
 
   block: str
@@ -54,6 +55,7 @@ class Progress(NamedTuple):
   done: int
   total: int
   seconds: float
+  warnings: dict[str, str] = {}
 
 
 def run(
@@ -138,10 +140,12 @@ class _Run:
     streams = {name: list(xs) for name, xs in self.streams.items() if name in needed}
     for i, (path, block) in enumerate(blocks):
       for factory, claim in plan[path]:
+        transform = plans.transform(factory, claim)
         current[path], record = self._apply(
-            plans.transform(factory, claim), block, current[path], before[path], step.stream, streams, path)
+            transform, block, current[path], before[path], step.stream, streams, path)
         decisions[path] = recorded(decisions[path], plans.method(factory), record)
-        self._report(path, ', '.join(claim.names))
+        warnings = {_join(path, name): text for name, text in transform.warn(current[path], record).items()}
+        self._report(path, ', '.join(claim.names), warnings=warnings)
       if i + 1 < len(blocks):
         _advance(block, {'float': before[path], 'quantized': current[path]}, streams)
 
@@ -189,9 +193,9 @@ class _Run:
       names = (_join(path, name) for path, claim in owned.items() for name in claim.names)
       self._report(blocks[0][0], ', '.join(names), len(owned))
 
-  def _report(self, block, work, units=1):
+  def _report(self, block, work, units=1, warnings=None):
     self.done += units
-    self.report(Progress(block, work, self.done, self.total, time.monotonic() - self.started))
+    self.report(Progress(block, work, self.done, self.total, time.monotonic() - self.started, warnings or {}))
 
 
 def merged(first: dict, second: dict) -> dict:

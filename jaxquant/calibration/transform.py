@@ -79,6 +79,7 @@ class Transform(NamedTuple):
     init, observe, search, rewrite: the four functions.
     needs_teacher: whether `observe` reads the full-precision stream beside the one that the step observes.
     needs_data: whether there is anything to observe; without, no batch is run, and `init` is given None for one.
+    warn: (rewritten params, record) -> {name: what a user should know of it}, such as that the data hardly suffices.
   """
 
   init: Callable[[Any, Batch | None], Any]
@@ -87,6 +88,7 @@ class Transform(NamedTuple):
   rewrite: Callable[[Any, dict, dict], Any] = lambda params, record, decisions: params
   needs_teacher: bool = False
   needs_data: bool = True
+  warn: Callable[[Any, dict], dict[str, str]] = lambda params, record: {}
 
 
 def without_data(search: Callable[[Any], tuple[Any, dict, dict]], check: Callable[[Any], None]) -> Transform:

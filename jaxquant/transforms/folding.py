@@ -22,7 +22,7 @@ def check(params: Any, site: sites.Site) -> None:
   for path in (site.producer, *site.consumers):
     if trees.is_table(path):
       raise errors.UserError(
-          f'{site.name}: {path} is looked up row by row, too, so that a scale of its features would change what is read')
+          f'{site.name}: {path} is looked up row by row, too, so that a scale of its features would change that')
     if nodes.is_node(trees.get(params, path).get('kernel')):
       raise errors.UserError(f'{path}: holds integer codes already; scales are folded into float kernels')
   for path in (*site.through, site.name, *(f'{consumer}/input' for consumer in site.consumers)):

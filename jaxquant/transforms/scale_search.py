@@ -63,8 +63,8 @@ def candidate(
 
 
 def judged(
-    params: Any, judge: Callable[..., Any], site: sites.Site, scope: str, sample: samples.SequenceSample, scales: Any, *,
-    shifts: Any = None, weight: quantizers.WeightQuantizer | None = None, activation: Any = None):
+    params: Any, judge: Callable[..., Any], site: sites.Site, scope: str, sample: samples.SequenceSample, scales: Any,
+    *, shifts: Any = None, weight: quantizers.WeightQuantizer | None = None, activation: Any = None):
   """Errors of candidates against the full-precision block.
 
   Args:

@@ -277,12 +277,19 @@ class GptqTest(parameterized.TestCase):
   def test_where_nothing_is_ever_active_all_weights_become_zero(self):
     params, record = _apply(_params(q=_kernel()), 'q', batches=_batches(np.zeros_like(_activation())))
     np.testing.assert_array_equal(quantize.dequantize(params['q']['kernel']), 0)
-    self.assertEqual(record['attention/q'], {'error': 0, 'error_rtn': 0, 'damping_increases': 0, 'dead': _INPUTS})
+    self.assertEqual(record['attention/q'], {
+        'error': 0, 'error_rtn': 0, 'damping_increases': 0, 'dead': _INPUTS, 'tokens': 120})
 
-  def test_fewer_tokens_than_inputs_still_have_a_factor(self):
-    _, record = _apply(_params(q=_kernel()), 'q', batches=_batches(_activation()[:, :4]))
-    self.assertLess(record['attention/q']['error'], 0.7 * record['attention/q']['error_rtn'])
-    self.assertEqual(record['attention/q']['damping_increases'], 0)
+  @parameterized.parameters((4, True), (11, True), (12, False))
+  def test_fewer_tokens_than_inputs_still_have_a_factor_but_a_warning(self, length, warned):
+    params, record = _apply(_params(q=_kernel()), 'q', batches=_batches(_activation()[:, :length]))
+    self.assertLess(record['attention/q']['error'], 0.8 * record['attention/q']['error_rtn'])
+    self.assertEqual((record['attention/q']['damping_increases'], record['attention/q']['tokens']), (0, 2 * length))
+    transform = gptq.gptq(calibrating.claim('attention/q', sites=_SITES), _grid())
+    warnings = transform.warn({'attention': params}, record)
+    self.assertEqual(list(warnings), ['attention/q'] if warned else [])
+    for text in warnings.values():
+      self.assertStartsWith(text, f'its 24 inputs were observed in {2 * length} tokens only')
 
   def test_a_moment_without_factor_is_an_error_by_path(self):
     transform = gptq.gptq(calibrating.claim('attention/q', 'attention/o', sites=_SITES), _grid())
