@@ -5,7 +5,8 @@
 It folds at the outputs of the norms, as published for OPT and BLOOM; models like LLaMA take
 outlier_suppression_w6a6.py:llama, which folds at what down projections read, too. Expected: closer to full precision
 than SmoothQuant with the same numbers, and both closer than no method. Published for OPT-66B on LAMBADA: full precision
-73.9, SmoothQuant 0.0, Outlier Suppression+ 72.7.
+73.9, SmoothQuant 0.0, Outlier Suppression+ 72.7. Calibration is published on 128 windows of 512 tokens for OPT
+(--config.calibration_length=512) and 2,048 for LLaMA.
 """
 
 from jaxquant import errors
