@@ -104,9 +104,10 @@ class Steps:
 
 def blocks(
     say: Printer, log: Callable[[dict[str, Any]], None], done: str = 'calibrated') -> Callable[[driver.Progress], None]:
-  """What the calibration driver reports to: a line and a record for each block that is `done`, a bar in between."""
+  """What the driver reports to: a line and a record for each block that is `done`, a bar in between; warnings once."""
   under_way: list[driver.Progress] = []
   ended = [0, 0.0]  # blocks, and seconds up to the last one
+  warned = set()  # texts
 
   def end():
     progress, work = under_way[0], done
@@ -122,6 +123,10 @@ def blocks(
     if under_way and under_way[0].block != progress.block:
       end()
     under_way[:] = [progress]
+    for path, text in progress.warnings.items():
+      if text not in warned:
+        say.error(f'warning: {path}: {text}')
+      warned.add(text)
     say.bar(progress.done / progress.total,
             f'{progress.done}/{progress.total} {_named(progress)} {progress.work} ETA {_eta(progress)}')
     if progress.done == progress.total:

@@ -83,7 +83,8 @@ def ptq() -> ml_collections.ConfigDict:
 def quantize() -> ml_collections.ConfigDict:
   """The configuration of `launch.quantize`."""
   config = ptq()
-  # In order; the last rounds. Each has its options in a group of its name (transforms.methods).
+  # In order; the last rounds; () for weights of 16 bits. Each has its options in a group of its name
+  # (transforms.methods), and there a site_pattern if it folds: the sites, out of site_patterns, at which it does.
   config.methods = ('round_to_nearest',)
   config.weight_kind = 'int'  # int, full_int: symmetric; uint: asymmetric; dint: that with half steps around zero
   # Or outputs: scales that each input channel has for itself, which exclude quantized activations.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxquant.calibration import driver
 from jaxquant.calibration import plan
 from jaxquant.calibration import sites
+from jaxquant.calibration import transform as transforms
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
@@ -106,9 +107,9 @@ class Case(NamedTuple):
     make: factory, Claim -> Transform.
     record: what it records, or decides, for each name.
     plainer: factory of the method that law 8 compares with: round-to-nearest of the same format, or, for
-      that itself and for ranges, which have no such rival, the simplest of the kind with a bit less.
-    errors: (no more than, this) pairs of what it records, for law 8, which has nothing to say where neither this nor
-      `plainer` is given.
+      that itself and for ranges, which have no such rival, the simplest of the kind with a bit less. Law 8 has nothing
+      to say where there is none.
+    behind: (claim, tree) -> tree, what comes behind the method and behind the plainer one before law 8 compares them.
     claimable: sites that it can claim at all.
     weight_only: its kernels cannot meet integer activations.
     ordered: its statistics depend on the order of batches.
@@ -120,7 +121,7 @@ class Case(NamedTuple):
   make: plan.Factory
   record: frozenset[str]
   plainer: plan.Factory | None = None
-  errors: tuple[tuple[str, str], ...] = ()
+  behind: Callable[[transforms.Claim, dict], dict] = lambda claim, tree: tree
   claimable: Callable[[sites.Site], bool] = lambda site: True
   weight_only: bool = False
   ordered: bool = False
@@ -177,15 +178,31 @@ def _folding(method, record, *, claimable=lambda site: site.producer is not None
   return Case('sites', FOLD, method, frozenset(record), claimable=claimable, **fields)
 
 
-def _searched_fold(method, record, variant=False, **options):
-  """A fold that is searched: it is judged with `options` at work and records that it is no worse than none."""
-  return _folding(functools.partial(method, tokens=64, **options), {*record, 'error', 'error_before'},
-                  errors=(('error', 'error_before'),), variant=variant)
+def _no_fold(claim):
+  """Leaves everything as it is."""
+  return transforms.without_data(lambda params: (params, {}, {}), lambda params: None)
+
+
+def _quantized(weight, activation, claim, tree):
+  """The tree with what reads the claimed sites rounded, and their activations quantized if they are to be."""
+  for site in claim.sites:
+    for path in site.consumers:
+      tree = trees.put(tree, f'{path}/kernel', weight(trees.get(tree, path)['kernel']))
+    tree = tree if activation is None else trees.put(tree, f'{site.name}/quantizer', activation)
+  return tree
+
+
+def _searched_fold(method, record, weight, activation=None, variant=False, **options):
+  """A fold that is searched: quantized behind it, the block is no worse than quantized without it."""
+  told = {'weight': weight} if activation is None else {'weight': weight, 'activation': activation}
+  return _folding(
+      functools.partial(method, tokens=128, **told, **options), {*record, 'error', 'error_before'}, plainer=_no_fold,
+      behind=functools.partial(_quantized, weight, activation), variant=variant)
 
 
 _SCALE = frozenset({'exponent', 'weight_exponent', 'largest'})
 _SHIFT_AND_SCALE = frozenset({'threshold', 'scaled', 'shift', 'error_shifted'})
-_GPTQ = frozenset({'error', 'error_rtn', 'damping_increases', 'dead'})
+_GPTQ = frozenset({'error', 'error_rtn', 'damping_increases', 'dead', 'tokens'})
 _CLIP = frozenset({'clipped', 'error_clipped', 'error_unclipped', 'relative_error'})
 _AXES = frozenset({'error_output_channels', 'error_input_channels', 'axis'})
 _PER_TOKEN = quantizers.DynamicQuantizer(formats.parse('uint4'))
@@ -208,8 +225,7 @@ CASES = {
     'gptq, input channels': _rounding(
         _gptq('int3', axis=-1), _round('int3', axis=-1), _GPTQ, weight_only=True, variant=True),
     'clip_search': _rounding(
-        _clip_and_round(_grid('int3', group_size=8)), _round('int3', group_size=8), _CLIP,
-        errors=(('error_clipped', 'error_unclipped'),)),
+        _clip_and_round(_grid('int3', group_size=8)), _round('int3', group_size=8), _CLIP),
     'adadim': Case(
         'linears', GRID, functools.partial(adadim.adadim, weight=_grid('int3', group_size=8)), _AXES,
         _round('int3', group_size=8), weight_only=True),

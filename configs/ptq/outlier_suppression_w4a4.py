@@ -2,16 +2,17 @@
 
   python -m launch.quantize --config=configs/ptq/outlier_suppression_w4a4.py --model=DIR --workdir=OUT
 
-Expected: far from full precision, yet closer than SmoothQuant. Published for LLaMA-7B on WikiText-2, down projections
-not quantized: full precision 5.68, min-max 473.97, SmoothQuant 16.87, Outlier Suppression+ 14.17; quantized too: 40.32.
+It folds at the outputs of the norms and at what down projections read, as published for LLaMA; models with LayerNorm
+take outlier_suppression_w4a4.py:opt, which folds at the norms alone. Expected: far from full precision, yet closer than
+SmoothQuant. Published for LLaMA-7B on WikiText-2, down projections not quantized: full precision 5.68, min-max 473.97,
+SmoothQuant 16.87, Outlier Suppression+ 14.17; quantized too: 40.32.
 """
 
-from launch import settings
+from configs.ptq import outlier_suppression_w6a6
 
 
-def get_config():
-  """The configuration."""
-  config = settings.quantize()
-  config.methods = ('outlier_suppression', 'round_to_nearest')
-  config.update(weight_kind='uint', activation_mode='dynamic', calibration_windows=128)
+def get_config(family: str = 'llama'):
+  """The configuration for models like `family`: opt or llama."""
+  config = outlier_suppression_w6a6.get_config(family)
+  config.update(weights=4, activations=4, activation_mode='dynamic')
   return config

@@ -48,6 +48,7 @@ class Progress(NamedTuple):
     done, total: units done and to do.
     seconds: since the start.
     decisions: of the block (of all blocks of a window) so far, as in `Result`, by path.
+    warnings: {name: what a user should know of it}, as `Transform.warn` of the work says.
   """
 
   block: str
@@ -56,6 +57,7 @@ class Progress(NamedTuple):
   total: int
   seconds: float
   decisions: dict[str, dict]
+  warnings: dict[str, str] = {}
 
 
 def run(
@@ -140,10 +142,12 @@ class _Run:
     streams = {name: list(xs) for name, xs in self.streams.items() if name in needed}
     for i, (path, block) in enumerate(blocks):
       for factory, claim in plan[path]:
+        transform = plans.transform(factory, claim)
         current[path], record = self._apply(
-            plans.transform(factory, claim), block, current[path], before[path], step.stream, streams, path)
+            transform, block, current[path], before[path], step.stream, streams, path)
         decisions[path] = recorded(decisions[path], plans.method(factory), record)
-        self._report(blocks[i:i + 1], ', '.join(claim.names), decisions)
+        warnings = {_join(path, name): text for name, text in transform.warn(current[path], record).items()}
+        self._report(blocks[i:i + 1], ', '.join(claim.names), decisions, warnings=warnings)
       if i + 1 < len(blocks):
         _advance(block, {'float': before[path], 'quantized': current[path]}, streams)
 
@@ -191,10 +195,11 @@ class _Run:
       names = (_join(path, name) for path, claim in owned.items() for name in claim.names)
       self._report(blocks, ', '.join(names), decisions, len(owned))
 
-  def _report(self, blocks, work, decisions, units=1):
+  def _report(self, blocks, work, decisions, units=1, warnings=None):
     self.done += units
     made = {_join(path, name): entry for path, _ in blocks for name, entry in decisions[path].items()}
-    self.report(Progress(blocks[0][0], work, self.done, self.total, time.monotonic() - self.started, made))
+    self.report(Progress(
+        blocks[0][0], work, self.done, self.total, time.monotonic() - self.started, made, warnings or {}))
 
 
 def merged(first: dict, second: dict) -> dict:

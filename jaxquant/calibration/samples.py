@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant import errors
 from jaxquant.calibration import statistics
 
 _NONE = np.uint32(0xFFFFFFFF)
@@ -29,7 +30,15 @@ class SequenceSample:
     return cls(jnp.zeros((sequences, *shape), dtype), jnp.full(sequences, _NONE))
 
   def observed(self, x, ids) -> 'SequenceSample':
-    """With the sequences `x` [sequences, tokens, features] of identities `ids` [sequences]."""
+    """With the sequences `x` [sequences, tokens, features] of identities `ids` [sequences].
+
+    Raises:
+      UserError: they are not as long as those before them.
+    """
+    if x.shape[1:] != self.activations.shape[1:]:
+      raise errors.UserError(
+          f'a batch of sequences of {x.shape[1]} tokens behind one of {self.activations.shape[1]}: a method that '
+          'searches on a sample of the sequences needs them equally long')
     return self.merged(SequenceSample(x, hash_ids(ids)))
 
   def merged(self, other: 'SequenceSample') -> 'SequenceSample':

@@ -35,6 +35,16 @@ class Claim(NamedTuple):
     """The sites, or the operands, called `names`."""
     return tuple(self.block.site(name) for name in self.names)
 
+  def judge(self) -> Callable[[str, str, Any, Any], Any]:
+    """The block's judge (`sites.Block`), for a method that searches.
+
+    Raises:
+      UserError: it has none.
+    """
+    if self.block.judge is None:
+      raise errors.UserError(f'{self.names[0]}: its block has no judge, so that no search can compare what comes of it')
+    return self.block.judge
+
   def by_site(self) -> dict[str, tuple[str, ...]]:
     """{name of a site: the claimed linears that read it}, in the order in which they are computed.
 
@@ -69,6 +79,7 @@ class Transform(NamedTuple):
     init, observe, search, rewrite: the four functions.
     needs_teacher: whether `observe` reads the full-precision stream beside the one that the step observes.
     needs_data: whether there is anything to observe; without, no batch is run, and `init` is given None for one.
+    warn: (rewritten params, record) -> {name: what a user should know of it}, such as that the data hardly suffices.
   """
 
   init: Callable[[Any, Batch | None], Any]
@@ -77,6 +88,7 @@ class Transform(NamedTuple):
   rewrite: Callable[[Any, dict, dict], Any] = lambda params, record, decisions: params
   needs_teacher: bool = False
   needs_data: bool = True
+  warn: Callable[[Any, dict], dict[str, str]] = lambda params, record: {}
 
 
 def without_data(search: Callable[[Any], tuple[Any, dict, dict]], check: Callable[[Any], None]) -> Transform:

@@ -122,7 +122,7 @@ def laid_out(params: dict) -> dict:
     kernel = trees.get(params, path)['kernel']
     parent, _, name = path.rpartition('/')
     below = lambda place, entry: f'{place}/{entry}' if place else entry
-    if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or name in trees.TABLES:
+    if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or trees.is_table(name):
       continue
     above = {below(path, 'input'), *([below(parent, 'input')] if name in _SHARING else [])} & sites
     converted = _convert(kernel, bool(above), path)

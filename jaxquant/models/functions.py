@@ -46,15 +46,28 @@ def block(forward: Forward, sites: Sequence[sites_lib.Site], judges: Judges | No
         sites_lib.ready(name): inputs.prepare(trees.get(params, name), x).values for name, x in activations.items()}
     return y, {**activations, **after}
 
+  by_linears = judge_by_linears(block_sites)
+
   def judge(name, scope, params, x):
-    if (name, scope) in judges:
-      return judges[name, scope](params, x)
-    prepared = inputs.prepare(trees.get(params, name), x)
-    read = [trees.get(params, path) for site in block_sites if site.name == name for path in site.consumers]
-    without = lambda layer: {key: value for key, value in layer.items() if key != 'input'}
-    return jnp.concatenate([linear.linear(without(layer), prepared) for layer in read], axis=-1)
+    return judges[name, scope](params, x) if (name, scope) in judges else by_linears(name, scope, params, x)
 
   return sites_lib.Block(block_sites, lambda params, x: forward(params, x)[0], taps, judge)
+
+
+def judge_by_linears(sites: Sequence[sites_lib.Site], implementation: str = 'simulated') -> Callable[..., Any]:
+  """The judge of blocks that are nothing but linears: what those that read a site put out, in every scope."""
+
+  def judge(name, scope, params, x):
+    del scope
+    prepared = inputs.prepare(trees.get(params, name), x)
+    # A linear applies the specification that stands at its own `input` itself.
+    outputs = [
+        linear.linear(trees.get(params, path), x if name == f'{path}/input' else prepared,
+                      implementation=implementation, transpose=trees.is_table(path))
+        for site in sites if site.name == name for path in site.consumers]
+    return jnp.concatenate(outputs, axis=-1)
+
+  return judge
 
 
 def staged(

@@ -2,18 +2,16 @@
 
 import functools
 
-import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxquant.calibration import sites
-from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.layers import tap
 from jaxquant.models import blocks
 from jaxquant.models import config as model_config
 from jaxquant.models import decoder
 from jaxquant.models import encoder
-from jaxquant.numerics import trees
+from jaxquant.models import functions
 
 _EVERY = (tap.Tap('.*(input|query|key|value)', lambda x: x),)
 
@@ -50,10 +48,12 @@ def model_sites(config: model_config.TransformerConfig) -> tuple[sites.Site, ...
 def staged(config: model_config.TransformerConfig, implementation: str = linear.DEQUANTIZED) -> sites.StagedModel:
   """The model cut into blocks for the calibration driver; the last stage is the final norm and head."""
   plain, tapped = make(config, implementation), make(config, implementation, _EVERY)
+  head_sites = tuple(site for site in model_sites(config) if not site.name.startswith('layers/'))
   head = sites.Block(
-      tuple(site for site in model_sites(config) if not site.name.startswith('layers/')),
+      head_sites,
       lambda params, x: plain.apply({'params': params}, x, method='logits'),
-      lambda params, x: _observe(tapped, params, x, method='logits'))
+      lambda params, x: _observe(tapped, params, x, method='logits'),
+      functions.judge_by_linears(head_sites, implementation))
   # One object for all blocks that are alike, so that they share what is compiled for them.
   kinds = {opening: _layer(config, implementation, opening) for opening in {True, config.opening_norm}}
   layers = tuple((f'layers/{i}', kinds[blocks.opens_with_norm(config, i)]) for i in range(config.layers))
@@ -67,30 +67,25 @@ def _layer(config: model_config.TransformerConfig, implementation: str, opening:
   last_input = (tap.Tap('(o|down)/input', lambda x: x),)
   modules = {'attention': lambda taps: blocks.make_attention(config, implementation, taps),
              'mlp': lambda taps: blocks.MLP(config, implementation, taps)}
+  block_sites = blocks.block_sites(config, opening)
+  by_linears = functions.judge_by_linears(block_sites, implementation)
 
-  def judge(site, scope, params, x):
-    site = layer.site(site)
-    module = site.name.partition('/')[0]
-    if scope == 'linears' or site.name != f'{module}/input':
-      prepared = inputs.prepare(trees.get(params, site.name), x)
-      # A linear applies the specification that stands at its own `input` itself.
-      outputs = [
-          linear.linear(trees.get(params, path), x if site.name == f'{path}/input' else prepared,
-                        implementation=implementation) for path in site.consumers]
-      return jnp.concatenate(outputs, axis=-1)
+  def judge(name, scope, params, x):
+    module = name.partition('/')[0]
+    if scope == 'linears' or name != f'{module}/input':
+      return by_linears(name, scope, params, x)
     variables = {'params': params[module]}
     if scope == 'module':
       return modules[module](()).apply(variables, x)
     recorded = modules[module](last_input).apply(variables, x, mutable=[tap.COLLECTION])[1]
     return next(iter(tap.by_point(recorded[tap.COLLECTION]).values()))
 
-  layer = sites.Block(
-      blocks.block_sites(config, opening),
+  return sites.Block(
+      block_sites,
       lambda params, x: block.apply({'params': params}, x),
       lambda params, x: _observe(tapped, params, x),
       judge,
       blocks.block_operands())
-  return layer
 
 
 def _observe(module: nn.Module, params, x, **kwargs):

@@ -8,6 +8,12 @@ import jax.numpy as jnp
 from jaxquant import errors
 
 
+def check_bits(bits: int) -> None:
+  """Raises `UserError` for a number of bits that no integer code has: an int8 holds it, and one bit has no step."""
+  if not 2 <= bits <= 8:
+    raise errors.UserError(f'integer formats have 2 to 8 bits, not {bits}')
+
+
 @dataclasses.dataclass(frozen=True)
 class IntFormat:
   """Integers of 2 to 8 bits.
@@ -28,8 +34,7 @@ class IntFormat:
   full: bool = False
 
   def __post_init__(self):
-    if not 2 <= self.bits <= 8:
-      raise errors.UserError(f'integer formats have 2 to 8 bits, not {self.bits}')
+    check_bits(self.bits)
     if self.full and not self.symmetric:
       raise errors.UserError('asymmetric integer formats have the full range anyway')
 

@@ -61,6 +61,9 @@ class ClipQuantizer:
   bits: int
   align_zero: bool = False
 
+  def __post_init__(self):
+    formats.check_bits(self.bits)
+
   def ends(self):
     """The range in use: (low, high), float32."""
     return rounding.align_zero(self.low, self.high, self.bits) if self.align_zero else (self.low, self.high)
@@ -88,6 +91,9 @@ class PactQuantizer:
   bits: int
   signed: bool = True
 
+  def __post_init__(self):
+    formats.check_bits(self.bits)
+
   def ends(self):
     """The range in use: (low, high) float32 scalars."""
     return (-self.clip if self.signed else jnp.zeros_like(self.clip)), self.clip
@@ -110,6 +116,9 @@ class StepQuantizer:
 
   step: Any
   bits: int
+
+  def __post_init__(self):
+    formats.check_bits(self.bits)
 
   def _bounds(self):
     return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1

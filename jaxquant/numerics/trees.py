@@ -51,6 +51,11 @@ def linears(params: dict) -> tuple[str, ...]:
   return tuple(path for path, value in walk(params) if isinstance(value, dict) and 'kernel' in value)
 
 
+def is_table(path: str) -> bool:
+  """Whether the linear at `path` is a table of rows, which a head that is tied to it reads transposed."""
+  return path.rpartition('/')[2] in TABLES
+
+
 def inputs(params: dict) -> tuple[str, ...]:
   """Paths of all input specifications of a tree that hold a quantizer."""
   return tuple(path for path, value in walk(params) if isinstance(value, dict) and 'quantizer' in value)

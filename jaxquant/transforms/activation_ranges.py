@@ -9,8 +9,10 @@ from jaxquant import errors
 from jaxquant.calibration import statistics
 from jaxquant.calibration import sites as sites_lib
 from jaxquant.calibration import transform
+from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.transforms import grids
 
 METHODS = tuple(statistics.KINDS)
 
@@ -22,18 +24,27 @@ def activation_ranges(
 
   Args:
     claim: sites or operands.
-    bits: of a code.
+    bits: of a code, 2 to 8.
     method: `minmax`, the extrema of all values; `average`, the mean over sequences of each one's extrema;
       `percentile`, cutting an equal share off either end; `moving_average` over batches, which depends on their order.
-    percentile: of values kept below the upper end, and likewise above the lower one, in percent.
-    momentum: of the moving average.
+    percentile: of values kept below the upper end, and likewise above the lower one, in percent: (50, 100].
+    momentum: weight of the past in the moving average, in [0, 1).
     align_zero: see `quantizers.ClipQuantizer`.
     per_channel: a range for each feature of each head, for operands only (values of 4 bits in arXiv:2311.05161); by any
       method but `percentile`.
 
   Returns:
     A Transform that records `low` and `high` for each site.
+
+  Raises:
+    UserError: an unknown method, an argument out of its range, ranges of channels where there can be none; at `init`, a
+      site that has a quantizer, and what `grids.check_inputs` refuses.
   """
+  formats.check_bits(bits)
+  if not 50 < percentile <= 100:
+    raise errors.UserError(f'percentile is {percentile}; either end keeps above 50 and at most 100 percent')
+  if not 0 <= momentum < 1:
+    raise errors.UserError(f'momentum is {momentum}; the weight of the past is at least 0 and below 1')
   if method not in METHODS:
     raise errors.UserError(f'unknown range calibration {method!r}; there are {", ".join(METHODS)}')
   empty = statistics.KINDS[method]
@@ -54,6 +65,7 @@ def activation_ranges(
   def init(params, batch):
     if taken := [site for site in sites if 'quantizer' in (trees.get(params, site) or {})]:
       raise errors.UserError(f'{taken[0]} has a quantizer already; its range would be calibrated on what that puts out')
+    grids.check_inputs(claim, params)
     shape = lambda site: batch.activations[sites_lib.ready(site)].shape[2:] if per_channel else ()
     return {site: empty(shape=shape(site)) for site in sites}
 

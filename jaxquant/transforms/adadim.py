@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxquant import errors
 from jaxquant.calibration import samples
 from jaxquant.calibration import transform
 from jaxquant.numerics import quantizers
@@ -35,10 +36,19 @@ def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, tokens
   Returns:
     A Transform that records the errors of either axis for each linear, `error_output_channels` (a scale per output
     channel) and `error_input_channels`, and decides the `axis`: 0 or 1.
+
+  Raises:
+    UserError: no tokens, a linear that reads no site, a block without a judge; at `init`, a table, and what
+      `grids.check` refuses on either axis.
   """
-  options = [dataclasses.replace(weight, axis=axis) for axis in _AXES]
+  scale_search.check_options('adadim', tokens=tokens)
+  claim.by_site()
+  judge, options = claim.judge(), [dataclasses.replace(weight, axis=axis) for axis in _AXES]
 
   def init(params, batch):
+    if tables := [path for path in claim.names if trees.is_table(path)]:
+      raise errors.UserError(
+          f'{tables[0]}: the head reads this table transposed, so that either axis would be the other; leave it out')
     for option in options:
       grids.check(claim, params, option)
     return {site: scale_search.empty_sample(batch, site, tokens) for site in claim.by_site()}
@@ -52,7 +62,7 @@ def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, tokens
       for path in linears:
         kernel = trees.get(params, path)['kernel']
         candidates = jnp.stack([option(kernel) for option in options])
-        found = _errors(claim, site, path, decided, state[site], candidates)
+        found = _errors(judge, site, path, decided, state[site], candidates)
         axis = jnp.argmin(found)
         record[path] = dict(zip(('error_output_channels', 'error_input_channels'), found))
         decisions[path] = {'axis': axis}
@@ -68,9 +78,9 @@ def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, tokens
   return transform.Transform(init, observe, search, rewrite)
 
 
-def _errors(claim, site, path, params, sample: samples.SequenceSample, candidates):
+def _errors(judge, site, path, params, sample: samples.SequenceSample, candidates):
   """Errors of the module with each of the candidates as the kernel at `path`: float32 [candidates]."""
-  judge = lambda tree: claim.block.judge(site, 'module', tree, sample.filled()).astype(jnp.float32)
-  reference = judge(params)
+  output = lambda tree: judge(site, 'module', tree, sample.filled()).astype(jnp.float32)
+  reference = output(params)
   return jax.lax.map(
-      lambda kernel: sample.mean_square(judge(trees.put(params, f'{path}/kernel', kernel)) - reference), candidates)
+      lambda kernel: sample.mean_square(output(trees.put(params, f'{path}/kernel', kernel)) - reference), candidates)

@@ -22,14 +22,18 @@ def aqas(
     claim: sites with a producer.
     weight: grid of the linears; the paper's is 4 bits, asymmetric, one scale per output channel.
     activation: input quantizer of the site; the paper's is 8 bits, asymmetric, per token.
-    candidates: values of a, evenly spaced from 0 to 1; no scales at all is a candidate too.
+    candidates: values of a, at least 2, evenly spaced from 0 to 1; no scales at all is a candidate too.
     attention: judge q, k and v (a site that `opens_attention`) by the mix that the attention makes of them, as the
       paper does, and not one by one.
     tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records what `scale_search.fold_powers` does.
+
+  Raises:
+    UserError: an option out of its range, and what `scale_search.fold_powers` refuses.
   """
+  scale_search.check_options('aqas', candidates=candidates, tokens=tokens)
   grid = [i / (candidates - 1) for i in range(candidates)]
   exponents = [(0.0, 0.0), *((a, 1 - a) for a in grid)]
   scope = lambda site: 'inner' if attention and site.opens_attention else 'linears'

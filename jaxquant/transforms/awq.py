@@ -20,14 +20,18 @@ def awq(
   Args:
     claim: sites with a producer.
     weight: grid of the linears; the paper's is asymmetric, 4 or 3 bits, in groups of 128 inputs.
-    candidates: values of a: 0, 1 / candidates, ...
+    candidates: values of a: 0, 1 / candidates, ...; at least 2.
     two_exponents: the paper's first version, s_j = (mean |X_j|)^a / (mean |W_j|)^b with both on the grid, 1 included.
     activation: input quantizer of the site in the search; None, as published, leaves the activation as it is.
     tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records what `scale_search.fold_powers` does.
+
+  Raises:
+    UserError: an option out of its range, and what `scale_search.fold_powers` refuses.
   """
+  scale_search.check_options('awq', candidates=candidates, tokens=tokens)
   grid = [i / candidates for i in range(candidates + 1)]
   exponents = [(a, b) for a in grid for b in grid] if two_exponents else [(a, 0.0) for a in grid[:-1]]
   return scale_search.fold_powers(

@@ -4,6 +4,7 @@ from jaxquant import errors
 from jaxquant.calibration import transform
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.transforms import grids
 
 
 def dynamic_ranges(claim: transform.Claim, quantizer: quantizers.DynamicQuantizer) -> transform.Transform:
@@ -15,11 +16,15 @@ def dynamic_ranges(claim: transform.Claim, quantizer: quantizers.DynamicQuantize
 
   Returns:
     A Transform that records the number of `bits` of each site.
+
+  Raises:
+    UserError: at `init`, a site that has a quantizer, and what `grids.check_inputs` refuses.
   """
 
   def check(params):
     if taken := [site for site in claim.names if 'quantizer' in (trees.get(params, site) or {})]:
       raise errors.UserError(f'{taken[0]} has a quantizer already')
+    grids.check_inputs(claim, params)
 
   def search(params):
     for site in claim.names:

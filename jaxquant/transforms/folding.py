@@ -16,10 +16,13 @@ from jaxquant.numerics import trees
 
 
 def check(params: Any, site: sites.Site) -> None:
-  """Raises `UserError` if nothing can be folded at `site`: no producer, integer codes, or a range that goes stale."""
+  """Raises `UserError` if nothing can be folded at `site`: no producer, a table, codes, a stale range."""
   if site.producer is None:
     raise errors.UserError(f'{site.name}: there is no norm or linear before it that could take up a scale')
   for path in (site.producer, *site.consumers):
+    if trees.is_table(path):
+      raise errors.UserError(
+          f'{site.name}: {path} is looked up row by row, too, so that a scale of its features would change that')
     if nodes.is_node(trees.get(params, path).get('kernel')):
       raise errors.UserError(f'{path}: holds integer codes already; scales are folded into float kernels')
   for path in (*site.through, site.name, *(f'{consumer}/input' for consumer in site.consumers)):
@@ -33,7 +36,8 @@ def fold(params: Any, site: sites.Site, scale: Any = None, shift: Any = None) ->
   """The block with x' = (x - shift) / scale at `site`, the same function in full precision.
 
   Args:
-    params: the block's tree, with a float kernel in the producer and in every consumer.
+    params: the block's tree, with a float kernel in the producer and in every consumer. Arithmetic is float32 at least,
+      and what comes of it is rounded once, to the dtype that was there; a new bias gets that of its kernel or gain.
     site: a site with a producer.
     scale: float32 [features] of the site, positive, equal wherever channels repeat one of the producer's; None for 1.
     shift: the same, of any sign, for a site that `shifts`; None for 0.
@@ -53,12 +57,13 @@ def fold(params: Any, site: sites.Site, scale: Any = None, shift: Any = None) ->
 def consumed(params: Any, site: sites.Site, scale: Any = None, shift: Any = None) -> Any:
   """The block whose linears at `site` read x' = (x - shift) / scale in place of x; arguments as for `fold`."""
   for path in site.consumers:
-    layer = dict(trees.get(params, path))
+    layer = trees.get(params, path)
+    wide = _wide(layer)
     if shift is not None:
-      layer['bias'] = layer.get('bias', 0.0) + jnp.matmul(shift, layer['kernel'], precision='highest')
+      wide['bias'] = wide.get('bias', 0.0) + jnp.matmul(shift, wide['kernel'], precision='highest')
     if scale is not None:
-      layer['kernel'] = layer['kernel'] * scale[:, None]
-    params = trees.put(params, path, layer)
+      wide['kernel'] = wide['kernel'] * scale[:, None]
+    params = trees.put(params, path, _narrowed(layer, wide, 'kernel'))
   return params
 
 
@@ -79,12 +84,23 @@ def tied(values, site: sites.Site):
 
 def _producing(layer: dict, scale, shift) -> dict:
   """A norm (gain `scale`, perhaps `bias`) or a linear that puts out (y - shift) / scale."""
-  layer, gain = dict(layer), 'kernel' if 'kernel' in layer else 'scale'
+  gain, wide = 'kernel' if 'kernel' in layer else 'scale', _wide(layer)
   if shift is not None:
-    layer['bias'] = layer.get('bias', 0.0) - shift
+    wide['bias'] = wide.get('bias', 0.0) - shift
   if scale is not None:
-    layer.update({key: layer[key] / scale for key in (gain, 'bias') if key in layer})
-  return layer
+    wide.update({key: wide[key] / scale for key in (gain, 'bias') if key in wide})
+  return _narrowed(layer, wide, gain)
+
+
+def _wide(layer: dict) -> dict:
+  """What a fold may change of a norm or a linear, in float32 or wider."""
+  found = {key: layer[key] for key in ('kernel', 'scale', 'bias') if key in layer}
+  return {key: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for key, leaf in found.items()}
+
+
+def _narrowed(layer: dict, wide: dict, gain: str) -> dict:
+  """The layer with the entries of `wide` in its own dtypes, new ones in that of its `gain`."""
+  return {**layer, **{key: leaf.astype(layer.get(key, layer[gain]).dtype) for key, leaf in wide.items()}}
 
 
 def _restoring(specification: dict, scale, shift) -> dict:

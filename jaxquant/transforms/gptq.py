@@ -38,7 +38,8 @@ def gptq(
   Returns:
     A Transform that records for each linear the relative output `error`, trace(D^T H D) / trace(W^T H W) with D the
     change of the kernel W and H the undamped second moment; `error_rtn`, the same of rounding to nearest on the same
-    grid; `damping_increases`; and `dead`, how many inputs were always zero (their weights become zero).
+    grid; `damping_increases`; `dead`, how many inputs were always zero (their weights become zero); and `tokens`, how
+    many were observed. Of fewer tokens than inputs it warns.
 
   Raises:
     UserError: a linear that reads no site, a `damping` or `block_size` that is not positive; at `init`, what
@@ -73,10 +74,11 @@ def gptq(
           record[path] = {
               'error': _relative_error(moment, kernel, result),
               'error_rtn': _relative_error(moment, kernel, grid.quantized(kernel)),
-              'damping_increases': factor.increases, 'dead': jnp.sum(~factor.live)}
+              'damping_increases': factor.increases, 'dead': jnp.sum(~factor.live),
+              'tokens': state[point].tokens.astype(jnp.int32)}
     return params, record, {}
 
-  return transform.Transform(init, moments.observe, search, _refuse_failures)
+  return transform.Transform(init, moments.observe, search, _refuse_failures, warn=_warn)
 
 
 def _by_grid(params, paths, weight):
@@ -101,3 +103,11 @@ def _refuse_failures(params, record, decisions):
     raise errors.NonFiniteError(
         f'{failed[0]}: no damping gives the second moment of its input a finite factor, not even {most} times tenfold')
   return params
+
+
+def _warn(params, record):
+  inputs = {path: trees.get(params, path)['kernel'].shape[-2] for path in record}
+  return {
+      path: f'its {inputs[path]} inputs were observed in {entry["tokens"]} tokens only; with fewer tokens than inputs, '
+            'directions that no token has are left to the damping'
+      for path, entry in record.items() if entry['tokens'] < inputs[path]}

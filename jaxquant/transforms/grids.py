@@ -8,6 +8,7 @@ from typing import Any
 from jaxquant import errors
 from jaxquant.calibration import transform
 from jaxquant.numerics import nodes
+from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 
@@ -40,9 +41,24 @@ def check(claim: transform.Claim, params: Any, weight: quantizers.WeightQuantize
     site = claim.block.site_of(path)
     specification = {**(trees.get(params, site.name) or {} if site else {}), **trees.get(params, f'{path}/input', {})}
     if grid(params, path, weight).axis != -2 and 'quantizer' in specification:
-      raise errors.UserError(
-          f'{path}: a kernel with scales per input channel cannot meet integer activations, since its scales vary along '
-          'the contraction, so that no integer sum can be scaled afterwards; leave the activation unquantized')
+      _refuse_to_meet(path)
+
+
+def check_inputs(claim: transform.Claim, params: Any) -> None:
+  """Raises `UserError` for a claim of sites whose codes would meet kernels with scales, or grids, per input channel."""
+  for site in claim.block.sites:
+    for path in site.consumers if site.name in claim.names else ():
+      layer = trees.get(params, path, {})
+      kernel = layer.get('kernel')
+      grouped = kernel if isinstance(kernel, qtensor.QTensor) else layer.get('kernel_quantizer')
+      if grouped is not None and grouped.axis != (-1 if trees.is_table(path) else -2):
+        _refuse_to_meet(path)
+
+
+def _refuse_to_meet(path):
+  raise errors.UserError(
+      f'{path}: a kernel with scales per input channel cannot meet integer activations, since its scales vary along '
+      'the contraction, so that no integer sum can be scaled afterwards; leave the activation unquantized')
 
 
 def put_kernel(params: Any, path: str, kernel: Any) -> Any:

@@ -17,15 +17,18 @@ from jaxquant.transforms import outlier_suppression
 from jaxquant.transforms import round_to_nearest
 from jaxquant.transforms import smooth_quant
 
-_TOLD = ('weight', 'activation')
+# What `Method.told` may name. No configuration can spell these, so they are no options of one.
+_NUMBERS = ('weight', 'activation')
 
 
 class Method(NamedTuple):
   """A method.
 
   Attributes:
-    factory: (claim, ..., options) -> Transform; it is told of what `_TOLD` names if it takes arguments of these names.
+    factory: (claim, ..., options) -> Transform.
     owns: `sites`, if it folds scales and shifts there, or `linears`.
+    told: arguments by which it learns of the numbers to come: `weight`, the grid of the kernels, and `activation`, the
+      quantizer of the activations that they meet. What its paper's search does not see is left out.
     rounds: whether it leaves codes behind.
     norms_only: whether it folds only at sites that norms produce.
     chooses: whether it leaves the grid to round to behind, in the tree.
@@ -34,30 +37,35 @@ class Method(NamedTuple):
 
   factory: Callable[..., Any]
   owns: str
+  told: tuple[str, ...] = ('weight',)
   rounds: bool = False
   norms_only: bool = False
   chooses: bool = False
   stream: str = 'float'
   schedule: str = 'block'
 
-  def options(self) -> dict[str, Any]:
-    """Its options with their defaults."""
+  def parameters(self) -> dict[str, Any]:
+    """What the factory takes beside the claim, with the defaults."""
     parameters = list(inspect.signature(self.factory).parameters.values())[1:]
-    return {p.name: p.default for p in parameters if p.name not in _TOLD}
+    return {p.name: p.default for p in parameters}
+
+  def options(self) -> dict[str, Any]:
+    """What a configuration may say of it, with defaults: `site_pattern` is the recipe's, the others the factory's."""
+    own = {name: default for name, default in self.parameters().items() if name not in _NUMBERS}
+    return {**({'site_pattern': r'.*'} if self.owns == 'sites' else {}), **own}
 
   def bound(self, told: dict[str, Any], options: dict[str, Any]) -> plan.Factory:
-    """The factory with everything but the claim."""
-    takes = inspect.signature(self.factory).parameters
-    return functools.partial(self.factory, **{name: told[name] for name in _TOLD if name in takes}, **options)
+    """The factory with everything but the claim; options may replace what it is told."""
+    return functools.partial(self.factory, **{**{name: told[name] for name in self.told}, **options})
 
 
 METHODS = {
-    'norm_fusion': Method(norm_fusion.norm_fusion, 'sites', norms_only=True),
-    'smooth_quant': Method(smooth_quant.smooth_quant, 'sites', norms_only=True),
+    'norm_fusion': Method(norm_fusion.norm_fusion, 'sites', (), norms_only=True),
+    'smooth_quant': Method(smooth_quant.smooth_quant, 'sites', _NUMBERS, norms_only=True),
     'awq': Method(awq.awq, 'sites'),
-    'aqas': Method(aqas.aqas, 'sites'),
+    'aqas': Method(aqas.aqas, 'sites', _NUMBERS),
     'outlier_suppression': Method(
-        outlier_suppression.outlier_suppression, 'sites', stream='quantized', schedule='sequential'),
+        outlier_suppression.outlier_suppression, 'sites', _NUMBERS, stream='quantized', schedule='sequential'),
     'clip_search': Method(clip_search.clip_search, 'linears'),
     'adadim': Method(adadim.adadim, 'linears', chooses=True),
     'round_to_nearest': Method(round_to_nearest.round_to_nearest, 'linears', rounds=True),

@@ -33,13 +33,19 @@ def outlier_suppression(
     activation: input quantizer of the site. The published code searches static per-tensor settings with the range
       [-t, t], which is what `DynamicQuantizer(per_tensor=True)` takes from activations that were shifted and scaled.
     shift, scale: either part can be left out.
-    candidates: thresholds, of which the neighbourhood of the best fifth is tried one by one.
+    candidates: thresholds, at least 2, of which the neighbourhood of the best fifth is tried one by one.
     tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records for each site its `threshold` t, the number of channels that were `scaled`, the largest
     `shift` by magnitude, `error`, `error_shifted` of the shift alone and `error_before` of neither.
+
+  Raises:
+    UserError: an option out of its range, a block without a judge; at `init`, what `folding.check` refuses.
   """
+  scale_search.check_options('outlier_suppression', candidates=candidates, tokens=tokens)
+
+  judge = claim.judge()
 
   def init(params, batch):
     for site in claim.sites:
@@ -61,26 +67,28 @@ def outlier_suppression(
       centred = shift and site.shifts
       centre = (low + high) / 2 if centred else jnp.zeros_like(low)
       magnitude = jnp.maximum(high - centre, centre - low)
-      largest = jnp.maximum(jnp.max(magnitude), jnp.finfo(jnp.float32).tiny)
+      largest = jnp.max(magnitude)
       scales_of = lambda t: jnp.maximum(1.0, magnitude / t[:, None])
 
-      def judge(t, weights=1.0):
+      def errors_of(t, weights=1.0):
         """Errors of thresholds [n], the shift multiplied by `weights` [n]."""
         shifts = jnp.broadcast_to(weights, t.shape)[:, None] * centre if centred else None
         return scale_search.judged(
-            params, claim.block, site, _scope(site), sample, scales_of(t), shifts=shifts, weight=weight,
+            params, judge, site, _scope(site), sample, scales_of(t), shifts=shifts, weight=weight,
             activation=activation)
 
       thresholds = largest * (jnp.arange(candidates, 0, -1) / candidates) if scale else largest[None]
+      # Where nothing is ever active there is nothing to scale, and no threshold may be zero.
+      largest, thresholds = (jnp.maximum(t, jnp.finfo(jnp.float32).tiny) for t in (largest, thresholds))
       # Neither shift nor scale, the shift alone, and every `_STRIDE`th threshold, as one compiled search.
       coarse = jnp.concatenate([largest[None], thresholds[::_STRIDE]])
-      found = judge(coarse, (jnp.arange(len(coarse)) > 0).astype(jnp.float32))
+      found = errors_of(coarse, (jnp.arange(len(coarse)) > 0).astype(jnp.float32))
       threshold, error = largest, found[1]
       if scale:
         # The error is a smooth valley with small steps where codes flip: the rest is sought around the best.
         around = _STRIDE * jnp.argmin(found[1:]) + jnp.arange(1 - _STRIDE, _STRIDE)
         around = thresholds[jnp.clip(around, 0, candidates - 1)]
-        errors = judge(around)
+        errors = errors_of(around)
         # Of equal thresholds the largest.
         threshold, error = around[jnp.argmin(errors)], jnp.min(errors)
       chosen = scales_of(threshold[None])[0]

@@ -23,8 +23,10 @@ class Recipe:
   """Post-training quantization.
 
   Attributes:
-    methods: names out of `methods.METHODS`, in order; those that fold come before those that own linears.
-    options: {name of a method: its options}, where they are not the defaults.
+    methods: names out of `methods.METHODS`, in order; those that fold come before those that own linears. None for
+      rounding to nearest, or for none where kernels stay as they are.
+    options: {name of a method: its options}, where they are not the defaults. One that folds also has `site_pattern`:
+      the sites, out of those below, at which it does.
     weight: the grid of the kernels; None leaves them as they are.
     allocated: whether kernels are rounded to grids that stand in the tree by then, such as an allocation of bits writes
       (`transforms.allocation`); folds are judged with `weight` still.
@@ -37,7 +39,7 @@ class Recipe:
     ranges, percentile, align_zero: of static ranges, see `activation_ranges`.
   """
 
-  methods: tuple[str, ...] = ('round_to_nearest',)
+  methods: tuple[str, ...] | None = None
   options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   weight: quantizers.WeightQuantizer | None = quantizers.WeightQuantizer(formats.IntFormat(4))
   allocated: bool = False
@@ -51,6 +53,8 @@ class Recipe:
   align_zero: bool = False
 
   def __post_init__(self):
+    if self.methods is None:
+      object.__setattr__(self, 'methods', () if self.weight is None else ('round_to_nearest',))
     if self.ranges not in activation_ranges.METHODS:
       raise errors.UserError(f'ranges is {self.ranges!r}; there are {", ".join(activation_ranges.METHODS)}')
     named = [methods_lib.get(name) for name in self.methods]
@@ -64,6 +68,24 @@ class Recipe:
       raise errors.UserError('an allocation of bits is for weights that are quantized, and those of 16 bits are not')
     if self.allocated and (choosing := [name for name in self.methods if methods_lib.get(name).chooses]):
       raise errors.UserError(f'{choosing[0]} chooses the grids that an allocation of bits chooses, too: leave one out')
+    if self.weight is None and 'linears' in kinds:
+      raise errors.UserError(f'{self.methods[kinds.index("linears")]} is for weights that are quantized, and those of '
+                             '16 bits are not: leave it out of the methods')
+    self._check_options()
+    patterns = {'weight_pattern': (self.weight_pattern,), 'clip_pattern': (self.clip_pattern,),
+                'site_patterns': self.site_patterns,
+                **{f'{name}.site_pattern': (self._site_pattern(name),) for name, _ in self._named('sites')}}
+    for field, values in patterns.items():
+      for pattern in values:
+        _check_pattern(field, pattern)
+
+  def _check_options(self):
+    for name, options in self.options.items():
+      if name not in self.methods:
+        raise errors.UserError(f'there are options for {name}, which is none of the methods {", ".join(self.methods)}')
+      known = {**methods_lib.get(name).parameters(), **methods_lib.get(name).options()}
+      if unknown := [option for option in options if option not in known]:
+        raise errors.UserError(f'{name} has no option {unknown[0]!r}, only {", ".join(known)}')
 
   def sites(self, names: Sequence[str]) -> tuple[str, ...]:
     """Those of the site names that a pattern matches."""
@@ -79,8 +101,12 @@ class Recipe:
     told = {'weight': self.weight, 'activation': self._judged()}
     steps = []
     for name, method in self._named('sites'):
-      takers = self.sites(
-          site.name for site in sites if site.producer and (site.reads_residual or not method.norms_only))
+      takers = trees.matching(self._site_pattern(name), self.sites(
+          site.name for site in sites if site.producer and (site.reads_residual or not method.norms_only)))
+      if not takers:
+        raise errors.UserError(
+            f'{name}: nothing can be folded at any site that site_patterns {", ".join(map(repr, self.site_patterns))} '
+            f'and {name}.site_pattern {self._site_pattern(name)!r} match')
       steps.append(self._step(name, '|'.join(map(re.escape, takers)), told))
     return steps
 
@@ -99,9 +125,13 @@ class Recipe:
     named = [(name, methods_lib.get(name)) for name in self.methods]
     return [(name, method) for name, method in named if method.owns == owns]
 
+  def _site_pattern(self, name) -> str:
+    return self.options.get(name, {}).get('site_pattern', r'.*')
+
   def _step(self, name, pattern, told) -> driver.Step:
     method = methods_lib.get(name)
-    factory = method.bound(told, self.options.get(name, {}))
+    options = {option: value for option, value in self.options.get(name, {}).items() if option != 'site_pattern'}
+    factory = method.bound(told, options)
     return driver.Step(method.owns, [(pattern, factory)], every=False, stream=method.stream, schedule=method.schedule)
 
   def _activations(self) -> list[driver.Step]:
@@ -124,3 +154,10 @@ class Recipe:
     if not isinstance(self.activation, int):
       return self.activation
     return quantizers.DynamicQuantizer(formats.IntFormat(self.activation, symmetric=False), per_tensor=True)
+
+
+def _check_pattern(field, pattern):
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise errors.UserError(f'{field}: {pattern!r} is not a regular expression ({error})') from None

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxquant import errors
 from jaxquant.calibration import channels
 from jaxquant.calibration import samples
 from jaxquant.calibration import sites
@@ -30,6 +31,14 @@ def empty_sample(batch: transform.Batch, site: str, tokens: int) -> samples.Sequ
   """
   activation = batch.activations[site]
   return samples.SequenceSample.empty(max(1, tokens // activation.shape[1]), activation.shape[1:], activation.dtype)
+
+
+def check_options(method: str, *, tokens: int, candidates: int = 2) -> None:
+  """Raises `UserError` for a search by `method` of fewer than two candidates, or on no tokens."""
+  if candidates < 2:
+    raise errors.UserError(f'{method}: candidates is {candidates}; a search compares at least 2')
+  if tokens < 1:
+    raise errors.UserError(f'{method}: tokens is {tokens}; a search needs at least 1')
 
 
 def candidate(
@@ -54,13 +63,13 @@ def candidate(
 
 
 def judged(
-    params: Any, block: sites.Block, site: sites.Site, scope: str, sample: samples.SequenceSample, scales: Any, *,
-    shifts: Any = None, weight: quantizers.WeightQuantizer | None = None, activation: Any = None):
+    params: Any, judge: Callable[..., Any], site: sites.Site, scope: str, sample: samples.SequenceSample, scales: Any,
+    *, shifts: Any = None, weight: quantizers.WeightQuantizer | None = None, activation: Any = None):
   """Errors of candidates against the full-precision block.
 
   Args:
     params: float tree of the block.
-    block, site, scope: where and how outputs are compared, see `sites.Block.judge`.
+    judge, site, scope: where and how outputs are compared, see `sites.Block.judge`.
     sample: activations of the site before its input specification.
     scales: float32 [candidates, features].
     shifts: the same, or None.
@@ -69,12 +78,12 @@ def judged(
   Returns:
     float32 [candidates]: squared differences summed over features, mean over tokens.
   """
-  judge = lambda tree: block.judge(site.name, scope, tree, sample.filled())
-  reference = judge(trees.put(params, site.name, None)).astype(jnp.float32)
+  output_of = lambda tree: judge(site.name, scope, tree, sample.filled())
+  reference = output_of(trees.put(params, site.name, None)).astype(jnp.float32)
 
   def error(candidate_fold):
     scale, shift = candidate_fold
-    output = judge(candidate(params, site, scale, shift, weight, activation))
+    output = output_of(candidate(params, site, scale, shift, weight, activation))
     return sample.mean_square(output.astype(jnp.float32) - reference)
 
   return jax.lax.map(error, (scales, shifts))
@@ -100,9 +109,13 @@ def fold_powers(
   Returns:
     A Transform that records for each site the `exponent` a, the `weight_exponent` b and the `largest` scale; with
     several candidates also `error` and `error_before`, that of no scales.
+
+  Raises:
+    UserError: several candidates in a block without a judge; at `init`, what `folding.check` and the grid refuse.
   """
   reduce, kind, read = STATISTICS[statistic]
   searched = len(exponents) > 1
+  judge = claim.judge() if searched else None
 
   def init(params, batch):
     state = {}
@@ -134,10 +147,10 @@ def fold_powers(
         scales /= jnp.sqrt(jnp.max(scales, axis=-1, keepdims=True) * jnp.min(scales, axis=-1, keepdims=True))
       best, found = 0, {}
       if searched:
-        errors = judged(params, claim.block, site, scope(site), state[site.name]['sample'], scales, weight=weight,
-                        activation=activation)
-        best = jnp.argmin(errors)
-        found = {'error': errors[best], 'error_before': errors[0]}
+        judgments = judged(params, judge, site, scope(site), state[site.name]['sample'], scales, weight=weight,
+                           activation=activation)
+        best = jnp.argmin(judgments)
+        found = {'error': judgments[best], 'error_before': judgments[0]}
       a, b = jnp.asarray(exponents, jnp.float32)[best]
       record[site.name] = {'exponent': a, 'weight_exponent': b, 'largest': jnp.max(scales[best]), **found}
       params = folding.fold(params, site, scales[best])

@@ -1,5 +1,6 @@
 """SmoothQuant (arXiv:2211.10438): activation outliers divided out, and multiplied into the weights that read them."""
 
+from jaxquant import errors
 from jaxquant.calibration import transform
 from jaxquant.numerics import quantizers
 from jaxquant.transforms import scale_search
@@ -15,16 +16,22 @@ def smooth_quant(
   Args:
     claim: sites with a producer; the paper's are the outputs of the norms.
     weight, activation: what quantizes the linears' kernels and the activation in a search; not needed without one.
-    exponent: a; the paper takes 0.5 for OPT and BLOOM, and more where activations are harder.
+    exponent: a, in [0, 1]; the paper takes 0.5 for OPT and BLOOM, and more where activations are harder.
     search: take for each site the exponent, of `candidates` evenly spaced ones from 0 to 1, with which its quantized
       linears come closest, if any beats no scales at all.
-    candidates: how many exponents are tried.
+    candidates: how many exponents are tried, at least 2.
     tokens: sampled for the search, in whole sequences.
 
   Returns:
     A Transform that records what `scale_search.fold_powers` does.
+
+  Raises:
+    UserError: an option out of its range, and what `scale_search.fold_powers` refuses.
   """
+  if not 0 <= exponent <= 1:
+    raise errors.UserError(f'smooth_quant: exponent is {exponent}, not between 0 and 1')
   if search:
+    scale_search.check_options('smooth_quant', candidates=candidates, tokens=tokens)
     grid = [i / (candidates - 1) for i in range(candidates)]
     exponents = [(0.0, 0.0), *((a, 1 - a) for a in grid)]
   else:

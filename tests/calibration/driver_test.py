@@ -107,6 +107,14 @@ class RoutingTest(parameterized.TestCase):
     jax.tree.map(
         np.testing.assert_array_equal, _kernels(result.params), jax.tree.map(expected, _kernels(params)))
 
+  def test_warnings_are_reported_by_the_path_from_the_root(self):
+    careful = lambda claim: _round(claim)._replace(
+        warn=lambda params, record: {name: f'{len(params)} entries' for name in record if name.endswith('up')})
+    progress = []
+    _run([driver.Step('linears', [('layers/[01]/mlp/.*', careful)], every=False)], report=progress.append)
+    self.assertEqual([done.warnings for done in progress],
+                     [{'layers/0/mlp/up': '4 entries'}, {'layers/1/mlp/up': '4 entries'}])
+
   def test_decisions_are_plain_numbers_by_path_and_blocks_are_reported(self):
     progress = []
     result = _run([_WEIGHTS, _SITES], report=progress.append)

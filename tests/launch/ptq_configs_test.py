@@ -6,6 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
 
+from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.models import staging
 from jaxquant.models import validate
@@ -18,13 +19,13 @@ from tests import networks
 from tests import source
 
 _NAMES = [path.stem for path in sorted((source.ROOT / 'configs' / 'ptq').glob('*.py'))]
-# One of each composition of methods is run, on either architecture in turn.
-_RUN = ['gptq_w3a16_g128', 'awq_w4a16_g128', 'smooth_quant_w8a8', 'outlier_suppression_w6a6', 'aqas_dint_w4a8',
-        'adadim_gptq_w3a16_g128']
+# One of each composition of methods is run, on one architecture.
+_RUN = {'gptq_w3a16_g128': 'llama', 'awq_w4a16_g128': 'opt', 'smooth_quant_o2_w8a8': 'llama',
+        'outlier_suppression_bert_w6a6': 'bert', 'aqas_dint_w3a8v3': 'llama', 'adadim_gptq_w3a16_g128': 'opt'}
 
 
-def _config(name):
-  return importlib.import_module(f'configs.ptq.{name}').get_config()
+def _config(name, *argument):
+  return importlib.import_module(f'configs.ptq.{name}').get_config(*argument)
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -35,12 +36,11 @@ class ConfigsTest(parameterized.TestCase):
     validation.check(config, settings.quantize())
     recipe = quantize.recipe(config, config.activation_mode if config.activations < 16 else None)
     steps = recipe.steps(staging.model_sites(networks.config('llama')))
-    self.assertLen(steps, len(config.methods) + (config.activations < 16))
+    self.assertLen(steps, len(config.methods) + (config.activations < 16) + (config.value_bits < 16))
     self.assertIn(f'--config=configs/ptq/{name}.py', importlib.import_module(f'configs.ptq.{name}').__doc__)
 
-  @parameterized.parameters(*enumerate(_RUN))
-  def test_runs(self, number, name):
-    style = ('llama', 'opt')[number % 2]
+  @parameterized.parameters(*_RUN.items())
+  def test_runs(self, name, style):
     params, architecture = networks.params(style), networks.config(style)
     config = _config(name)
     config.group_size = 8 if config.group_size else None
@@ -54,6 +54,29 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(bool(trees.inputs(result.params)), config.activations < 16)
     logits = networks.evaluator(architecture, jit=networks.quick_jit)(result.params, networks.tokens(2, seed=3))
     self.assertTrue(jnp.isfinite(logits).all())
+
+  @parameterized.parameters(*(name for name in _NAMES if name.startswith(('aqas', 'awq', 'slac'))))
+  def test_queries_and_keys_are_left_out_of_the_clip_search(self, name):
+    """As the code of AWQ, which AQAS follows, leaves them out: their errors meet in a product."""
+    linears = [f'layers/0/{name}' for name in (*(f'attention/{n}' for n in 'qkvo'), 'mlp/gate', 'mlp/up', 'mlp/down')]
+    clipped = trees.matching(_config(name).clip_pattern, linears)
+    self.assertEqual(clipped, tuple(linears[2:]))
+
+  @parameterized.parameters(
+      ('w6a6', (), 'opt', ['attention/input', 'mlp/input']),
+      ('w4a4', ('opt',), 'opt', ['attention/input', 'mlp/input']),
+      ('w4a4', (), 'llama', ['attention/input', 'mlp/input', 'mlp/down/input']),
+      ('w6a6', ('llama',), 'llama', ['attention/input', 'mlp/input', 'mlp/down/input']))
+  def test_outlier_suppression_folds_where_it_was_published_to(self, name, argument, style, want):
+    config = _config(f'outlier_suppression_{name}', *argument)
+    sites = staging.model_sites(networks.config(style))
+    (pattern, _), = quantize.recipe(config, config.activation_mode).folds(sites)[0].rules
+    claimed = trees.matching(pattern, [site.name for site in sites])
+    self.assertEqual(claimed, tuple(f'layers/0/{site}' for site in want))
+
+  def test_outlier_suppression_knows_its_families(self):
+    with self.assertRaisesRegex(errors.UserError, "^no family 'gemma', only opt, llama$"):
+      _config('outlier_suppression_w6a6', 'gemma')
 
   @parameterized.parameters(('awq_w3a16_g128', 'llama'), ('awq_w4a16_g128', 'opt'))
   def test_the_clip_search_of_awq_leaves_queries_and_keys_alone(self, name, style):

@@ -88,6 +88,11 @@ class InputQuantizersTest(parameterized.TestCase):
         gradient = gradient_of(_QUANTIZERS[kind](4))
         self.assertTrue(all(jnp.isfinite(leaf) and leaf != 0 for leaf in jax.tree.leaves(gradient)))
 
+  @parameterized.product(kind=_LEARNED, bits=[1, 9, 16])
+  def test_codes_that_no_int8_holds_are_refused(self, kind, bits):
+    with self.assertRaisesRegex(errors.UserError, f'^integer formats have 2 to 8 bits, not {bits}$'):
+      _QUANTIZERS[kind](bits)
+
 
 class DynamicQuantizerTest(parameterized.TestCase):
 

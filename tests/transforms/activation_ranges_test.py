@@ -11,11 +11,14 @@ import numpy as np
 from jaxquant import errors
 from jaxquant.calibration import sites
 from jaxquant.calibration import transform as transforms
+from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.transforms import activation_ranges
+from jaxquant.transforms import dynamic_ranges
 from tests import calibrating
 
 _SITE = 'mlp/input'
+_DYNAMIC = quantizers.DynamicQuantizer(formats.parse('uint8'))
 
 
 def _batches():
@@ -76,6 +79,35 @@ class ActivationRangesTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         errors.UserError, "unknown range calibration 'mse'; there are minmax, average, moving_average, percentile"):
       activation_ranges.activation_ranges(calibrating.claim(_SITE), 4, method='mse')
+
+  @parameterized.parameters(
+      ({'bits': 9}, 'integer formats have 2 to 8 bits, not 9'), ({'bits': 1}, 'have 2 to 8 bits, not 1'),
+      ({'percentile': 50.0}, 'percentile is 50.0'), ({'percentile': 100.1}, 'percentile is 100.1'),
+      ({'percentile': float('nan')}, 'percentile is nan'), ({'momentum': 1.0}, 'momentum is 1.0'),
+      ({'momentum': -0.1}, 'momentum is -0.1'))
+  def test_refuses_an_argument_out_of_its_range(self, options, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      activation_ranges.activation_ranges(calibrating.claim(_SITE), **{'bits': 4, **options})
+
+  @parameterized.product(
+      ranges=(functools.partial(activation_ranges.activation_ranges, bits=8),
+              functools.partial(dynamic_ranges.dynamic_ranges, quantizer=_DYNAMIC)),
+      rounded=(True, False))
+  def test_refuses_to_meet_a_kernel_with_scales_per_input_channel(self, ranges, rounded):
+    """Rounded already, or chosen to be; the other axis and sites that others claim do not matter."""
+    batch = calibrating.batch({_SITE: _batches()[0], 'mlp/down/input': _batches()[0]})
+    claim = calibrating.claim(_SITE, sites=[sites.Site(_SITE, None, ('mlp/gate', 'mlp/up')),
+                                            sites.Site('mlp/down/input', None, ('mlp/down',))])
+
+    def params(**axes):
+      grids = {name: quantizers.WeightQuantizer(_DYNAMIC.format, axis) for name, axis in axes.items()}
+      kernel = jnp.ones((10, 4))
+      return {'mlp': {name: {'kernel': grid.quantized(kernel)} if rounded else {
+          'kernel': kernel, 'kernel_quantizer': grid} for name, grid in grids.items()}}
+
+    calibrating.apply(ranges, claim, params(gate=-2, up=-2, down=-1), [batch])
+    with self.assertRaisesRegex(errors.UserError, '^mlp/up: .* per input channel cannot meet integer activations'):
+      calibrating.apply(ranges, claim, params(gate=-2, up=-1, down=-2), [batch])
 
   def test_observes_what_the_quantizer_will_see(self):
     """A shift and a scale at the site come first, and a quantizer that is there already would be in the way."""

@@ -102,6 +102,11 @@ class AdaDimTest(absltest.TestCase):
     self.assertLess(adaptive, error(fixed(-2)))
     self.assertLess(adaptive, error(fixed(-1)))
 
+  def test_refuses_a_search_on_no_tokens(self):
+    step = _CHOOSE._replace(rules=[('layers/.*', functools.partial(adadim.adadim, weight=_WEIGHT, tokens=0))])
+    with self.assertRaisesRegex(errors.UserError, '^adadim: tokens is 0; a search needs at least 1$'):
+      driver.run(_params(), _MODEL, [step], _BATCHES)
+
   def test_refuses_integer_activations_and_groups_that_do_not_divide_outputs(self):
     params = trees.put(_params(), 'layers/0/mlp/input/quantizer', quantizers.DynamicQuantizer(formats.parse('uint8')))
     with self.assertRaisesRegex(errors.UserError, 'mlp/gate: a kernel with scales per input channel cannot meet'):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
+from jaxquant.calibration import driver
 from jaxquant.calibration import sites
 from jaxquant.models import staging
 from jaxquant.numerics import formats
@@ -14,6 +15,7 @@ from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import folding
+from jaxquant.transforms import recipes
 from tests import networks
 
 _SITES = [(style, site.name) for style in networks.STYLES
@@ -51,6 +53,40 @@ class FoldingTest(parameterized.TestCase):
     for other in block.sites:
       if other.name != name:
         np.testing.assert_allclose(after[other.name], before[other.name], rtol=1e-3, atol=1e-4)
+
+  @parameterized.parameters(*networks.STYLES)
+  def test_a_tree_of_bfloat16_is_folded_in_float32_and_rounded_once(self, style):
+    block, params = _block(style)
+    stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), stored)
+    for site in block.sites:
+      if site.producer:
+        factors = _factors(site, params)
+        got, want = (folding.fold(tree, site, *factors) for tree in (stored, exact))
+        restored = {} if site.residual is None else {site.residual: trees.get(want, site.residual)}
+        want = jax.tree.map(lambda x: x.astype(jnp.bfloat16), want)
+        for path, entry in restored.items():  # An entry of its own, which nothing stored in bfloat16 before.
+          want = trees.put(want, path, entry)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+        self.assertEqual(jax.tree.map(lambda x: x.dtype, got), jax.tree.map(lambda x: x.dtype, want))
+
+  @parameterized.parameters(('llama', 'awq'), ('opt', 'outlier_suppression'), ('bert', 'aqas'), ('bert', 'norm_fusion'))
+  def test_methods_leave_a_tree_of_bfloat16_in_bfloat16(self, style, name):
+    config = networks.config(style, 'bfloat16')
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), networks.params(style))
+    recipe = recipes.Recipe(
+        methods=(name, 'round_to_nearest'), weight=quantizers.WeightQuantizer(formats.parse('uint4')),
+        options={} if name == 'norm_fusion' else {name: {'candidates': 2}},
+        activation=quantizers.DynamicQuantizer(formats.parse('uint8')))
+    folded = driver.run(
+        params, staging.staged(config), recipe.folds(staging.model_sites(config)), [networks.tokens(4)]).params
+    residuals = tuple(site.residual for site in staging.model_sites(config) if site.residual)
+    leaves = {path: leaf for path, leaf in trees.arrays(folded).items() if not path.startswith(residuals or '//')}
+    self.assertEqual({leaf.dtype for leaf in leaves.values()}, {jnp.dtype(jnp.bfloat16)})
+    self.assertEqual(set(trees.arrays(params)) - set(leaves), set())
+    logits = networks.evaluator(config, jit=networks.quick_jit)
+    want, got = (logits(tree, networks.tokens(2)).astype(jnp.float32) for tree in (params, folded))
+    self.assertLess(jnp.mean((got - want) ** 2), 1e-3 * jnp.mean(want**2))
 
   def test_in_float64_to_rounding(self):
     """y = ((x g + b) W + c) through a norm's affine part and a linear that both change."""

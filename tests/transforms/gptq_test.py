@@ -59,6 +59,18 @@ def _affine(values, axis, fmt):
   return scale, 0 if fmt.symmetric else np.round(-low / scale)
 
 
+def _nearest(values, scale, zero, fmt):
+  """(codes, the values that they stand for) of float64 values, by the formula of each format's paper."""
+  codes = np.clip(np.round(values / scale) + zero, fmt.minimum, fmt.maximum)
+  decoded = (codes - zero) * scale
+  if isinstance(fmt, formats.DIntFormat):
+    steps, special = values / scale, fmt.special
+    for code, sign in ((fmt.plus, 1), (fmt.minus, -1)):
+      small = (special / 2 < sign * steps) & (sign * steps <= (special + 1) / 2)
+      codes, decoded = np.where(small, code, codes), np.where(small, sign * special * scale, decoded)
+  return codes, decoded
+
+
 def _definition(kernel, moment, grid, *, order=None, static=False):
   """The method as it is defined: codes [in, out] and scales shaped as in a QTensor, float64.
 
@@ -86,9 +98,9 @@ def _definition(kernel, moment, grid, *, order=None, static=False):
       if group not in scales:
         scales[group] = _affine((original if static else rest)[members], 0, fmt)
       scale, zero = (np.squeeze(a) for a in scales[group])
-    codes[j] = np.clip(np.round(rest[i] / scale) + zero, fmt.minimum, fmt.maximum)
+    codes[j], decoded = _nearest(rest[i], scale, zero, fmt)
     inverse = np.linalg.inv(moment[i:, i:])
-    rest[i:] -= np.outer(inverse[:, 0] / inverse[0, 0], rest[i] - (codes[j] - zero) * scale)
+    rest[i:] -= np.outer(inverse[:, 0] / inverse[0, 0], rest[i] - decoded)
   by_index = [scales[i] if grid.axis == -1 else scales[i][0][0] for i in sorted(scales)]
   return codes, np.stack(by_index)
 
@@ -119,6 +131,10 @@ class ErrorFeedbackTest(parameterized.TestCase):
       ('act_order_static_groups', _grid('int3', group_size=6), {'act_order': True, 'static': True}),
       ('asymmetric', _grid('uint4')),
       ('asymmetric_groups', _grid('uint3', group_size=4)),
+      ('dint', _grid('dint4')),
+      ('dint_groups', _grid('dint3', group_size=8)),
+      ('dint_quarter_act_order', _grid('dint4/4'), {'act_order': True}),
+      ('dint_input_channels', _grid('dint4', -1, 4)),
       ('input_channels', _grid(axis=-1)),
       ('input_channels_asymmetric_groups', _grid('uint4', -1, 4)),
       ('input_channels_act_order', _grid('int3', -1, 6), {'act_order': True}),
@@ -261,12 +277,19 @@ class GptqTest(parameterized.TestCase):
   def test_where_nothing_is_ever_active_all_weights_become_zero(self):
     params, record = _apply(_params(q=_kernel()), 'q', batches=_batches(np.zeros_like(_activation())))
     np.testing.assert_array_equal(quantize.dequantize(params['q']['kernel']), 0)
-    self.assertEqual(record['attention/q'], {'error': 0, 'error_rtn': 0, 'damping_increases': 0, 'dead': _INPUTS})
+    self.assertEqual(record['attention/q'], {
+        'error': 0, 'error_rtn': 0, 'damping_increases': 0, 'dead': _INPUTS, 'tokens': 120})
 
-  def test_fewer_tokens_than_inputs_still_have_a_factor(self):
-    _, record = _apply(_params(q=_kernel()), 'q', batches=_batches(_activation()[:, :4]))
-    self.assertLess(record['attention/q']['error'], 0.7 * record['attention/q']['error_rtn'])
-    self.assertEqual(record['attention/q']['damping_increases'], 0)
+  @parameterized.parameters((4, True), (11, True), (12, False))
+  def test_fewer_tokens_than_inputs_still_have_a_factor_but_a_warning(self, length, warned):
+    params, record = _apply(_params(q=_kernel()), 'q', batches=_batches(_activation()[:, :length]))
+    self.assertLess(record['attention/q']['error'], 0.8 * record['attention/q']['error_rtn'])
+    self.assertEqual((record['attention/q']['damping_increases'], record['attention/q']['tokens']), (0, 2 * length))
+    transform = gptq.gptq(calibrating.claim('attention/q', sites=_SITES), _grid())
+    warnings = transform.warn({'attention': params}, record)
+    self.assertEqual(list(warnings), ['attention/q'] if warned else [])
+    for text in warnings.values():
+      self.assertStartsWith(text, f'its 24 inputs were observed in {2 * length} tokens only')
 
   def test_a_moment_without_factor_is_an_error_by_path(self):
     transform = gptq.gptq(calibrating.claim('attention/q', 'attention/o', sites=_SITES), _grid())

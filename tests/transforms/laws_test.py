@@ -9,8 +9,8 @@ A new method is one more entry of `law_cases.CASES`. Its own oracles belong into
   5  statistics of halves merge to those of the whole; where order matters, a saved state continues the run
   6  all of this in float32 and in bfloat16
   7  folding leaves the full-precision function of the block unchanged, the residual branch of post-norm blocks included
-  8  the block's output on the calibration data is no further from the float block's than that of a plainer method, and
-     of two errors that a search records the one of its choice is not the larger
+  8  the block's output on the calibration data is no further from the float block's than that of a plainer method; of a
+     fold that was searched, once both are quantized, no further than without the fold
   9  simulated, integer and reloaded trees evaluate to the same bits
 
 Every case meets every architecture in float32 and one in bfloat16: activations are all that a dtype changes, and the
@@ -71,8 +71,13 @@ def _claim(case: str, style: str) -> transforms.Claim:
   return transforms.Claim(tuple(site.name for site in getattr(block, case.owns)[:-1] if case.claimable(site)), block)
 
 
+@functools.cache
 def _params(style: str) -> dict:
-  return trees.get(networks.params(style), _PATH)
+  """The block, with a channel that sticks out of what each norm puts out: what folds are for."""
+  params = trees.get(networks.params(style), _PATH)
+  for gain in ('attention_norm/scale', 'mlp_norm/scale'):
+    params = trees.put(params, gain, trees.get(params, gain).at[5].multiply(6.0))
+  return params
 
 
 class _Counted:
@@ -226,20 +231,15 @@ class LawsTest(parameterized.TestCase):
     want = forward(_params(style), inputs)
     self.assertLessEqual(jnp.max(jnp.abs(forward(after, inputs) - want)), 1e-5 * jnp.max(jnp.abs(want)))
 
-  @_over(name for name, case in law_cases.CASES.items() if case.plainer or case.errors)
+  @_over(name for name, case in law_cases.CASES.items() if case.plainer)
   def test_8_no_worse_than_a_plainer_method(self, case, model):
     style, dtype = model
     claim, case = _claim(case, style), law_cases.CASES[case]
-    for entry in _applied(case.make, claim, style, dtype)[1].values():
-      for less, more in case.errors:
-        self.assertLessEqual(entry[less], entry[more])
-    if case.plainer is None:
-      return
     inputs, _, forward = _calibration(style, dtype)
     exact = np.asarray(forward(_params(style), inputs), np.float32)
 
     def error(make):
-      tree = _applied(make, claim, style, dtype)[0]
+      tree = case.behind(claim, _applied(make, claim, style, dtype)[0])
       # Codes that meet floats are dequantized; doing so here saves a compilation for each format.
       tree = trees.map_nodes(lambda path, x: _dequantize(x) if isinstance(x, qtensor.QTensor) else x, tree)
       return np.mean((np.asarray(forward(tree, inputs), np.float32) - exact) ** 2)

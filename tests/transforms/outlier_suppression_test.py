@@ -5,29 +5,37 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.calibration import sites
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
 from jaxquant.transforms import outlier_suppression
 from tests import calibrating
 
 _FEATURES = 32
 _SITE = sites.Site('up/input', 'norm', ('up',), shifts=True)
+_GATED = sites.Site('input', 'norm', ('gate', 'up'), shifts=True)
 _WEIGHT = quantizers.WeightQuantizer(formats.parse('uint4'))
 _ACTIVATION = quantizers.DynamicQuantizer(formats.parse('uint4'), per_tensor=True)
 _FACTORY = functools.partial(outlier_suppression.outlier_suppression, weight=_WEIGHT, activation=_ACTIVATION)
 
 
 def _judge(name, scope, params, x):
-  del name, scope
-  specification = params['up'].get('input') or {}
+  """What the linears that read `name` put out; in the scope `inner` of two, the first gates the second."""
+  specification = trees.get(params, name) or {}
   x = (x - specification.get('shift', 0)) / specification.get('scale', 1)
   if 'quantizer' in specification:
     x = specification['quantizer'](x)
-  return x @ params['up']['kernel'] + params['up'].get('bias', 0)
+  readers = (name.removesuffix('/input'),) if name == _SITE.name else _GATED.consumers
+  outputs = [x @ params[path]['kernel'] + params[path].get('bias', 0) for path in readers]
+  if scope == 'linears':
+    return jnp.concatenate(outputs, axis=-1)
+  assert scope == 'inner' and len(outputs) == 2, (name, scope)
+  return jax.nn.silu(outputs[0]) * outputs[1]
 
 
 @functools.cache
@@ -42,16 +50,16 @@ def _activations(shifted=True):
 
 @functools.cache
 def _params():
-  kernel = np.random.default_rng(3).normal(size=(_FEATURES, 24)).astype(np.float32)
-  return {'norm': {'scale': jnp.ones(_FEATURES), 'bias': jnp.zeros(_FEATURES)}, 'up': {'kernel': jnp.asarray(kernel)}}
+  kernel = lambda seed: {'kernel': jnp.asarray(np.random.default_rng(seed).normal(size=(_FEATURES, 24)), jnp.float32)}
+  return {'norm': {'scale': jnp.ones(_FEATURES), 'bias': jnp.zeros(_FEATURES)}, 'up': kernel(3), 'gate': kernel(4)}
 
 
 def _apply(factory=_FACTORY, site=_SITE, x=None):
   parts = np.split(_activations() if x is None else x, 4)
-  batches = [calibrating.batch({'up/input': part}, i) for i, part in enumerate(parts)]
-  claim = calibrating.claim('up/input', sites=[site], judge=_judge)
+  batches = [calibrating.batch({site.name: part}, i) for i, part in enumerate(parts)]
+  claim = calibrating.claim(site.name, sites=[site], judge=_judge)
   params, record = calibrating.apply(factory, claim, _params(), batches)
-  return params, record['up/input']
+  return params, record[site.name]
 
 
 class OutlierSuppressionTest(parameterized.TestCase):
@@ -81,6 +89,18 @@ class OutlierSuppressionTest(parameterized.TestCase):
     self.assertLess(scale_only['error'], record['error_before'])
     self.assertLess(record['error'], scale_only['error'])
 
+  @parameterized.parameters((_SITE, 'linears'), (_GATED, 'inner'))
+  def test_linears_that_meet_are_judged_where_they_do(self, site, scope):
+    """At the gated product (or the attention's mix), as published; a linear that reads alone at its own output."""
+    _, record = _apply(site=site)
+    x = jnp.asarray(_activations())
+    rounded = {path: {'kernel': _WEIGHT(_params()[path]['kernel'])} for path in site.consumers}
+    quantized = trees.put({**_params(), **rounded}, f'{site.name}/quantizer', _ACTIVATION)
+    difference = _judge(site.name, scope, quantized, x) - _judge(site.name, scope, _params(), x)
+    want = np.mean(np.sum(np.square(np.asarray(difference, np.float64)), axis=-1))
+    np.testing.assert_allclose(record['error_before'], want, rtol=1e-2)
+    self.assertLess(record['error'], record['error_before'] / 2)
+
   def test_the_search_from_coarse_to_fine_misses_little(self):
     """Against every one of the hundred thresholds: the same minimum but for the steps where codes flip."""
     _, record = _apply()
@@ -100,6 +120,14 @@ class OutlierSuppressionTest(parameterized.TestCase):
     np.testing.assert_allclose(record['error'], 0, atol=1e-8)
     self.assertEqual(record['error_before'], 0)
     np.testing.assert_array_equal(params['norm']['scale'], 1)
+
+  @parameterized.parameters(0.0, 1e-38)
+  def test_a_site_that_is_never_active_stays_as_it_is(self, size):
+    """As behind a norm of zero gains; thresholds that underflow would divide zero by zero."""
+    params, record = _apply(x=np.full_like(_activations(), size) * np.sign(_activations()))
+    np.testing.assert_allclose(params['norm']['scale'], 1)
+    np.testing.assert_allclose(params['up']['kernel'], _params()['up']['kernel'])
+    self.assertEqual((record['scaled'], record['error']), (0, 0))
 
   def test_a_site_without_a_bias_before_it_is_scaled_only(self):
     params, record = _apply(site=_SITE._replace(shifts=False))

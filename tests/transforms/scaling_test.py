@@ -15,6 +15,7 @@ from jaxquant.numerics import quantizers
 from jaxquant.transforms import aqas
 from jaxquant.transforms import awq
 from jaxquant.transforms import norm_fusion
+from jaxquant.transforms import outlier_suppression
 from jaxquant.transforms import smooth_quant
 from tests import calibrating
 
@@ -179,7 +180,29 @@ class NormFusionTest(absltest.TestCase):
       calibrating.apply(norm_fusion.norm_fusion, calibrating.claim('mlp/down/input', sites=[site]), _params())
 
 
-class RefusalsTest(absltest.TestCase):
+class RefusalsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (awq.awq, {'candidates': 1}, '^awq: candidates is 1; a search compares at least 2$'),
+      (awq.awq, {'candidates': 0, 'two_exponents': True}, '^awq: candidates is 0'),
+      (awq.awq, {'tokens': 0}, '^awq: tokens is 0; a search needs at least 1$'),
+      (aqas.aqas, {'candidates': 1}, '^aqas: candidates is 1'),
+      (aqas.aqas, {'tokens': -5}, '^aqas: tokens is -5'),
+      (smooth_quant.smooth_quant, {'search': True, 'candidates': 1}, '^smooth_quant: candidates is 1'),
+      (smooth_quant.smooth_quant, {'search': True, 'tokens': 0}, '^smooth_quant: tokens is 0'),
+      (smooth_quant.smooth_quant, {'exponent': 1.01}, '^smooth_quant: exponent is 1.01, not between 0 and 1$'),
+      (smooth_quant.smooth_quant, {'exponent': -0.5}, '^smooth_quant: exponent is -0.5'),
+      (smooth_quant.smooth_quant, {'exponent': float('nan')}, '^smooth_quant: exponent is nan'),
+      (outlier_suppression.outlier_suppression, {'candidates': 0}, '^outlier_suppression: candidates is 0'),
+      (outlier_suppression.outlier_suppression, {'tokens': 0}, '^outlier_suppression: tokens is 0'))
+  def test_an_option_out_of_its_range_is_named(self, method, options, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      method(_CLAIM, weight=_WEIGHT, activation=_ACTIVATION, **options)
+
+  def test_sequences_of_unequal_length(self):
+    batches = [calibrating.batch({'mlp/input': _activations()[i : i + 2, : 10 - i]}, i) for i in (0, 2)]
+    with self.assertRaisesRegex(errors.UserError, '^a batch of sequences of 8 tokens behind one of 10: a method'):
+      calibrating.apply(functools.partial(awq.awq, weight=_WEIGHT), _CLAIM, _params(), batches)
 
   def test_groups_that_do_not_divide_before_any_search(self):
     weight = quantizers.WeightQuantizer(formats.parse('uint4'), group_size=5)
