@@ -4,9 +4,9 @@
     --config.data.train="('books_train.txt.xz','expo_train.txt.xz')" \
     --config.data.validation.expo_valid=expo_valid.txt.xz --config.data.validation.books_valid=books_valid.txt.xz
 
-Corpus: docs/results.md. Hardware: one NVIDIA H200; 75 to 80 s of training a variant, under two minutes with compilation,
-measurements and evaluation. Reached on books and expo, means of three seeds: a baseline (at 3e-3, its best learning rate) of
-48.62 and 35.24 at W16A16, `both` of 49.73 and 37.08 at static W4A4, 1.023 and 1.052 times that.
+Corpus: docs/results.md. Hardware: one NVIDIA H200; 75 to 80 s of training a variant, under two minutes with
+compilation, measurements and evaluation. Reached on books and expo, means of three seeds: a baseline (at 3e-3, its best
+learning rate) of 48.62 and 35.24 at W16A16, `both` of 49.73 and 37.08 at static W4A4, 1.023 and 1.052 times that.
 """
 
 from launch import settings

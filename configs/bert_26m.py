@@ -5,8 +5,8 @@
     --config.data.validation.expo_valid=expo_valid.txt.xz --config.data.validation.books_valid=books_valid.txt.xz
 
 Then `python -m launch.quantize --model=DIR --config=configs/ptq/METHOD.py ...`. Perplexities are those of hidden tokens
-(jaxquant/evaluation/perplexity.py). Corpus: docs/results.md. Hardware: one GPU of 16 GB or more. Not run yet; 2,500 steps
-of 96 x 512 tokens at 5e-4 were too few to learn more than how frequent tokens are (perplexity 450 on books).
+(jaxquant/evaluation/perplexity.py). Corpus: docs/results.md. Hardware: one GPU of 16 GB or more. Not run yet; 2,500
+steps of 96 x 512 tokens at 5e-4 were too few to learn more than how frequent tokens are (perplexity 450 on books).
 """
 
 from configs import opt_26m

@@ -15,7 +15,7 @@ from jaxquant import errors
 
 
 class _Parser(flags.ArgumentParser):
-  """Runs a configuration file; raises `flags.Error` for whatever goes wrong in it, and for overrides of unknown keys."""
+  """Runs a configuration file; raises `flags.Error` for whatever goes wrong in it, and overrides of unknown keys."""
 
   def parse(self, argument):
     file, *rest = argument.split(':', 1)

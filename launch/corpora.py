@@ -89,7 +89,7 @@ def load(data: Any, tokenizer: str, vocabulary: int, folder: pathlib.Path, batch
 
 
 def read_text(name: str, sources: tuple[str, ...], tokenizer: tokenizers.Tokenizer, field: str = 'text') -> Text:
-  """A text to score, tokenized by the evaluation protocol (data.tokenizers); `UserError` if there is nothing to score."""
+  """A text to score, tokenized by the protocol of evaluation (data.tokenizers); `UserError` if nothing is in it."""
   content = text.join_documents(_documents(sources, 'validation', field))
   tokens = tokenizer.encode_text(content)
   if len(tokens) < 2:

@@ -52,7 +52,8 @@ class Experiment:
     self._site_names = tuple(site.name for site in staging.model_sites(self.model))
     self._regularizers = tuple(
         make(**options) if options.weight else None
-        for make, options in ((regularizers.OutputKurtosis, config.kurtosis), (regularizers.WeightKurtosis, config.kure)))
+        for make, options in (
+            (regularizers.OutputKurtosis, config.kurtosis), (regularizers.WeightKurtosis, config.kure)))
     self._check()
     with jax.set_mesh(self.mesh):
       self.source = _source(config, self.model)
@@ -178,5 +179,6 @@ def _source(config, model) -> Any:
   except errors.CheckpointError as error:  # as it fits the model that it was saved of, it is not broken
     raise errors.UserError(f'config.init_from: {source.path} holds another model than config.model: {error}') from error
   if path := models.quantized_linear(params):
-    raise errors.UserError(f'config.init_from: {source.path} holds integer codes, as in {path}, which cannot be trained')
+    raise errors.UserError(
+        f'config.init_from: {source.path} holds integer codes, as in {path}, which cannot be trained')
   return params

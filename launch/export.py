@@ -2,9 +2,9 @@
 
   python -m launch.export --model=WORKDIR --format=compressed-tensors --output=DIR
 
-The model is a workdir of `launch.quantize` or, in the format `float`, of `launch.train`, whether the model was imported or
-trained here, as one of the architectures that others know; or a Hugging Face directory, whose format changes. Formats:
-compressed-tensors, gptq (version 1), gptq_v2, awq; float. What one cannot express is refused.
+The model is a workdir of `launch.quantize` or, in the format `float`, of `launch.train`, whether the model was imported
+or trained here, as one of the architectures that others know; or a Hugging Face directory, whose format changes.
+Formats: compressed-tensors, gptq (version 1), gptq_v2, awq; float. What one cannot express is refused.
 """
 
 from absl import flags

@@ -12,8 +12,8 @@ _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes of the run.'
 _PROCESS = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.', lower_bound=0)
 _LOCAL_DEVICES = flags.DEFINE_list('local_device_ids', None, 'Devices of this process; all that it sees by default.')
 _CACHE = flags.DEFINE_string(
-    'compilation_cache', None, 'Where compiled programs are kept; empty: nowhere. By default $JAX_COMPILATION_CACHE_DIR '
-    'or ~/.cache/jaxquant.')
+    'compilation_cache', None,
+    'Where compiled programs are kept; empty: nowhere. By default $JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxquant.')
 
 
 def start() -> int:

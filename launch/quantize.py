@@ -1,6 +1,7 @@
 """Quantizes a trained model and saves it as packed integer codes. Interrupted, it continues behind the last block.
 
-  python -m launch.quantize --model=DIR --config=configs/ptq/rtn_w4a4.py --workdir=OUT [--calibration=FILE] [--text=FILE]
+  python -m launch.quantize --model=DIR --config=configs/ptq/rtn_w4a4.py --workdir=OUT \
+    [--calibration=FILE] [--text=FILE]
 
 The model is a workdir, or a Hugging Face directory; the blocks of the latter are loaded one at a time.
 """

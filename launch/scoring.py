@@ -33,8 +33,8 @@ def define_implementation() -> flags.FlagHolder[str]:
   """Defines the flag of the launchers that evaluate a model."""
   return flags.DEFINE_enum(
       'implementation', 'simulated', IMPLEMENTATIONS,
-      'How codes meet codes: simulated by floats or by int8 products of XLA, the same bits; mosaic_gpu, the kernels for '
-      'Hopper; auto, the fastest for the problem on this device.')
+      'How codes meet codes: simulated by floats or by int8 products of XLA, the same bits; mosaic_gpu, the kernels '
+      'for Hopper; auto, the fastest for the problem on this device.')
 
 
 def check_implementation(name: str, where: str) -> None:
@@ -49,7 +49,7 @@ def check_implementation(name: str, where: str) -> None:
 
 
 def check_weights(params: Any, weights: int, weight_pattern: str, group_size: int | None) -> None:
-  """Raises `UserError` if a pattern matches no linear layer of a float tree, or a group size does not divide its inputs.
+  """Raises `UserError` if a pattern matches no linear of a float tree, or a group size does not divide its inputs.
 
   Args:
     params: the tree, which may be abstract.

@@ -26,7 +26,8 @@ def train() -> ml_collections.ConfigDict:
   config.init_from = ''
   config.init_variant = ''
 
-  config.model = _fields(model_config.TransformerConfig(vocabulary=1024, width=128, layers=2, heads=4, feed_forward=352))
+  config.model = _fields(
+      model_config.TransformerConfig(vocabulary=1024, width=128, layers=2, heads=4, feed_forward=352))
 
   config.data = ml_collections.ConfigDict()
   # Files of text, JSON Lines or Parquet (.xz and .gz too), or `standard_library`: the documentation of the running
@@ -90,7 +91,7 @@ def quantize() -> ml_collections.ConfigDict:
   # Or outputs: scales that each input channel has for itself, which exclude quantized activations.
   config.group_along = 'inputs'
   config.clip_pattern = r'.*'  # linears that clip_search clamps, out of those that are quantized
-  config.activations = 4  # bits, those of learned ranges if there are any; 16 leaves activations as they are, or clipped
+  config.activations = 4  # bits, those of learned ranges if there are any; 16: as they are, or clipped
   config.activation_mode = 'static'  # per tensor; or dynamic: per token
   config.activation_kind = 'uint'  # of dynamic codes: uint, int, or full_int, which is what others serve
   config.activation_group_size = config_dict.placeholder(int)  # features that share a dynamic scale; none: all

@@ -1,4 +1,4 @@
-"""A bounded sample of whole sequences, for searches that must run a module: attention mixes the tokens of a sequence."""
+"""A bounded sample of whole sequences, for searches that run a module: attention mixes the tokens of a sequence."""
 
 from typing import Any
 

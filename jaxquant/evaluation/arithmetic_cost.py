@@ -8,9 +8,9 @@ multiplier, since +-c times x is x or -x, shifted: gates that recognize them, a 
 
 The model says where the paper's factor of two (arXiv:2311.05161) comes from: from INT8 to dINT4, partial products are
 halved, adders of the multiplier fall from 56 to 24, and the special codes take back a quarter of the transistors that
-this saves. Their ratio is then 1.7 without an accumulator and 1.4 with one of 32 bits, less than the 1.93 of the paper's
-synthesis in area: a count knows nothing of registers, wires, and the larger cells with which a long chain of adders
-meets its clock.
+this saves. Their ratio is then 1.7 without an accumulator and 1.4 with one of 32 bits, less than the 1.93 of the
+paper's synthesis in area: a count knows nothing of registers, wires, and the larger cells with which a long chain of
+adders meets its clock.
 """
 
 from typing import NamedTuple

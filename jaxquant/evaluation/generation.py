@@ -75,15 +75,16 @@ def stream(
     stop: tokens that end a row.
     implementation: how codes meet codes (layers.linear).
     burst: tokens of a row behind its first that one program generates. What one call costs the host, which may be more
-      than a step of a fast model, is then shared by so many steps; rows that end within a burst are gone on with in vain.
+      than a step of a fast model, is then shared by so many steps; rows that end within a burst are gone on with in
+      vain.
 
   Yields:
     int32 [batch], the next token of each row; `ENDED` from the stop token on, which is not given. Ends when all rows
     have ended.
 
   Raises:
-    UserError: there are no prompts; one is empty or, with `limit`, exceeds the model's context; the model is no decoder; the sampling
-      is none; a burst has no tokens.
+    UserError: there are no prompts; one is empty or, with `limit`, exceeds the model's context; the model is no
+      decoder; the sampling is none; a burst has no tokens.
   """
   sampling.check()
   if burst < 1:

@@ -18,7 +18,8 @@ class Attention(nn.Module):
   """Attention over the tokens so far, or over all of them.
 
   The subtree holds the linears `q`, `k`, `v`, `o`; optionally `input`, the specification of the activation that q, k
-  and v share; and optionally a specification for each of `OPERANDS`, applied after the rotation and before the products.
+  and v share; and optionally a specification for each of `OPERANDS`, applied after the rotation and before the
+  products.
 
   Attributes:
     heads, kv_heads, head_dim: heads divide evenly over kv_heads.
@@ -57,7 +58,8 @@ class Attention(nn.Module):
 
     Args:
       x: [batch, tokens, features], an array or `inputs.Pending`.
-      positions: int32 [batch, tokens] where there is a cache (layers.cache), to which the tokens are added; None: 0, 1, ...
+      positions: int32 [batch, tokens] where there is a cache (layers.cache), to which the tokens are added; None: 0, 1,
+        ...
       first: whether that cache holds no token yet, so that the tokens, from position 0 on, attend to each other alone.
 
     Returns:

@@ -108,11 +108,11 @@ def laid_out(params: dict) -> dict:
   """The tree with the kernels of its linear layers laid out for a GPU.
 
   Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or,
-  for the linears in `JOINED`, at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes of dINT of 3 and 4 bits stay
-  packed for 8-bit products, unless their integers need 8 bits (dint4/8), which then take a byte each.
-  Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a kernel that
-  is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED` that are alike become one, with
-  the outputs of all behind each other: one kernel in place of some that are too short to fill a GPU.
+  for the linears in `JOINED`, at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes
+  of dINT of 3 and 4 bits stay packed for 8-bit products, unless their integers need 8 bits (dint4/8), which then take a
+  byte each. Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a
+  kernel that is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED` that are alike become
+  one, with the outputs of all behind each other: one kernel in place of some that are too short to fill a GPU.
 
   Raises:
     UserError: a zero point of dINT codes lies beyond them, so that their integers may exceed 8 bits.

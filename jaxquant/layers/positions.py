@@ -54,7 +54,7 @@ def rotary_angles(positions, head_dim: int, rotation: Rotation):
 
 
 def rotate(x, angles):
-  """Rotates x [..., tokens, heads, head_dim] by `angles` of `rotary_angles`; float32 inside (RoFormer, arXiv:2104.09864)."""
+  """Rotates x [..., tokens, heads, head_dim] by `angles` of `rotary_angles`, in float32 (arXiv:2104.09864)."""
   cos, sin = angles
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

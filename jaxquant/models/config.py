@@ -115,9 +115,11 @@ class TransformerConfig:
     if self.positions == 'rotary' and self.head_dim % 2:
       raise errors.UserError(f'rotary positions need an even head_dim, not {self.head_dim}')
     if not self.causal and not self.tied:
-      raise errors.UserError('model.causal is False, so model.tied must be True: an encoder reads its embedding in the head')
+      raise errors.UserError(
+          "model.causal is False, so model.tied must be True: an encoder's head reads its embedding")
     if self.causal and self.token_types:
-      raise errors.UserError(f'model.token_types is {self.token_types}, but only an encoder has types, see model.causal')
+      raise errors.UserError(
+          f'model.token_types is {self.token_types}, but only an encoder has types, see model.causal')
     if not self.causal and (self.sliding_window or self.embedding_width != self.width):
       raise errors.UserError('an encoder has neither model.sliding_window nor model.embedding_width')
     if not self.opening_norm and not self.post_norm:

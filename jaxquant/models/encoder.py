@@ -1,9 +1,10 @@
 """The encoder of masked language models (BERT, arXiv:1810.04805): attention both ways, and a head of its own.
 
 Paths in the parameter tree: `embedding`, `positions`, `types` (of segments), `layers/<i>/...` as in the decoder,
-`final_norm`, and the head: `transform` (a linear layer with the MLP's activation), `transform_norm`, `head`, which holds
-a bias and reads the embedding's kernel. With `post_norm`, BERT's embedding norm is `layers/0/attention_norm` and the norm
-that ends a block is the first of the next; that of the last block is `final_norm`, where one without a head ends.
+`final_norm`, and the head: `transform` (a linear layer with the MLP's activation), `transform_norm`, `head`, which
+holds a bias and reads the embedding's kernel. With `post_norm`, BERT's embedding norm is `layers/0/attention_norm` and
+the norm that ends a block is the first of the next; that of the last block is `final_norm`, where one without a head
+ends.
 """
 
 from jaxquant.layers import linear

@@ -1,4 +1,4 @@
-"""Does a tree fit a model? Compared by path and logical shape before the first apply, since Linen's own check is off."""
+"""Does a tree fit a model? Compared by path and logical shape before the first apply: Linen's own check is off."""
 
 import jax
 import jax.numpy as jnp

@@ -51,7 +51,9 @@ class QATConfig:
       raise errors.UserError('qat.ranges: half widths must be positive')
 
 
-def prepare(params: dict, config: QATConfig, site_names: tuple[str, ...], start: dict[str, tuple] | None = None) -> dict:
+def prepare(
+    params: dict, config: QATConfig, site_names: tuple[str, ...], start: dict[str, tuple] | None = None
+) -> dict:
   """A float tree with the quantizers of `config`.
 
   Args:

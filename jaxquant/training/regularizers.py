@@ -161,7 +161,8 @@ class OutputKurtosis:
 class WeightKurtosis:
   """weight * mean over matching kernels of (kurtosis - target)^2: KURE (arXiv:2002.07686).
 
-  The kurtosis is that of each output channel, whose weights share a scale when they are rounded, averaged over channels.
+  The kurtosis is that of each output channel, whose weights share a scale when they are rounded; the mean over channels
+  counts.
 
   Attributes:
     weight: factor in the loss.

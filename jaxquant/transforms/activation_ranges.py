@@ -49,11 +49,11 @@ def activation_ranges(
     raise errors.UserError(f'unknown range calibration {method!r}; there are {", ".join(METHODS)}')
   empty = statistics.KINDS[method]
   if per_channel and method == 'percentile':
-    raise errors.UserError('percentiles are those of a whole tensor; per_channel goes with the other range calibrations')
+    raise errors.UserError('percentiles are those of a whole tensor; per_channel goes with other range calibrations')
   if per_channel and (read := [site.name for site in claim.sites if site.consumers]):
     raise errors.UserError(
-        f'{read[0]}: the linears that read it sum over its channels, so that no integer sum could be scaled by ranges of '
-        'channels afterwards; per_channel is for the operands of attention')
+        f'{read[0]}: the linears that read it sum over its channels, so that no integer sum could be scaled by ranges '
+        'of channels afterwards; per_channel is for the operands of attention')
   if method == 'moving_average':
     empty = functools.partial(statistics.MovingExtrema.empty, momentum)
   elif method == 'percentile':

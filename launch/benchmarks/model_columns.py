@@ -1,7 +1,7 @@
 """The columns of the benchmark of whole models: trees of generated weights, made in their formats on the device.
 
-No tree is ever in float32: kernels are drawn as bfloat16 values, or as codes with scales that are laid out for the device
-block by block, so that a model takes little more memory than its own.
+No tree is ever in float32: kernels are drawn as bfloat16 values, or as codes with scales that are laid out for the
+device block by block, so that a model takes little more memory than its own.
 """
 
 import functools

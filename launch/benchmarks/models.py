@@ -2,9 +2,9 @@
 
   python -m launch.benchmark models [--columns=bf16,w4a4 --batches=1,16 --contexts=2048 --layers=32 ...] [--output=FILE]
 
-Decoding fills the last --steps slots of a cache of a context, and is timed twice: as a burst of all steps in one program,
-and as `launch.generate` goes on by default, one call a token, whose result is read before the next. All columns of a case
-take turns within one run, so that ratios do not suffer from clocks that drift; medians count.
+Decoding fills the last --steps slots of a cache of a context, and is timed twice: as a burst of all steps in one
+program, and as `launch.generate` goes on by default, one call a token, whose result is read before the next. All
+columns of a case take turns within one run, so that ratios do not suffer from clocks that drift; medians count.
 """
 
 from collections.abc import Callable

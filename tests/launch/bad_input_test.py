@@ -168,7 +168,8 @@ class BadInputTest(parameterized.TestCase):
           '--model={trained}', '--text={folder}/short.txt', '--calibration={folder}/short.txt'], [
               '--calibration', 'has learned']),
       ('short_calibration', 'evaluate', [
-          '--model={trained}', '--variant=baseline', '--text={folder}/short.txt', '--calibration={folder}/letter.txt'], [
+          '--model={trained}', '--variant=baseline', '--text={folder}/short.txt',
+          '--calibration={folder}/letter.txt'], [
               '--calibration={folder}/letter.txt: 2 tokens are no window of 16']),
       ('other_device', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--implementation=mosaic_gpu'], [
           "--implementation is 'mosaic_gpu'", 'this is cpu']),

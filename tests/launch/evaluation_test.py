@@ -41,8 +41,9 @@ class EvaluationTest(parameterized.TestCase):
     trained = self._run(
         'train', 'trained', launching.config(), "--config.variants=('baseline','both')",
         '--config.evaluation.precisions=()', '--config.ptq.weights=2', '--config.ptq.group_size=16',
-        '--config.ptq.weight_pattern=layers/.*/mlp/.*', '--config.ptq.ranges=percentile', '--config.ptq.percentile=90.0',
-        '--config.ptq.seed=3', '--config.qat.bits=3', "--config.qat.ranges=(('layers/.*/mlp/.*',3.0),)")
+        '--config.ptq.weight_pattern=layers/.*/mlp/.*', '--config.ptq.ranges=percentile',
+        '--config.ptq.percentile=90.0', '--config.ptq.seed=3', '--config.qat.bits=3',
+        "--config.qat.ranges=(('layers/.*/mlp/.*',3.0),)")
     for variant in ('baseline', 'both'):
       scored = self._run('evaluate', variant, f'--model={trained}', f'--variant={variant}', self.text)
       want, got = _perplexities(trained, variant), _perplexities(scored, variant)

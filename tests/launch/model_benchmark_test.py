@@ -87,7 +87,7 @@ class BenchmarkTest(absltest.TestCase):
       self.assertAlmostEqual(row['tokens_per_second'] * row['seconds'] / tokens, 1)
       self.assertTrue(0 < row['ratio'] < math.inf)
       self.assertEqual(row['ratio'] == 1, name == 'bf16')
-    # Linears of 16 bits, of which four codes take the room of one; gains of float32; rows of the table; keys and values.
+    # Linears of 16 bits, of which four codes take the room of one; gains of float32; rows of the table; the cache.
     linears, head = 4 * 128 * 128 + 3 * 128 * 128, 32 * 128
     self.assertEqual(rows['burst', 3, 8, 'bf16']['bytes'],
                      2 * (linears + head) + 4 * 3 * 128 + 3 * 2 * 128 + 3 * 8 * 2 * 2 * 128)

@@ -37,7 +37,7 @@ class QuantizationTest(absltest.TestCase):
     return launching.records(workdir, 'block')
 
   def assert_as_straight(self):
-    """Codes, scales, decisions and evaluations are those of the straight run, and only they are left. A record stands for every block."""
+    """Codes, scales, decisions and evaluations are those of the straight run, with a record for every block."""
     told = [[(record['path'], record['errors']) for record in self.blocks(workdir)]
             for workdir in (self.workdir, self.straight)]
     self.assertEqual(*told)

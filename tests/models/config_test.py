@@ -28,7 +28,7 @@ class ConfigTest(parameterized.TestCase):
       (dict(norm='batch'), "model.norm is 'batch'; there are rms, layer"),
       (dict(activation='swish'), "model.activation is 'swish'; there are silu, relu, gelu, gelu_tanh"),
       (dict(positions="sinusoidal"), "model.positions is 'sinusoidal'; there are rotary, learned, alibi"),
-      (dict(causal=False), "model.causal is False, so model.tied must be True: an encoder reads its embedding in the head"),
+      (dict(causal=False), "model.causal is False, so model.tied must be True: an encoder's head reads its embedding"),
       (dict(token_types=2), r'model.token_types is 2, but only an encoder has types, see model.causal'),
       (dict(dtype='int8'), "model.dtype is 'int8'; there are"),
       (dict(attention_backend='triton'), "model.attention_backend is 'triton'; there are"))

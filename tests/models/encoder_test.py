@@ -77,7 +77,7 @@ class ForwardTest(absltest.TestCase):
       self.assertGreater(np.abs(changed - _logits()).max(axis=-1).min(), 1e-4)
 
   def test_every_array_of_the_tree_is_read(self):
-    """Types and the head's bias too; rows that no token looks up, and biases of keys (constant over scores), are not."""
+    """Types and the head's bias too; not rows that no token looks up, and biases of keys (constant over scores)."""
     loss = lambda params: jnp.sum(jnp.sin(staging.make(_CONFIG).apply({'params': params}, networks.tokens(3))))
     gradients = trees.arrays(networks.quick_jit(jax.grad(loss))(_params()))
     largest = {path: float(jnp.abs(leaf).max()) for path, leaf in gradients.items()}

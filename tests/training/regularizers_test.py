@@ -53,7 +53,8 @@ class KurtosisTest(parameterized.TestCase):
 
   # The offset and the outliers are where sums of powers cancel; features 0, 32 and 63 are where they are centred.
   @parameterized.named_parameters(
-      ('plain', 1, 0, ()), ('small', 0.03, 0, ()), ('tiny', 1e-5, 0, ()), ('large', 1000, 0, ()), ('far from zero', 1, 300, ()),
+      ('plain', 1, 0, ()), ('small', 0.03, 0, ()), ('tiny', 1e-5, 0, ()), ('large', 1000, 0, ()),
+      ('far from zero', 1, 300, ()),
       ('outlier first', 1, 0, (0,)), ('outlier amid', 1, 5, (32,)), ('outlier last', 1, 0, (63,)),
       ('outliers at two of them', 1, 0, (0, 63)), ('outlier elsewhere', 1, 0, (7,)))
   def test_values_and_gradients_are_those_of_the_closed_form(self, scale, offset, outliers):

@@ -93,8 +93,8 @@ class AdaDimTest(absltest.TestCase):
     exact = forward(trees.get(_params(30.0), 'layers/0'), x)
 
     def error(steps):
-      return float(jnp.mean((forward(trees.get(driver.run(_params(30.0), _MODEL, steps, _BATCHES).params, 'layers/0'), x)
-                             - exact) ** 2))
+      quantized = driver.run(_params(30.0), _MODEL, steps, _BATCHES).params
+      return float(jnp.mean((forward(trees.get(quantized, 'layers/0'), x) - exact) ** 2))
 
     fixed = lambda axis: [driver.Step('linears', [('layers/.*', functools.partial(
         round_to_nearest.round_to_nearest, weight=dataclasses.replace(_WEIGHT, axis=axis)))], every=False)]
