@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from jaxquant.evaluation import sentences
 from jaxquant.interop import source
 from tests import networks
 from tests import peering
@@ -65,6 +66,17 @@ class ImportsTest(parameterized.TestCase):
     with_base, without = (source.DirectorySource(path) for path in (peering.saved(family), folder))
     np.testing.assert_array_equal(
         without.load('layers/1')['attention']['q']['kernel'], with_base.load('layers/1')['attention']['q']['kernel'])
+
+  @parameterized.product(family=['bert', 'roberta'], pooling=['mean', 'first'])
+  def test_sentence_embeddings(self, family, pooling):
+    torch, transformers = peering.libraries()
+    model = transformers.AutoModel.from_pretrained(peering.saved(family))
+    with torch.no_grad():
+      hidden = model(torch.tensor(peering.tokens())).last_hidden_state.numpy()
+    opened = source.DirectorySource(peering.saved(family))
+    with jax.default_matmul_precision('highest'):
+      got = sentences.pooled(opened.whole(), peering.tokens(), config=opened.config, pooling=pooling)
+    np.testing.assert_allclose(got, hidden[:, 0] if pooling == 'first' else hidden.mean(axis=1), rtol=0, atol=1e-5)
 
   @parameterized.parameters('bfloat16', 'float16')
   def test_16_bits_load_as_the_values_that_they_are(self, dtype):
