@@ -131,11 +131,9 @@ def measure(job: Job, params: Any, variant: str, seed: int) -> dict[str, list[di
   evaluations, histograms = [], []
   calibrated = experiment.qat.ranges and not trees.inputs(params)
   static = experiment.static_ranges(params, job.corpus.train) if calibrated else params
-  options = {'learned': static is params, 'weight_pattern': config.ptq.weight_pattern,
-             'group_size': config.ptq.group_size}
+  quantized = lambda precision: experiment.quantization.rewritten(static, model, precision, learned=static is params)
   for precision in experiment.precisions:
-    tree = device_kernels.prepared(
-        precisions.rewrite(static, precision, **options), config.evaluation.implementation)
+    tree = device_kernels.prepared(quantized(precision), config.evaluation.implementation)
     for text in job.corpus.validation:
       job.stop.check(f'{variant}, seed {seed} is trained, its evaluation not finished')
       score = perplexity.score(
@@ -148,8 +146,8 @@ def measure(job: Job, params: Any, variant: str, seed: int) -> dict[str, list[di
   summary = [{**identity, **entry} for entry in outliers.analyze(params, model, probe)[0]]
   if seed == config.seeds[0]:
     activations = (experiment.qat.bits, 'static') if trees.inputs(static) else ()
-    quantized = precisions.rewrite(static, precisions.Precision(config.ptq.weights, *activations), **options)
-    histograms = [{**identity, **entry} for entry in outliers.histograms(params, quantized, model, probe)]
+    shown = quantized(precisions.Precision(config.ptq.weights, *activations))
+    histograms = [{**identity, **entry} for entry in outliers.histograms(params, shown, model, probe)]
   return {'evaluations': evaluations, 'histograms': histograms, 'outlier_summary': summary}
 
 
