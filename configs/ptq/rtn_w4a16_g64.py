@@ -2,7 +2,7 @@
 
   python -m launch.quantize --config=configs/ptq/rtn_w4a16_g64.py --model=DIR --workdir=OUT
 
-Hardware: any; seconds. Meant for models trained without input quantizers.
+Hardware: any; seconds. Symmetric; --config.weight_kind=uint is asymmetric, offset_uint so without zero in range. Meant for models trained without input quantizers.
 """
 
 from launch import settings
