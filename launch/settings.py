@@ -87,7 +87,8 @@ def quantize() -> ml_collections.ConfigDict:
   # In order; the last rounds; () for weights of 16 bits. Each has its options in a group of its name
   # (transforms.methods), and there a site_pattern if it folds: the sites, out of site_patterns, at which it does.
   config.methods = ('round_to_nearest',)
-  config.weight_kind = 'int'  # int, full_int: symmetric; uint: asymmetric; dint: that with half steps around zero
+  # int, full_int: symmetric; uint: asymmetric; offset_uint: that without zero in range; dint: half steps around zero.
+  config.weight_kind = 'int'
   # Or outputs: scales that each input channel has for itself, which exclude quantized activations.
   config.group_along = 'inputs'
   config.clip_pattern = r'.*'  # linears that clip_search clamps, out of those that are quantized

@@ -58,6 +58,8 @@ def _check_codes(test, block, name, before, after):
   test.assertIsInstance(kernel, qtensor.QTensor)
   test.assertEqual(kernel.shape, trees.get(before, name)['kernel'].shape)
   test.assertEqual((kernel.codes.dtype, kernel.scale.dtype), (jnp.uint8, jnp.float32))
+  if not kernel.format.symmetric:
+    test.assertEqual(kernel.zero_point.dtype, jnp.uint8 if kernel.format.with_zero else jnp.float32)
   test.assertEqual(kernel.zero_point is None, kernel.format.symmetric)
 
 
@@ -213,6 +215,8 @@ CASES = {
     'round_to_nearest, input channels': _rounding(
         _round('int4', axis=-1), _round('int3'), weight_only=True, variant=True),
     'round_to_nearest, asymmetric': _rounding(_round('uint4'), _round('uint3'), variant=True),
+    'round_to_nearest, without zero in range': _rounding(
+        _round('offset_uint4', group_size=8), _round('offset_uint3', group_size=8), variant=True),
     'round_to_nearest, dINT': _rounding(_round('dint4'), _round('uint3')),
     'round_to_nearest, dINT of 3 bits in groups': _rounding(
         _round('dint3', group_size=8), _round('dint3'), variant=True),

@@ -2,7 +2,8 @@
 
   python -m launch.quantize --config=configs/ptq/rtn_w4a16_g64.py --model=DIR --workdir=OUT
 
-Hardware: any; seconds. Meant for models trained without input quantizers.
+Hardware: any; seconds. Meant for models trained without input quantizers. Codes are symmetric;
+--config.weight_kind=uint makes them asymmetric, offset_uint without zero in every range, too.
 """
 
 from launch import settings

@@ -64,6 +64,8 @@ def scheme(kernel: qtensor.QTensor, path: str) -> Scheme:
   """The scheme of a kernel of ours; raises `UserError` naming `path` where no format of others has such codes."""
   if not isinstance(kernel.format, formats.IntFormat):
     raise errors.UserError(f'{path}: {kernel.format.name} has special codes, which no format of others knows')
+  if not kernel.format.with_zero:
+    raise errors.UserError(f'{path}: {kernel.format.name} has real zero points, which no format of others knows')
   if kernel.axis != -2:
     raise errors.UserError(
         f'{path}: its scales belong to input channels; other formats have them for outputs and groups')

@@ -20,28 +20,34 @@ class IntFormat:
 
   Symmetric codes are signed and restricted to +-(2^(bits-1) - 1), so that negation is exact and zero is a code; or they
   run over the `full` range from -2^(bits-1), as others have it, with the largest magnitude half a step beyond the
-  largest code. Asymmetric codes run over 0 .. 2^bits - 1 and need a zero point (or a real-valued lower end) beside the
-  scale.
+  largest code. Asymmetric codes run over 0 .. 2^bits - 1 and need a zero point beside the scale: one of the codes,
+  where ranges are widened until zero is in them, so that zero is a value; or a real number of any size.
 
   Attributes:
     bits: bits of one code, 2 to 8.
     symmetric: signed codes around zero, else unsigned codes.
     full: whether symmetric codes use the least one too.
+    with_zero: whether zero is in every range; without, the zero points of asymmetric codes are real numbers, so that
+      the codes of a group of one sign all lie between its own ends.
   """
 
   bits: int
   symmetric: bool = True
   full: bool = False
+  with_zero: bool = True
 
   def __post_init__(self):
     check_bits(self.bits)
     if self.full and not self.symmetric:
       raise errors.UserError('asymmetric integer formats have the full range anyway')
+    if self.symmetric and not self.with_zero:
+      raise errors.UserError('symmetric integer formats have zero in the middle of their ranges anyway')
 
   @property
   def name(self) -> str:
-    """`int4` or `full_int4` for symmetric, `uint4` for asymmetric codes: what `parse` reads."""
-    return f'{"full_int" if self.full else "int" if self.symmetric else "uint"}{self.bits}'
+    """`int4` or `full_int4` for symmetric, `uint4` or `offset_uint4` for asymmetric codes: what `parse` reads."""
+    kind = ('full_' if self.full else '') if self.symmetric else ('u' if self.with_zero else 'offset_u')
+    return f'{kind}int{self.bits}'
 
   @property
   def minimum(self) -> int:
@@ -102,6 +108,11 @@ class DIntFormat:
     return False
 
   @property
+  def with_zero(self) -> bool:
+    """True: the zero point is one of the codes."""
+    return True
+
+  @property
   def minimum(self) -> int:
     """The smallest code of the uniform grid: 0."""
     return 0
@@ -147,10 +158,12 @@ Format = IntFormat | DIntFormat
 
 def parse(name: str) -> Format:
   """The format called `name`, e.g. `int4`, `uint8` or `dint4`; raises `UserError` for a name that is none."""
-  if match := re.fullmatch(r'(u|full_)?int([2-8])', name):
-    return IntFormat(int(match[2]), symmetric=match[1] != 'u', full=match[1] == 'full_')
+  if match := re.fullmatch(r'(u|full_|offset_u)?int([2-8])', name):
+    kind = match[1] or ''
+    return IntFormat(int(match[2]), not kind.endswith('u'), kind == 'full_', kind != 'offset_u')
   if match := re.fullmatch(r'dint([348])(?:/([48]))?', name):
     return DIntFormat(int(match[1]), special=1 / int(match[2] or 2))
   raise errors.UserError(
-      f'unknown number format {name!r}; there are int2 to int8, uint2 to uint8, full_int2 to full_int8, and dint3, '
-      'dint4 and dint8, or dint4/4 and dint4/8 for a special value of a quarter or an eighth of a step')
+      f'unknown number format {name!r}; there are int2 to int8, uint2 to uint8, full_int2 to full_int8, offset_uint2 '
+      'to offset_uint8, and dint3, dint4 and dint8, or dint4/4 and dint4/8 for a special value of a quarter or an '
+      'eighth of a step')

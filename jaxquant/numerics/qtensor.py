@@ -21,7 +21,8 @@ class QTensor:
     * `codes` is uint8; `size` is the logical length of `axis`; the logical shape is otherwise that of `codes`.
     * `scale` is float32 with the rank of `codes`; along `axis` it has one entry a group, along every other axis
       one entry or as many as the array. The number of groups divides `size`.
-    * `zero_point` has the shape of `scale`, or is None for symmetric formats.
+    * `zero_point` has the shape of `scale`: uint8, or float32 for formats without zero in range; None for symmetric
+      formats.
     * Every array shards along the other axis in the same way; along `axis` a shard boundary must be a group's.
   """
 

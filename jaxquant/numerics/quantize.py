@@ -25,25 +25,27 @@ def spread(per_group, axis: int, size: int):
 
 
 def affine(low, high, fmt: formats.Format):
-  """Scale and zero point of a value range that contains zero.
+  """Scale and zero point of a value range.
 
   Args:
-    low, high: float32 ends of the range, low <= 0 <= high, any shape.
+    low, high: float32 ends of the range, low <= high, any shape; low <= 0 <= high unless the format is without zero.
     fmt: symmetric formats use max(-low, high) over half the range of codes; asymmetric ones (high - low) / maximum.
 
   Returns:
-    (scale, zero_point): float32 and uint8 of the same shape; zero_point is None for symmetric formats. An empty
-    range has scale 1, so that zeros stay exactly zero; of other scales the format's smallest value is at least the
-    smallest normal number. Scales above its reciprocal, 8.5e37, cannot be divided by.
+    (scale, zero_point): float32 and uint8 of the same shape; zero_point is None for symmetric formats, and the float32
+    -low / scale for a format without zero in range. An empty range has scale 1 at zero, so that zeros stay exactly
+    zero, and its magnitude elsewhere; of other scales the format's smallest value is at least the smallest normal
+    number. Scales above its reciprocal, 8.5e37, cannot be divided by.
   """
   if fmt.symmetric:
     scale = _divided(jnp.maximum(-low, high), (fmt.maximum - fmt.minimum) / 2, fmt)
   else:
     scale = (high / 2 - low / 2) / (fmt.maximum / 2)  # the difference itself may overflow
   # Asked of the range, since the scale of a tiny one underflows.
-  scale = jnp.where(low == high, 1.0, jnp.maximum(scale, _TINY / fmt.resolution))
-  zero_point = None if fmt.symmetric else jnp.round(-low / scale).astype(jnp.uint8)
-  return scale, zero_point
+  scale = jnp.where(low == high, jnp.where(low == 0, 1.0, jnp.abs(low)), jnp.maximum(scale, _TINY / fmt.resolution))
+  if not fmt.with_zero:
+    return scale, -low / scale
+  return scale, None if fmt.symmetric else jnp.round(-low / scale).astype(jnp.uint8)
 
 
 def encode(x, scale, zero_point, fmt: formats.Format):
@@ -54,9 +56,12 @@ def encode(x, scale, zero_point, fmt: formats.Format):
   value gets the nearest code. Beyond a range that ends at zero, values saturate to zero, although c is nearer.
   """
   steps = _divided(x.astype(jnp.float32), scale, fmt)
-  codes = jnp.round(steps)
-  if zero_point is not None:
-    codes += zero_point.astype(jnp.float32)
+  if fmt.with_zero:
+    codes = jnp.round(steps)
+    if zero_point is not None:
+      codes += zero_point.astype(jnp.float32)
+  else:
+    codes = jnp.round(steps + zero_point)
   codes = jnp.clip(codes, fmt.minimum, fmt.maximum)
   if isinstance(fmt, formats.DIntFormat):
     near, far = fmt.special / 2, (fmt.special + 1) / 2
@@ -77,7 +82,10 @@ def _divided(x, y, fmt: formats.Format):
 
 
 def multiples(codes, zero_point, fmt: formats.Format):
-  """The integers that codes stand for, int16 for broadcastable zero points: value = multiple * resolution * scale."""
+  """The integers that codes stand for, int16 for broadcastable zero points: value = multiple * resolution * scale.
+
+  Codes of a format without zero in range stand for none.
+  """
   per_step = round(1 / fmt.resolution)
   integers = codes.astype(jnp.int16)
   if zero_point is not None:
@@ -90,6 +98,8 @@ def multiples(codes, zero_point, fmt: formats.Format):
 
 def decode(codes, scale, zero_point, fmt: formats.Format):
   """Float32 values of codes for broadcastable scales: (codes - zero_point) * scale, or +-c for dINT's special codes."""
+  if not fmt.with_zero:
+    return (codes.astype(jnp.float32) - zero_point) * scale
   return multiples(codes, zero_point, fmt).astype(jnp.float32) * fmt.resolution * scale
 
 
@@ -102,12 +112,18 @@ def group_count(size: int, group_size: int | None, what: str = 'array') -> int:
   return size // group_size
 
 
-def group_range(x, *, axis: int, group_size: int | None = None, per_tensor: bool = False):
-  """Least and greatest value of every group of `x`, zero included: float32, `axis` shrunk to the number of groups."""
+def group_range(
+    x, *, axis: int, group_size: int | None = None, per_tensor: bool = False, with_zero: bool = True):
+  """Least and greatest value of every group of `x`: float32, `axis` shrunk to the number of groups.
+
+  Ranges are extended to zero, unless `with_zero` is False.
+  """
   if per_tensor and group_size is not None:
     raise errors.UserError(f'one range for the whole tensor excludes groups of {group_size}')
   grouped = split_groups(x.astype(jnp.float32), axis, group_count(x.shape[axis], group_size))
-  low, high = (f(grouped, axis=None if per_tensor else axis, initial=0.0) for f in (jnp.min, jnp.max))
+  low, high = (f(grouped, axis=None if per_tensor else axis) for f in (jnp.min, jnp.max))
+  if with_zero:
+    low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
   return (low.reshape((1,) * x.ndim), high.reshape((1,) * x.ndim)) if per_tensor else (low, high)
 
 
@@ -125,12 +141,13 @@ def quantize(
 
   Returns:
     A QTensor with float32 scales. All-zero groups are exact; a constant or one-signed group is exact at its largest
-    magnitude to one unit in the last place of float32, since the range is extended to zero.
+    magnitude to one unit in the last place of float32, since the range is extended to zero (in a format without zero,
+    at both of its ends).
 
   Raises:
     UserError: `group_size` does not divide the axis, or is given with `per_tensor`.
   """
-  low, high = group_range(x, axis=axis, group_size=group_size, per_tensor=per_tensor)
+  low, high = group_range(x, axis=axis, group_size=group_size, per_tensor=per_tensor, with_zero=fmt.with_zero)
   scale, zero_point = affine(low, high, fmt)
   return from_scales(x, scale, zero_point, fmt, axis=axis)
 

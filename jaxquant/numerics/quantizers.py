@@ -146,7 +146,7 @@ class DynamicQuantizer:
   """Ranges taken from the activation itself: per token, per group of features, or per tensor; zero is in the range.
 
   Attributes:
-    format: integers, symmetric or asymmetric; others raise `UserError`.
+    format: integers, symmetric or asymmetric, with zero in range; others raise `UserError`.
     group_size: features that share a scale; None: all of a token.
     per_tensor: one range for the whole activation; excludes `group_size`.
   """
@@ -156,7 +156,7 @@ class DynamicQuantizer:
   per_tensor: bool = False
 
   def __post_init__(self):
-    if not isinstance(self.format, formats.IntFormat):
+    if not isinstance(self.format, formats.IntFormat) or not self.format.with_zero:
       raise errors.UserError(f'activations take integer formats, not {self.format.name}, which is one for weights')
 
   def codes(self, x) -> Codes:

@@ -85,7 +85,8 @@ def solve(
     block_size: inputs whose errors are passed on to the later ones at once; changes float32 rounding only.
 
   Returns:
-    The kernels as codes, with the very scales that the codes were chosen for. Dead inputs have weights of zero.
+    The kernels as codes, with the very scales that the codes were chosen for. Dead inputs have weights of zero, or the
+    nearest to it on a grid without zero.
   """
   kernel = jnp.concatenate([kernel.astype(jnp.float32) for kernel in kernels], axis=-1)
   kernel = jnp.where(factor.live[:, None], kernel, 0.0)
@@ -106,7 +107,7 @@ def _rounded(kernel, factor, weight, static_groups, block_size):
   """(codes, scale, zero point) of a kernel, dead inputs zero: codes [in, out], the others shaped as in a QTensor.
 
   Loops over runs of inputs (a group whose scale is read when its turn comes, or else all inputs), over the blocks of a
-  run, and over the rows of a block. Zeros fill up a run's last block; they are rounded without error.
+  run, and over the rows of a block. Zeros fill up a run's last block; no other row learns of their errors.
   """
   fmt, (inputs, outputs) = weight.format, kernel.shape
   by_row = weight.axis == -1
@@ -116,7 +117,8 @@ def _rounded(kernel, factor, weight, static_groups, block_size):
   rows = -(-run // blocks)
   fill = lambda x, axis, value=0: _filled(x, axis, runs, blocks * rows, value)
   part = jax.lax.dynamic_slice_in_dim
-  scales_of = lambda x, axis, size=None: quantize.affine(*quantize.group_range(x, axis=axis, group_size=size), fmt)
+  scales_of = lambda x, axis, size=None: quantize.affine(
+      *quantize.group_range(x, axis=axis, group_size=size, with_zero=fmt.with_zero), fmt)
 
   fixed_scales = scales_of(kernel, -2, weight.group_size) if fixed else None
   groups = jnp.arange(inputs) // ((weight.group_size if fixed else None) or inputs)
@@ -149,7 +151,7 @@ def _rounded(kernel, factor, weight, static_groups, block_size):
     return kernel - jnp.matmul(across.T, errors, precision=jax.lax.Precision.HIGHEST), results
 
   def round_run(kernel, start):
-    scales = None if by_row else fixed_scales if fixed else scales_of(part(kernel, start, blocks * rows), -2)
+    scales = None if by_row else fixed_scales if fixed else scales_of(part(kernel, start, run), -2)
     starts = start + rows * jnp.arange(blocks)
     kernel, (codes, scales_by_row) = jax.lax.scan(functools.partial(round_block, scales), kernel, starts)
     return kernel, (codes, scales_by_row, None if fixed else scales)

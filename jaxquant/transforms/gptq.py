@@ -38,8 +38,8 @@ def gptq(
   Returns:
     A Transform that records for each linear the relative output `error`, trace(D^T H D) / trace(W^T H W) with D the
     change of the kernel W and H the undamped second moment; `error_rtn`, the same of rounding to nearest on the same
-    grid; `damping_increases`; `dead`, how many inputs were always zero (their weights become zero); and `tokens`, how
-    many were observed. Of fewer tokens than inputs it warns.
+    grid; `damping_increases`; `dead`, how many inputs were always zero (their weights become zero if the grid has it);
+    and `tokens`, how many were observed. Of fewer tokens than inputs it warns.
 
   Raises:
     UserError: a linear that reads no site, a `damping` or `block_size` that is not positive; at `init`, what

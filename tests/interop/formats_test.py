@@ -286,7 +286,8 @@ class MatricesTest(parameterized.TestCase):
     ours = quantize.quantize(kernel, formats.parse('uint4'), per_tensor=True)
     np.testing.assert_array_equal(matrices.from_qtensor(ours, 'x').values(), quantize.dequantize(ours))
 
-  @parameterized.parameters(('dint4', -2, 'special codes'), ('int4', -1, 'input channels'))
+  @parameterized.parameters(
+      ('dint4', -2, 'special codes'), ('offset_uint4', -2, 'real zero points'), ('int4', -1, 'input channels'))
   def test_what_no_format_of_others_has_is_refused(self, name, axis, message):
     kernel = quantize.quantize(np.ones((8, 8), np.float32), formats.parse(name), axis=axis)
     with self.assertRaisesRegex(errors.UserError, f'layers/0/x: .*{message}'):

@@ -42,8 +42,8 @@ def _layer(name, group_size=None, quantizer=None, axis=-2):
 class DeviceKernelTest(parameterized.TestCase):
 
   @parameterized.product(
-      name=['int4', 'uint3', 'uint8', 'dint3', 'dint4', 'dint4/4', 'dint4/8', 'dint8'], group_size=[None, 32],
-      quantizer=list(_QUANTIZERS))
+      name=['int4', 'uint3', 'uint8', 'offset_uint4', 'dint3', 'dint4', 'dint4/4', 'dint4/8', 'dint8'],
+      group_size=[None, 32], quantizer=list(_QUANTIZERS))
   def test_products_of_codes_keep_their_bits(self, name, group_size, quantizer):
     layer, x = _layer(name, group_size, quantizer), _random(2, 3, 128)
     converted = device_kernels.laid_out(layer)

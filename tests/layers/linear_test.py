@@ -59,7 +59,7 @@ class ValuesTest(parameterized.TestCase):
     np.testing.assert_allclose(_linear({'kernel': kernel}, x), want, atol=1e-5)
     np.testing.assert_allclose(_linear({'kernel': kernel, 'bias': bias}, x), want + bias, atol=1e-5)
 
-  @parameterized.product(name=['int2', 'uint4', 'int8', 'dint4'], groups=[(None, -2), (2, -1)])
+  @parameterized.product(name=['int2', 'uint4', 'offset_uint4', 'int8', 'dint4'], groups=[(None, -2), (2, -1)])
   def test_integer_kernel_with_float_activation(self, name, groups):
     x, kernel, bias = _random(2, 3, _INPUTS), _kernel(name, *groups), _random(_OUTPUTS, seed=2)
     y = _linear({'kernel': kernel, 'bias': bias}, x)
@@ -67,7 +67,7 @@ class ValuesTest(parameterized.TestCase):
 
   @parameterized.parameters(
       *((name, ('uint8', 4)) for name in _QUANTIZERS), *((name, ('dint4', 4)) for name in _QUANTIZERS),
-      ('clip', ('int4', None)), ('clip', ('dint8/8', None)))
+      *((name, ('offset_uint4', 4)) for name in _QUANTIZERS), ('clip', ('int4', None)), ('clip', ('dint8/8', None)))
   def test_integer_kernel_with_quantized_activation(self, quantizer, kernel):
     quantizer, kernel = _QUANTIZERS[quantizer], _kernel(*kernel)
     x, bias = _random(2, 3, _INPUTS), _random(_OUTPUTS, seed=2)

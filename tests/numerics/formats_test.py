@@ -28,10 +28,18 @@ class FormatsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'full range anyway'):
       formats.IntFormat(bits, symmetric=False, full=True)
 
+  @parameterized.parameters(*range(2, 9))
+  def test_asymmetric_codes_without_zero_in_range(self, bits):
+    fmt = formats.parse(f'offset_uint{bits}')
+    self.assertEqual((fmt.bits, fmt.symmetric, fmt.with_zero, fmt.name), (bits, False, False, f'offset_uint{bits}'))
+    self.assertEqual((fmt.minimum, fmt.maximum), (0, 2**bits - 1))
+    with self.assertRaisesRegex(errors.UserError, 'zero in the middle of their ranges anyway'):
+      formats.IntFormat(bits, with_zero=False)
+
   def test_packed_codes_take_the_next_width_that_divides_a_byte(self):
     self.assertEqual([formats.IntFormat(bits).storage_bits for bits in range(2, 9)], [2, 4, 4, 8, 8, 8, 8])
 
-  @parameterized.parameters('int1', 'int9', 'uint16', 'float8', 'int4 ', 'Int4', '')
+  @parameterized.parameters('int1', 'int9', 'uint16', 'float8', 'int4 ', 'Int4', 'offset_int4', '')
   def test_refuses_names_that_are_no_format(self, name):
     with self.assertRaisesRegex(errors.UserError, f'unknown number format {name!r}'):
       formats.parse(name)

@@ -100,6 +100,30 @@ class QuantizeTest(parameterized.TestCase):
     q = quantize.quantize(jnp.asarray(x), formats.parse(name), group_size=6)
     np.testing.assert_array_equal(np.asarray(quantize.dequantize(q))[3], 0)
 
+  @parameterized.product(bits=list(range(2, 9)), granularity=[{'group_size': 4}, {'axis': -1}, {'per_tensor': True}])
+  def test_without_zero_in_range_the_ends_are_those_of_the_group(self, bits, granularity):
+    """No group collapses or wastes codes on what lies between it and zero; its ends are values."""
+    fmt = formats.parse(f'offset_uint{bits}')
+    x = np.random.default_rng(bits).normal(size=(8, 12)).astype(np.float32) / 10
+    x[:4, :6] += 5
+    x[4:, 6:] -= 300
+    q = quantize.quantize(jnp.asarray(x), fmt, **granularity)
+    self.assertEqual((q.zero_point.dtype, q.zero_point.shape), (jnp.float32, q.scale.shape))
+    error = np.abs(np.asarray(quantize.dequantize(q)) - x)
+    axis, size = granularity.get('axis', -2), granularity.get('group_size')
+    low, high = (np.asarray(a) for a in quantize.group_range(
+        jnp.asarray(x), axis=axis, group_size=size, per_tensor='per_tensor' in granularity, with_zero=False))
+    wide = lambda a: quantize.spread(a, axis, x.shape[axis])
+    ulps = np.float32(2**-21) * np.abs(x).max()
+    self.assertTrue((error <= wide((high - low) / fmt.maximum) / 2 * 1.001 + ulps).all())
+    at_ends = (x == wide(low)) | (x == wide(high))
+    self.assertGreaterEqual(at_ends.sum(), 2)
+    self.assertTrue((error[at_ends] <= ulps).all())
+
+  def test_without_zero_in_range_a_constant_group_is_exact(self):
+    x = jnp.asarray([[5.5, -0.3, 0.0, 1e-30, 3e37]] * 4, jnp.float32)
+    np.testing.assert_array_equal(quantize.dequantize(quantize.quantize(x, formats.parse('offset_uint4'))), x)
+
   @parameterized.parameters(('int2', -2), ('uint4', -1), ('uint8', -2))
   def test_transformations_of_jax_do_not_change_it(self, name, axis):
     fmt = formats.parse(name)

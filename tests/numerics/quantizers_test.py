@@ -127,6 +127,11 @@ class DynamicQuantizerTest(parameterized.TestCase):
     np.testing.assert_allclose(_call(_dynamic(name), x), x, rtol=1e-6)
     np.testing.assert_array_equal(_call(_dynamic(name), x)[0], 0)
 
+  @parameterized.parameters('dint4', 'offset_uint8')
+  def test_formats_of_weights_are_refused(self, name):
+    with self.assertRaisesRegex(errors.UserError, f'activations take integer formats, not {name}'):
+      _dynamic(name)
+
   def test_gradient_is_one(self):
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(_dynamic('uint4')(x))))
     np.testing.assert_array_equal(gradient(_random(3, 8)), 1)

@@ -52,7 +52,10 @@ def _moment(dead=()):
 
 
 def _affine(values, axis, fmt):
-  """(scale, zero point) of min-max ranges that hold zero."""
+  """(scale, zero point) of min-max ranges, which hold zero unless the format is without."""
+  if not fmt.with_zero:
+    low, high = (f(values, axis=axis, keepdims=True) for f in (np.min, np.max))
+    return (high - low) / fmt.maximum, -low / ((high - low) / fmt.maximum)
   low, high = (f(values, axis=axis, initial=0.0, keepdims=True) for f in (np.min, np.max))
   width = np.maximum(-low, high) if fmt.symmetric else high - low
   scale = np.where(width == 0, 1.0, width / fmt.maximum)
@@ -61,7 +64,8 @@ def _affine(values, axis, fmt):
 
 def _nearest(values, scale, zero, fmt):
   """(codes, the values that they stand for) of float64 values, by the formula of each format's paper."""
-  codes = np.clip(np.round(values / scale) + zero, fmt.minimum, fmt.maximum)
+  codes = np.round(values / scale) + zero if fmt.with_zero else np.round(values / scale + zero)
+  codes = np.clip(codes, fmt.minimum, fmt.maximum)
   decoded = (codes - zero) * scale
   if isinstance(fmt, formats.DIntFormat):
     steps, special = values / scale, fmt.special
@@ -131,6 +135,9 @@ class ErrorFeedbackTest(parameterized.TestCase):
       ('act_order_static_groups', _grid('int3', group_size=6), {'act_order': True, 'static': True}),
       ('asymmetric', _grid('uint4')),
       ('asymmetric_groups', _grid('uint3', group_size=4)),
+      ('without_zero_in_range', _grid('offset_uint4', group_size=8)),
+      ('without_zero_in_range_static_groups', _grid('offset_uint3', group_size=6), {'act_order': True, 'static': True}),
+      ('without_zero_in_range_input_channels', _grid('offset_uint4', -1, 4)),
       ('dint', _grid('dint4')),
       ('dint_groups', _grid('dint3', group_size=8)),
       ('dint_quarter_act_order', _grid('dint4/4'), {'act_order': True}),
