@@ -40,7 +40,7 @@ def check(claim: transform.Claim, params: Any, weight: quantizers.WeightQuantize
   for path in claim.names:
     site = claim.block.site_of(path)
     specification = {**(trees.get(params, site.name) or {} if site else {}), **trees.get(params, f'{path}/input', {})}
-    if grid(params, path, weight).axis != -2 and 'quantizer' in specification:
+    if grid(params, path, weight).axis != _contracted(path) and 'quantizer' in specification:
       _refuse_to_meet(path)
 
 
@@ -51,8 +51,13 @@ def check_inputs(claim: transform.Claim, params: Any) -> None:
       layer = trees.get(params, path, {})
       kernel = layer.get('kernel')
       grouped = kernel if isinstance(kernel, qtensor.QTensor) else layer.get('kernel_quantizer')
-      if grouped is not None and grouped.axis != (-1 if trees.is_table(path) else -2):
+      if grouped is not None and grouped.axis != _contracted(path):
         _refuse_to_meet(path)
+
+
+def _contracted(path):
+  """The axis of a kernel along which its product sums: that of inputs, which a head has last in the table it reads."""
+  return -1 if trees.is_table(path) else -2
 
 
 def _refuse_to_meet(path):

@@ -97,15 +97,32 @@ class RoutingTest(parameterized.TestCase):
   @parameterized.parameters(*networks.STYLES)
   def test_every_linear_and_site_of_a_model_can_be_owned(self, style):
     params, model = networks.params(style), staging.staged(networks.config(style))
-    steps = [driver.Step('linears', [('.*', _round)]), driver.Step('sites', [('.*', _ranges)])]
-    result = _run(steps, params=params, model=model)
+    axis = lambda path: -1 if path == 'embedding' else -2  # A tied head sums over the features of its rows.
+    rounding = driver.Step('linears', [
+        ('embedding', functools.partial(_round, weight=_grid(axis=-1))), ('.*', _round)])
+    result = _run([rounding, driver.Step('sites', [('.*', _ranges)])], params=params, model=model)
     self.assertTrue(all(isinstance(kernel, qtensor.QTensor) for kernel in _kernels(result.params).values()))
     sites = [site.name for site in staging.model_sites(networks.config(style))]
     self.assertCountEqual(trees.inputs(result.params), sites)
     self.assertCountEqual(result.decisions, [*trees.linears(params), *sites])
-    expected = jax.jit(lambda kernel: quantize.quantize(kernel, formats.IntFormat(3)))
-    jax.tree.map(
-        np.testing.assert_array_equal, _kernels(result.params), jax.tree.map(expected, _kernels(params)))
+    expected = jax.jit(functools.partial(quantize.quantize, fmt=formats.IntFormat(3)), static_argnames='axis')
+    want = {path: expected(kernel, axis=axis(path)) for path, kernel in _kernels(params).items()}
+    jax.tree.map(np.testing.assert_array_equal, _kernels(result.params), want)
+    logits = networks.evaluator(networks.config(style), jit=networks.quick_jit)(result.params, networks.tokens(2))
+    self.assertTrue(jnp.isfinite(logits).all())
+
+  def test_a_tied_head_takes_scales_of_rows_only_where_its_input_is_quantized(self):
+    """In either order: those of features vary along the sum over them."""
+    params, model = networks.params('opt'), staging.staged(networks.config('opt'))
+    ranges = driver.Step('sites', [('head/input', _ranges)], every=False)
+    for weight in (_grid(), _grid(axis=-1)):
+      rounding = driver.Step('linears', [('embedding', functools.partial(_round, weight=weight))], every=False)
+      for steps in ([rounding, ranges], [ranges, rounding]):
+        if weight.axis == -1:
+          _run(steps, params=params, model=model)
+          continue
+        with self.assertRaisesRegex(errors.UserError, '^embedding: .* cannot meet integer activations'):
+          _run(steps, params=params, model=model)
 
   def test_warnings_are_reported_by_the_path_from_the_root(self):
     careful = lambda claim: _round(claim)._replace(
