@@ -60,8 +60,10 @@ _BOUNDS = {
         'evaluation.batch_size', 'calibration_windows', 'group_size', 'activation_group_size', 'gptq.block_size')},
     'calibration_length': _Bounds(2),
     **{f'{name}.{key}': _COUNT for name, method in methods.METHODS.items()
-       for key in ('candidates', 'tokens', 'steps') if key in method.options()},
-    'percentile': _Bounds(50, 100),
+       for key in ('tokens', 'steps') if key in method.options()},
+    **{f'{name}.candidates': _Bounds(2) for name, method in methods.METHODS.items() if 'candidates' in method.options()},
+    'smooth_quant.exponent': _Bounds(0, 1),
+    'percentile': _Bounds(50, 100, open_low=True),
     'seed': _NOT_NEGATIVE,
 }
 # Bits of codes, or 16 for none.
