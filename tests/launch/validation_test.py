@@ -31,7 +31,7 @@ class BoundsTest(parameterized.TestCase):
       *((f'optimizer.{key}', value, 'at least 0 and below 1') for key in ('b1', 'b2') for value in (-0.1, 1.0)),
       ('optimizer.final_fraction', 1.1, 'at least 0 and at most 1'), ('qat.bits', 9, 'at least 2 and at most 8'),
       ('optimizer.final_fraction', -0.1, 'at least 0 and at most 1'), ('qat.bits', 1, 'at least 2 and at most 8'),
-      ('kure.target', 0.9, 'at least 1'), ('ptq.percentile', 50, 'above 50 and at most 100'))
+      ('kure.target', 0.9, 'at least 1'), ('ptq.percentile', 50.0, 'above 50 and at most 100'))
   def test_refused(self, key, value, bounds):
     with self.assertRaisesRegex(errors.UserError, rf'^config\.{key} is {value}; it must be {bounds}$'):
       _check(key, value)
