@@ -61,7 +61,8 @@ _BOUNDS = {
     'calibration_length': _Bounds(2),
     **{f'{name}.{key}': _COUNT for name, method in methods.METHODS.items()
        for key in ('tokens', 'steps') if key in method.options()},
-    **{f'{name}.candidates': _Bounds(2) for name, method in methods.METHODS.items() if 'candidates' in method.options()},
+    **{f'{name}.candidates': _Bounds(2) for name, method in methods.METHODS.items()
+       if 'candidates' in method.options()},
     'smooth_quant.exponent': _Bounds(0, 1),
     'percentile': _Bounds(50, 100, open_low=True),
     'seed': _NOT_NEGATIVE,

@@ -61,6 +61,7 @@ class Launch:
     """Starts a launcher on virtual CPU devices, with more variables of the environment."""
     number = next(_numbers)
     self.output, self.error = (folder() / f'{number}.{name}' for name in ('output', 'error'))
+    self.output.touch()  # may be read before the launch begins
     self._process = _ask(
         launcher=launcher, arguments=list(map(str, arguments)), environment=_devices(devices) | environment,
         output=str(self.output), error=str(self.error), seconds=_SECONDS)

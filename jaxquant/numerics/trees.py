@@ -86,9 +86,13 @@ def arrays(tree: Any) -> dict[str, Any]:
 
 
 def check_finite(tree: Any) -> None:
-  """Raises `NonFiniteError` naming every floating array of `tree` that holds a NaN or an infinity."""
+  """Raises `NonFiniteError` naming every floating array of `tree` that holds a NaN or an infinity.
+
+  Arrays that are being traced have no values yet, and pass.
+  """
   # One array at a time: dozens of collectives under way can lock up devices that are threads of a CPU of few cores.
-  floats = {k: v for k, v in arrays(tree).items() if jnp.issubdtype(v.dtype, jnp.floating)}
+  floats = {k: v for k, v in arrays(tree).items()
+            if jnp.issubdtype(v.dtype, jnp.floating) and not isinstance(v, jax.core.Tracer)}
   if bad := [path for path, v in floats.items() if not jnp.all(jnp.isfinite(v))]:
     raise errors.NonFiniteError(f'non-finite values in {", ".join(bad)}')
 
