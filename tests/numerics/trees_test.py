@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -72,6 +73,7 @@ class TreesTest(parameterized.TestCase):
       trees.check_finite(tree)
     self.assertEqual(str(caught.exception), 'non-finite values in a/bias, b/input/quantizer/high')
     trees.check_finite({'a': {'kernel': _quantized()}, 'ids': np.arange(3)})
+    jax.eval_shape(trees.check_finite, {'bias': bias})  # which has no values
 
 
 if __name__ == '__main__':
