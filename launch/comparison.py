@@ -87,7 +87,7 @@ def train_variant(job: Job, variant: str, seed: int) -> tuple[Any, dict]:
       process_index=jax.process_index(), process_count=jax.process_count())
   saved = checkpoints.Checkpoints(
       workdir.checkpoints(variant, seed), keep_newest=options.keep_newest, keep_best=options.keep_best,
-      best_metric='cross_entropy', report=say.error)
+      best_metric=workdirs.BEST_METRIC, report=say.error)
   state, timed = _initial_state(job, variant, seed, fitter, saved, batches)
   workdir.drop_records_after(int(state.step), variant, seed)
   schedule = optimizer.learning_rate(experiment.optimizer, options.steps)
@@ -106,7 +106,7 @@ def train_variant(job: Job, variant: str, seed: int) -> tuple[Any, dict]:
     entry = _validation(job, trained.used(state.params))
     workdir.log({'kind': 'validation', **identity, 'step': step, **entry})
     # The loss of kernels that are not rounded yet is no match for that of those that are.
-    return {'cross_entropy': entry['cross_entropy']} if trained.weight_start == 1 else {}
+    return {workdirs.BEST_METRIC: entry[workdirs.BEST_METRIC]} if trained.weight_start == 1 else {}
 
   def save(step, state, metrics, position):
     saved.save(step, state._asdict(), metrics=metrics, data=position, metadata={

@@ -141,8 +141,7 @@ class Trained:
   def _step(self, asked: str) -> int | None:
     if asked == 'newest':
       return None
-    # launch.comparison chooses by this metric which checkpoints it keeps.
-    saved = checkpoints.Checkpoints(self.checkpoints, best_metric='cross_entropy', read_only=True)
+    saved = checkpoints.Checkpoints(self.checkpoints, best_metric=workdir.BEST_METRIC, read_only=True)
     if asked == 'best':
       if (best := saved.best_step()) is None:
         raise errors.UserError(f'--step=best: no checkpoint in {self.checkpoints} has a validation loss')

@@ -30,6 +30,7 @@ ORIGIN, DECISIONS = 'origin', 'decisions.json'
 MODEL = ('checkpoints', ORIGIN, 'tokenizer.json')
 VARIANTS = ('baseline', 'qat', 'kurtosis', 'both')
 QUANTIZED = ('qat', 'both')  # those of them that are trained with quantizers
+BEST_METRIC = 'cross_entropy'  # of validation, by which the best checkpoints are kept
 
 # What a run has to show for itself; before the first of them exists, a mended configuration may take its place.
 _WORK = ('metrics.jsonl', 'checkpoints', 'results.json', 'blocks')

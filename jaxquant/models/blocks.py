@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from jaxquant.calibration import sites
 from jaxquant.layers import attention
+from jaxquant.layers import device_kernels
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.layers import norms
@@ -126,7 +127,8 @@ class Layers(nn.Module):
 def _places(config) -> list[str]:
   """The modules of a block that have tap points."""
   linears = [path for site in block_sites(config) for path in site.consumers]
-  return ['attention', 'mlp', *linears, 'attention/qkv', 'mlp/gate_up']
+  halves = ['attention', 'mlp']
+  return [*halves, *linears, *(f'{half}/{joined}' for half in halves for joined in device_kernels.JOINED)]
 
 
 class Embedding(nn.Module):

@@ -54,26 +54,22 @@ class ColumnsTest(parameterized.TestCase):
       with tuning.forced(lambda _, i=i: candidates[i * (len(candidates) - 1) // (_SPREAD - 1)]):
         self.assertIn('mosaic_gpu', lower())
 
-  @parameterized.parameters(False, True)
-  def test_columns_of_dint_are_compared_with_the_values_of_their_codes(self, groups):
-    column = kernel_columns.COLUMNS['dint4 a8 g128' if groups else 'dint4 a8']
+  @parameterized.parameters(
+      ('dint4 a8', 'w_zero_point', 6, 'DINT4'), ('dint4 a8 g128', 'w_zero_point', 6, 'DINT4'),
+      ('w4a8 two-level', 'w_multiplier', 4, 'INT4'))
+  def test_codes_are_compared_by_the_values_that_they_stand_for(self, name, integers, bits, layout):
+    column, layout = kernel_columns.COLUMNS[name], kernel_columns.kernels.Layout[layout]
     multiply = lambda x, w: kernel_columns.kernels.quantized_matmul(
-        x[0], w[0], x[1], w[1], w_bits=6, layout=kernel_columns.kernels.Layout.DINT4, w_zero_point=w[2])
+        x[0], w[0], x[1], w[1], w_bits=bits, layout=layout, **{integers: w[2]})
     with mock.patch.object(kernel_timing, 'copies', lambda size: 2):
       first, second = dataclasses.replace(column, multiply=multiply).calls(_PROBLEM)
     self.assertLess(column.difference(_PROBLEM, first), 0.01)
     self.assertGreater(column.difference(_PROBLEM, second), 0.5)
-    of_groups = 4 if groups else 1
-    self.assertEqual(column.bytes(_PROBLEM), 256 * 512 / 2 + 8 * of_groups * 256 + 16 * 512 + 2 * 16 * 256)
 
-  def test_the_column_of_two_levels_is_compared_with_the_products_of_codes_and_multipliers(self):
-    column = kernel_columns.COLUMNS['w4a8 two-level']
-    multiply = lambda x, w: kernel_columns.kernels.quantized_matmul(
-        x[0], w[0], x[1], w[1], w_bits=4, layout=kernel_columns.kernels.Layout.INT4, w_multiplier=w[2])
-    with mock.patch.object(kernel_timing, 'copies', lambda size: 2):
-      first, second = dataclasses.replace(column, multiply=multiply).calls(_PROBLEM)
-    self.assertLess(column.difference(_PROBLEM, first), 0.01)
-    self.assertGreater(column.difference(_PROBLEM, second), 0.5)
+  @parameterized.parameters(('dint4 a8', 1), ('dint4 a8 g128', 4))
+  def test_bytes_of_dint_hold_scales_and_zero_points(self, name, groups):
+    self.assertEqual(kernel_columns.COLUMNS[name].bytes(_PROBLEM),
+                     256 * 512 / 2 + 8 * groups * 256 + 16 * 512 + 2 * 16 * 256)
 
   def test_sums_without_scales_of_groups_are_tried_in_tiles_of_many_tokens(self):
     layout = kernel_columns.kernels.Layout.INT4
