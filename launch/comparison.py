@@ -98,15 +98,14 @@ def train_variant(job: Job, variant: str, seed: int) -> tuple[Any, dict]:
     workdir.log({'kind': 'train', **identity, **logged})
 
   def visit(step, state):
-    for kind, entry in _outliers(job, objective.at(step).used(state.params)):
+    for kind, entry in _outliers(job, objective.used(state.params, step)):
       workdir.log({'kind': kind, **identity, 'step': step, **entry})
 
   def validate(step, state):
-    trained = objective.at(step)
-    entry = _validation(job, trained.used(state.params))
+    entry = _validation(job, objective.used(state.params, step))
     workdir.log({'kind': 'validation', **identity, 'step': step, **entry})
     # The loss of kernels that are not rounded yet is no match for that of those that are.
-    return {workdirs.BEST_METRIC: entry[workdirs.BEST_METRIC]} if trained.weight_start == 1 else {}
+    return {workdirs.BEST_METRIC: entry[workdirs.BEST_METRIC]} if objective.rounds(step) else {}
 
   def save(step, state, metrics, position):
     saved.save(step, state._asdict(), metrics=metrics, data=position, metadata={

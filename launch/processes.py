@@ -35,6 +35,8 @@ def start() -> int:
     raise errors.UserError('--local_device_ids goes with --coordinator_address, --num_processes and --process_id')
   import jax  # pylint: disable=g-import-not-at-top  # here, so that --help and mistakes in flags are answered at once
   _keep_compiled_programs(jax.config)
+  # On a GPU one kernel draws all random numbers, the same ones, instead of one that is compiled for each array.
+  jax.config.update('jax_threefry_gpu_kernel_lowering', True)
   try:
     if several:
       devices = [int(i) for i in _LOCAL_DEVICES.value] if _LOCAL_DEVICES.value else None

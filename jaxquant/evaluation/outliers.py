@@ -19,24 +19,34 @@ OUTLIER_FACTOR = 6.0
 _BINS = 120
 
 
-def site_statistics(x) -> dict[str, Any]:
-  """Statistics of an activation x [..., channels], float32 scalars.
+def read(x) -> dict[str, Any]:
+  """What `site_statistics` asks of an activation x [..., channels].
+
+  Returns:
+    channels: float32 [channels], the mean |x| of each.
+    absolute_maximum: float32 scalar, the largest |x|.
+    kurtosis: float32 scalar, per token over channels, mean over tokens.
+  """
+  magnitude = jnp.abs(x.astype(jnp.float32))
+  return {'channels': jnp.mean(magnitude, axis=tuple(range(x.ndim - 1))), 'absolute_maximum': jnp.max(magnitude),
+          'kurtosis': jnp.mean(regularizers.kurtosis(x))}
+
+
+def site_statistics(readings: dict[str, Any]) -> dict[str, float]:
+  """Statistics of an activation of which `read` has told.
+
+  The median of channels is taken here, since a sort is what an accelerator's compiler is slowest at.
 
   Returns:
     peak_ratio: largest mean |x| of a channel over that of the median channel.
     outlier_channels: channels whose mean |x| exceeds six times the mean over channels (the factor is ours).
-    absolute_maximum: largest |x|.
-    kurtosis: per token over channels, mean over tokens.
+    absolute_maximum, kurtosis: as read.
   """
-  magnitude = jnp.abs(x.astype(jnp.float32))
-  channels = jnp.mean(magnitude, axis=tuple(range(x.ndim - 1)))
-  tiny = jnp.finfo(jnp.float32).tiny
+  channels = np.asarray(readings['channels'])
   return {
-      'peak_ratio': jnp.max(channels) / jnp.maximum(jnp.median(channels), tiny),
-      'outlier_channels': jnp.sum(channels > OUTLIER_FACTOR * jnp.mean(channels)).astype(jnp.float32),
-      'absolute_maximum': jnp.max(magnitude),
-      'kurtosis': jnp.mean(regularizers.kurtosis(x)),
-  }
+      'peak_ratio': float(channels.max() / np.maximum(np.median(channels), np.finfo(np.float32).tiny)),
+      'outlier_channels': float(np.sum(channels > OUTLIER_FACTOR * channels.mean())),
+      'absolute_maximum': float(readings['absolute_maximum']), 'kurtosis': float(readings['kurtosis'])}
 
 
 def analyze(params: Any, config: model_config.TransformerConfig, tokens) -> tuple[list[dict], list[dict]]:
@@ -55,8 +65,8 @@ def analyze(params: Any, config: model_config.TransformerConfig, tokens) -> tupl
   recorded = jax.device_get(_sites(params, tokens, config=config))
   residual = {site.name: site.reads_residual for site in staging.model_sites(config)}
   sites = [
-      {'site': name, 'reads_residual': residual[name], **{key: float(value) for key, value in statistics.items()}}
-      for name, statistics in recorded.items()]
+      {'site': name, 'reads_residual': residual[name], **site_statistics(readings)}
+      for name, readings in recorded.items()]
   kernels = {path: {'kernel': trees.get(params, path)['kernel']}
              for path in trees.matching(r'layers/.*', trees.linears(params))}
   weights = [{'path': path, **{key: float(value) for key, value in statistics.items()}}
@@ -66,9 +76,9 @@ def analyze(params: Any, config: model_config.TransformerConfig, tokens) -> tupl
 
 @functools.partial(jax.jit, static_argnames='config')
 def _sites(params, tokens, *, config):
-  model = staging.make(config, taps=(tap.Tap(r'.*/input', site_statistics),))
+  model = staging.make(config, taps=(tap.Tap(r'.*/input', read),))
   _, recorded = model.apply({'params': params}, tokens, mutable=[tap.COLLECTION])
-  return tap.by_point(recorded[tap.COLLECTION])
+  return jax.tree.map(sharding.constrain_replicated, tap.by_point(recorded[tap.COLLECTION]))
 
 
 @jax.jit

@@ -86,6 +86,15 @@ def prepare(
   return params
 
 
+def rounded_if(condition, params: dict) -> dict:
+  """The tree with kernels as their quantizers round them where `condition`, a traced bool, holds, else as they are."""
+  for path in trees.linears(params):
+    if quantizer := trees.get(params, path).get('kernel_quantizer'):
+      kernel = trees.get(params, path)['kernel']
+      params = trees.put(params, f'{path}/kernel', jnp.where(condition, quantizer(kernel), kernel))
+  return trees.without(params, 'kernel_quantizer')
+
+
 def project(params: dict) -> dict:
   """The tree with every learned range valid again (ends in order, steps positive), after an optimizer step."""
   learned = lambda value: isinstance(value, quantizers.INPUT_QUANTIZERS)

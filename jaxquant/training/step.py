@@ -31,8 +31,7 @@ class Objective(NamedTuple):
   Attributes:
     model: the model.
     output_kurtosis, weight_kurtosis: the regularizers, or None.
-    weight_start: training step from which kernel quantizers round; a loss that starts later than 1 does not round. Of a
-      tree without them it should be 1, as otherwise the same program is compiled for either side of that step.
+    weight_start: training step from which kernel quantizers round, in the same program as before it.
   """
 
   model: model_config.TransformerConfig
@@ -43,12 +42,15 @@ class Objective(NamedTuple):
   def at(self, step: int) -> 'Objective':
     """The loss of the step-th training step, counted from 1."""
     due = self.output_kurtosis and step % self.output_kurtosis.every == 0
-    return self._replace(output_kurtosis=self.output_kurtosis if due else None,
-                         weight_start=1 if step >= self.weight_start else self.weight_start)
+    return self._replace(output_kurtosis=self.output_kurtosis if due else None)
 
-  def used(self, params):
-    """The part of a tree that this loss applies: kernel quantizers do not count before they round."""
-    return trees.without(params, 'kernel_quantizer') if self.weight_start > 1 else params
+  def rounds(self, step: int) -> bool:
+    """Whether kernel quantizers round in the step-th training step."""
+    return step >= self.weight_start
+
+  def used(self, params, step: int):
+    """The part of a tree that the loss of the step-th training step applies."""
+    return params if self.rounds(step) else trees.without(params, 'kernel_quantizer')
 
   def __call__(self, params, tokens, batch_tokens: int, step=0):
     """Loss and its parts.
@@ -64,9 +66,9 @@ class Objective(NamedTuple):
     """
     taps = (self.output_kurtosis.tap(),) if self.output_kurtosis else ()
     model = staging.make(self.model, taps=taps)
-    params = self.used(params)
+    applied = params if self.weight_start == 1 else qat.rounded_if(step + 1 >= self.weight_start, params)
     inputs, targets, weights = tasks.predictions(self.model, tokens, step)
-    logits, recorded = model.apply({'params': params}, inputs, mutable=[tap.COLLECTION] if taps else [])
+    logits, recorded = model.apply({'params': applied}, inputs, mutable=[tap.COLLECTION] if taps else [])
     loss = jnp.mean(losses.cross_entropy(logits, targets) * weights)
     metrics = {'cross_entropy': loss}
     if self.output_kurtosis:

@@ -115,8 +115,8 @@ class OnGpuTest(parameterized.TestCase):
     layer, x = _large(activation, weight, group_size), _random(2, tokens, 512).astype(jnp.bfloat16)
     got = np.float64(_linear(device_kernels.laid_out(layer), x, implementation='auto'))
     want = np.float64(_linear(layer, x, implementation='xla'))
-    # A code on an edge may be its neighbor.
-    self.assertLess(np.linalg.norm(got - want) / np.linalg.norm(want), 0.01)
+    # A code on an edge may be its neighbor, which is 16 times as far with 4 bits; one in a thousand is.
+    self.assertLess(np.linalg.norm(got - want) / np.linalg.norm(want), 0.06 if activation == 'int4' else 0.01)
 
 
 def _large(activation, weight, group_size):

@@ -81,12 +81,20 @@ class ObjectiveTest(parameterized.TestCase):
   def test_kernels_are_rounded_from_the_step_on_that_the_objective_names(self):
     objective = training_step.Objective(_MODEL, weight_start=5)
     plain = qat.prepare(networks.params('llama'), qat.QATConfig(), _SITES)
-    loss = lambda params, step: networks.quick_jit(lambda tree: objective.at(step)(tree, _batch(), 64))(params)[0]
-    self.assertEqual(loss(_quantized(), 4), loss(plain, 4))
-    self.assertNotEqual(loss(_quantized(), 5), loss(plain, 5))
-    self.assertEqual(loss(_quantized(), 5), loss(_quantized(), 6))
-    jax.tree.map(np.testing.assert_array_equal, objective.at(4).used(_quantized()), plain)
-    self.assertIn('kernel_quantizer', objective.at(5).used(_quantized())['layers']['0']['mlp']['up'])
+    gradient = networks.quick_jit(jax.value_and_grad(
+        lambda params, step: objective(params, _batch(), 64, step - 1)[0]))
+    always = networks.quick_jit(jax.value_and_grad(
+        lambda params: training_step.Objective(_MODEL)(params, _batch(), 64)[0]))
+    for step, want in ((4, always(plain)), (5, always(_quantized())), (6, always(_quantized()))):
+      loss, gradients = gradient(_quantized(), step)
+      self.assertEqual(loss, want[0])
+      for path in trees.linears(plain):
+        np.testing.assert_allclose(
+            trees.get(gradients, path)['kernel'], trees.get(want[1], path)['kernel'], rtol=1e-5, atol=1e-7)
+    self.assertNotEqual(always(plain)[0], always(_quantized())[0])
+    self.assertEqual([objective.rounds(step) for step in (4, 5)], [False, True])
+    jax.tree.map(np.testing.assert_array_equal, objective.used(_quantized(), 4), plain)
+    self.assertIn('kernel_quantizer', objective.used(_quantized(), 5)['layers']['0']['mlp']['up'])
 
   def test_kurtosis_of_weights_is_that_of_the_float_kernels(self):
     penalty = regularizers.WeightKurtosis(0.5, pattern='.*/mlp/.*')
