@@ -1,5 +1,6 @@
 """jaxquant: low-bit language models in JAX. Quantization is data in the parameter tree.
 
+  compilation   compiler options for programs that are run a few times
   numerics      formats, QTensor, quantize, quantizers
   layers        the one evaluator of linear layers, attention, norms
   models        decoders in Flax Linen

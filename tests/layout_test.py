@@ -19,7 +19,7 @@ _MAY_IMPORT = {
     'jaxquant/layers': _LAYERS,
     'jaxquant/models': _LAYERS + ('jaxquant.models', 'jaxquant.calibration.sites'),
     'jaxquant/interop': _NUMERICS + ('jaxquant.models', 'jaxquant.interop', 'jaxquant.calibration.sites'),
-    'jaxquant/calibration': _NUMERICS + ('jaxquant.calibration',),
+    'jaxquant/calibration': _NUMERICS + ('jaxquant.calibration', 'jaxquant.compilation'),
     'jaxquant/transforms': _NUMERICS + ('jaxquant.calibration', 'jaxquant.transforms'),
 }
 _MOST_LINES, _MOST_COLUMNS = 350, 120

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxquant import compilation
 from jaxquant import errors
 from jaxquant.calibration import aliasing
 from jaxquant.calibration import learning
@@ -225,16 +226,7 @@ def compiled(transform: transforms.Transform, block: sites.Block):
   `observe` takes a state and the arguments of `observed`. Arrays that `search` leaves alone are not copied.
   """
   observe = lambda state, *arguments: transform.observe(state, observed(block)(*arguments))
-  return jax.jit(observe), aliasing.Jit(transform.search, search_options())
-
-
-def search_options() -> dict[str, Any] | None:
-  """What searches are compiled with, in place of XLA's defaults.
-
-  On a GPU, XLA compiles dozens of Triton kernels for each float32 product to find the fastest, which took ten times as
-  long as what it saved was worth: 11 s instead of 1 s for GPTQ of one layer, whose run time stayed the same.
-  """
-  return {'xla_gpu_enable_triton_gemm': False} if jax.default_backend() == 'gpu' else None
+  return jax.jit(observe), aliasing.Jit(transform.search, compilation.options())
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant import compilation
 from jaxquant import errors
 from jaxquant.data import tokenizers
 from jaxquant.evaluation import batching
@@ -111,7 +112,7 @@ def score(
   return [made[i] for i in range(len(pairs))]
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'implementation'))
+@functools.partial(compilation.jit, static_argnames=('config', 'implementation'))
 def _likelihoods(params, tokens, scored, *, config, implementation):
   """(log likelihood, float32 [rows], whether all are the likeliest, bool [rows]) of the scored tokens of each row."""
   inputs, targets = tokens[:, :-1], tokens[:, 1:]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant import compilation
 from jaxquant.layers import linear
 from jaxquant.layers import sharding
 from jaxquant.layers import tap
@@ -74,14 +75,14 @@ def analyze(params: Any, config: model_config.TransformerConfig, tokens) -> tupl
   return sites, weights
 
 
-@functools.partial(jax.jit, static_argnames='config')
+@functools.partial(compilation.jit, static_argnames='config')
 def _sites(params, tokens, *, config):
   model = staging.make(config, taps=(tap.Tap(r'.*/input', read),))
   _, recorded = model.apply({'params': params}, tokens, mutable=[tap.COLLECTION])
   return jax.tree.map(sharding.constrain_replicated, tap.by_point(recorded[tap.COLLECTION]))
 
 
-@jax.jit
+@compilation.jit
 def _weights(kernels):
   return {path: _weight_statistics(linear.dense_kernel(kernel).reshape(-1)) for path, kernel in kernels.items()}
 
@@ -121,13 +122,13 @@ def histograms(params: Any, quantized: Any, config: model_config.TransformerConf
   return records
 
 
-@functools.partial(jax.jit, static_argnames='config')
+@functools.partial(compilation.jit, static_argnames='config')
 def _activations(params, tokens, *, config):
   model = staging.make(config, taps=(tap.Tap(r'layers/.*input', lambda x: x.astype(jnp.float32)),))
   _, recorded = model.apply({'params': params}, tokens, mutable=[tap.COLLECTION])
   return jax.tree.map(sharding.constrain_replicated, tap.by_point(recorded[tap.COLLECTION]))
 
 
-@jax.jit
+@compilation.jit
 def _kernel(layer):
   return sharding.constrain_replicated(linear.dense_kernel(layer))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant import compilation
 from jaxquant import errors
 from jaxquant.layers import sharding
 from jaxquant.models import config as model_config
@@ -109,7 +110,7 @@ def score(
   return Score(total, predicted, len(tokens), text_bytes)
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'implementation'))
+@functools.partial(compilation.jit, static_argnames=('config', 'implementation'))
 def _nats(params, tokens, mask, *, config, implementation):
   """Negative log likelihood, float32 [rows], and predictions, int32 [rows], of every window, on every device."""
   inputs, targets, counted = tasks.scored(config, tokens, mask)

@@ -9,10 +9,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant import compilation
 from jaxquant import errors
 from jaxquant.data import tokenizers
 from jaxquant.models import config as model_config
@@ -21,7 +21,7 @@ from jaxquant.models import staging
 POOLINGS = ('mean', 'first')
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'pooling', 'implementation'))
+@functools.partial(compilation.jit, static_argnames=('config', 'pooling', 'implementation'))
 def pooled(params: Any, ids, *, config: model_config.TransformerConfig, pooling: str = 'mean',
            implementation: str = 'simulated'):
   """Embeddings of tokenized texts of one length.

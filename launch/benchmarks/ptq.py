@@ -15,6 +15,7 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
+from jaxquant import compilation
 from jaxquant.calibration import channels
 from jaxquant.calibration import driver
 from jaxquant.layers import sharding
@@ -78,7 +79,7 @@ def _layer(inputs: int, weight) -> dict[str, Any]:
       moment = observe(moment, x)
     return jax.block_until_ready(moment.mean())
 
-  @functools.partial(jax.jit, compiler_options=driver.search_options())
+  @functools.partial(jax.jit, compiler_options=compilation.options())
   def solve(kernel, moment):
     factor = error_feedback.factorize(moment)
     rounded, = error_feedback.solve([kernel], factor, weight)
