@@ -48,14 +48,25 @@ class Column:
   values: Callable[..., Any] | None = None
   beside: int = 4
 
-  def calls(self, problem: Problem) -> list[Callable[[], Any]]:
-    """Functions without arguments that multiply, each with a copy of the weights of its own."""
+  def lowered(self, problem: Problem):
+    """The program that multiplies, to be compiled; nothing is computed."""
+    x = jax.eval_shape(lambda: self.activation(*_activation.__wrapped__(problem)))
+    w = jax.eval_shape(lambda: self.weights(*_weights.__wrapped__(problem, self.groups, 0)))
+    return jax.jit(self.multiply).lower(x, w)
+
+  def calls(self, problem: Problem, program: Callable[..., Any] | None = None) -> list[Callable[[], Any]]:
+    """Functions without arguments that multiply, each with a copy of the weights of its own.
+
+    Args:
+      problem: what is multiplied.
+      program: what `lowered` compiles to; None: it is compiled by the first call.
+    """
     x = jax.jit(self.activation)(*_activation(problem))
     weights = jax.jit(self.weights)
     size = problem.inputs * problem.outputs * self.bits[0] // 8
     count = kernel_timing.copies(size) if problem.tokens <= 256 else 1
     operands = [jax.block_until_ready(weights(*_weights(problem, self.groups, seed))) for seed in range(count)]
-    multiply = jax.jit(self.multiply)
+    multiply = program or jax.jit(self.multiply)
     return [functools.partial(multiply, x, w) for w in operands]
 
   def bytes(self, problem: Problem) -> float:

@@ -1,11 +1,8 @@
 """Tries configurations of kernels and files the fastest ones."""
 
-from collections.abc import Callable
-from concurrent import futures
 import functools
 import itertools
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -16,6 +13,7 @@ from kernels import tuning
 from kernels.mosaic import configs
 from launch import workdir
 from launch.benchmarks import kernel_columns
+from launch.benchmarks import kernel_programs
 from launch.benchmarks import kernel_timing
 
 
@@ -33,8 +31,9 @@ def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str,
     with tuning.forced(note):
       default = tuning.rule((jax.eval_shape(calls[0]), asked[0])[1])
     times = []
-    for config, multiply in _compiled(column, calls[0].args, [default, *(
-        config for config in candidates(asked[0]) if config != default)]):
+    tried = [default, *(config for config in candidates(asked[0]) if config != default)]
+    for config, multiply in kernel_programs.compiled(
+        (config, functools.partial(_lowered, column, calls[0].args, config)) for config in tried):
       try:
         program = multiply()
         seconds = kernel_timing.seconds([lambda call=call: program(*call.args) for call in calls], repetitions)
@@ -58,26 +57,12 @@ def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str,
   return results
 
 
-def _compiled(column, operands, tried) -> list[tuple[Any, Callable[[], Any]]]:
-  """(configuration, function that returns its program or raises) pairs; compilation runs on all cores."""
-  def lowered(config):
-    # A new function for each, since jit knows nothing of the configuration that a trace was made with.
-    multiply = jax.jit(lambda *operands: column.multiply(*operands))  # pylint: disable=unnecessary-lambda
-    with tuning.forced(lambda _: config):
-      return multiply.lower(*operands)
-
-  programs = []
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    for config in tried:
-      try:
-        programs.append((config, pool.submit(lowered(config).compile).result))
-      except (NotImplementedError, ValueError) as error:
-        programs.append((config, functools.partial(_raise, error)))
-  return programs
-
-
-def _raise(error: Exception) -> None:
-  raise error
+def _lowered(column, operands, config):
+  """The program in a configuration, to be compiled."""
+  # A new function for each, since jit knows nothing of the configuration that a trace was made with.
+  multiply = jax.jit(lambda *operands: column.multiply(*operands))  # pylint: disable=unnecessary-lambda
+  with tuning.forced(lambda _: config):
+    return multiply.lower(*operands)
 
 
 def candidates(problem: tuning.Problem) -> list[Any]:

@@ -22,6 +22,7 @@ from jaxquant import errors
 import kernels
 from launch import workdir
 from launch.benchmarks import kernel_columns
+from launch.benchmarks import kernel_programs
 from launch.benchmarks import kernel_roofline
 from launch.benchmarks import kernel_sweep
 from launch.benchmarks import kernel_timing
@@ -72,22 +73,24 @@ def _measured() -> dict:
   environment = workdir.environment()
   if jax.default_backend() != 'gpu':
     raise errors.UserError(f'kernels are measured on a GPU; this is {environment["device"]}')
+  problems = [kernel_columns.Problem(count, *size) for size in sizes for count in tokens]
   if _SWEEP.value:
-    problems = [kernel_columns.Problem(count, *size) for size in sizes for count in tokens]
     return {'environment': environment,
             'sweep': kernel_sweep.sweep(problems, names, _REPETITIONS.value, _TUNING_FILE.value)}
   bandwidth = kernel_timing.copy_bandwidth()
+  ours = [name for name in names if name in kernel_columns.COLUMNS]
+  programs = dict(kernel_programs.compiled(
+      ((problem, name), functools.partial(kernel_columns.COLUMNS[name].lowered, problem))
+      for problem, name in itertools.product(problems, ours)))
   print(f'{environment["device"]}: copies at {bandwidth / 1e12:.3f} TB/s, read and written\nmicroseconds')
   rows = []
   print(' '.join(['outputs', ' inputs', 'tokens', *(f'{name:>12}' for name in names), '       bytes', '         ops']))
-  for size in sizes:
-    for count in tokens:
-      problem = kernel_columns.Problem(count, *size)
-      row = _row(problem, names, bandwidth)
-      rows.append(row)
-      cells = [f'{size[0]:7}', f'{size[1]:7}', f'{count:6}']
-      cells += [_cell(row['columns'][name].get('seconds')) for name in names]
-      print(' '.join(cells + [_cell(row['floor_seconds']), _cell(row['operations_seconds'])]), flush=True)
+  for problem in problems:
+    row = _row(problem, names, programs, bandwidth)
+    rows.append(row)
+    cells = [f'{problem.outputs:7}', f'{problem.inputs:7}', f'{problem.tokens:6}']
+    cells += [_cell(row['columns'][name].get('seconds')) for name in names]
+    print(' '.join(cells + [_cell(row['floor_seconds']), _cell(row['operations_seconds'])]), flush=True)
   activations = _activations(bandwidth)
   for row in rows:
     for name, column in row['columns'].items():
@@ -97,7 +100,7 @@ def _measured() -> dict:
           'activations': activations}
 
 
-def _row(problem, names, bandwidth) -> dict:
+def _row(problem, names, programs, bandwidth) -> dict:
   columns = {}
   for name in names:
     try:
@@ -105,7 +108,7 @@ def _row(problem, names, bandwidth) -> dict:
         columns[name] = {'seconds': kernel_torch.COLUMNS[name].seconds(problem, _REPETITIONS.value)}
         continue
       column = kernel_columns.COLUMNS[name]
-      calls = column.calls(problem)
+      calls = column.calls(problem, programs[problem, name]())
       seconds = kernel_timing.seconds(calls, _REPETITIONS.value)
       columns[name] = {'seconds': seconds, 'floor_seconds': column.bytes(problem) / bandwidth}
       if _DIFFERENCES.value:
