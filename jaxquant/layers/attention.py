@@ -57,7 +57,7 @@ class Attention(nn.Module):
     """Attention of tokens over each other, or over those in the cache and each other.
 
     Args:
-      x: [batch, tokens, features], an array or `inputs.Pending`.
+      x: [batch, tokens, features], an array, `inputs.Pending` or `norms.Normed`.
       positions: int32 [batch, tokens] where there is a cache (layers.cache), to which the tokens are added; None: 0, 1,
         ...
       first: whether that cache holds no token yet, so that the tokens, from position 0 on, attend to each other alone.

@@ -1,18 +1,19 @@
 """Input quantizers of a tree that is laid out for a GPU: one kernel per activation, with the sums that products need.
 
 Offsets of weights meet the sums of the activation's codes over the weights' groups, which a quantizer has at hand when
-it rounds. A shift and a scale of channels that stand before it are taken into the kernel too. Ranges that are static,
+it rounds. A norm, and a shift and a scale of channels, that stand before it are taken into the kernel too. Ranges that are static,
 or those of groups of features, stay with XLA, which fuses the former into whatever makes the activation.
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
 import kernels
+from jaxquant.layers import norms
 from jaxquant.numerics import quantizers
 
 # Products sum the codes of so many inputs at a time, or of a part of them that divides a group.
@@ -38,15 +39,20 @@ class DeviceQuantizer:
   symmetric: bool
   run: int
 
+  takes_norms: ClassVar[bool] = True
+
   def codes(self, x) -> quantizers.Codes:
-    """Integer codes of `x` [..., features], and their sums."""
+    """Integer codes of `x` [..., features], which may be a `norms.Normed`, and their sums."""
+    before = kernels.Before(shift=self.shift, scale=self.scale)
+    if isinstance(x, norms.Normed):
+      before = before._replace(norm=x.kind, gain=x.scale, bias=x.bias, epsilon=x.epsilon)
+      x = x.x
     got = kernels.quantize_activations(
-        x, bits=self.bits, symmetric=self.symmetric, before=kernels.Before(shift=self.shift, scale=self.scale),
-        group_size=self.run, implementation=None)
+        x, bits=self.bits, symmetric=self.symmetric, before=before, group_size=self.run, implementation=None)
     return quantizers.Codes(got.codes, got.scale, got.offset, self.bits, got.row_sums)
 
   def __call__(self, x):
-    return quantizers.values(self.codes(x)).astype(x.dtype)
+    return quantizers.values(self.codes(x)).astype((x.x if isinstance(x, norms.Normed) else x).dtype)
 
 
 def converted(specification: dict[str, Any], groups: list[tuple[int, int]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxquant.layers import norms
 from jaxquant.numerics import quantizers
 
 ENTRIES = ('gather', 'shift', 'scale', 'clip', 'quantizer')
@@ -50,8 +51,8 @@ def prepare(specification: dict | None, x) -> Activation:
 
   Args:
     specification: the dict above, or None.
-    x: [..., features]; a `Pending` that computes it; or an `Activation` that another specification (that of a shared
-      site) made already.
+    x: [..., features]; a `Pending` or a `norms.Normed` that computes it; or an `Activation` that another specification
+      (that of a shared site) made already.
 
   Returns:
     An `Activation` whose values have the dtype of the activation.
@@ -66,12 +67,21 @@ def prepare(specification: dict | None, x) -> Activation:
       raise ValueError(f'an activation quantized at its site meets a second input specification {list(specification)}')
     x = x.values
   if not specification:
-    return Activation(x.compute() if isinstance(x, Pending) else x, None)
+    return Activation(x.compute() if isinstance(x, (Pending, norms.Normed)) else x, None)
   if unknown := set(specification) - set(ENTRIES):
     raise ValueError(f'unknown entries {sorted(unknown)} in an input specification; there are {", ".join(ENTRIES)}')
   if isinstance(x, Pending):
     return jax.checkpoint(lambda *arrays: _apply(specification, x.function(*arrays)))(*x.arrays)
+  if isinstance(x, norms.Normed):
+    if takes_norms(specification):
+      return _quantized(specification['quantizer'], x)
+    x = x.compute()
   return _apply(specification, x)
+
+
+def takes_norms(specification: dict | None) -> bool:
+  """Whether what quantizes the activation computes a norm in front of it too, given a `norms.Normed`."""
+  return set(specification or ()) == {'quantizer'} and getattr(specification['quantizer'], 'takes_norms', False)
 
 
 def _apply(specification: dict, x) -> Activation:
@@ -84,7 +94,8 @@ def _apply(specification: dict, x) -> Activation:
     x = (x / specification['scale']).astype(dtype)
   if 'clip' in specification:
     x = jnp.clip(x.astype(jnp.float32), *specification['clip']).astype(dtype)
-  if 'quantizer' not in specification:
-    return Activation(x, None)
-  quantizer = specification['quantizer']
+  return _quantized(specification['quantizer'], x) if 'quantizer' in specification else Activation(x, None)
+
+
+def _quantized(quantizer, x) -> Activation:
   return Activation(quantizer(x), quantizer.codes(x))

@@ -1,8 +1,37 @@
 """Normalization layers: statistics and gains in float32, the result in the dtype of the input."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+
+class Normed(NamedTuple):
+  """A normalization not computed yet, for a reader that can do it on the way to its codes.
+
+  Attributes:
+    x: floating [..., features].
+    kind: `rms` or `layer`.
+    epsilon: added to the mean square, or to the variance.
+    scale: float32 [features].
+    bias: float32 [features], or None.
+  """
+
+  x: Any
+  kind: str
+  epsilon: float
+  scale: Any
+  bias: Any = None
+
+  def compute(self):
+    """The activation [..., features] in the dtype of `x`."""
+    wide = self.x.astype(jnp.float32)
+    if self.kind == 'layer':
+      wide -= jnp.mean(wide, axis=-1, keepdims=True)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+    wide *= self.scale
+    return (wide if self.bias is None else wide + self.bias).astype(self.x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -10,12 +39,14 @@ class RMSNorm(nn.Module):
 
   epsilon: float = 1e-5
 
-  @nn.compact
   def __call__(self, x):
+    return self.normed(x).compute()
+
+  @nn.compact
+  def normed(self, x) -> Normed:
+    """The same, not computed yet."""
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
-    wide = x.astype(jnp.float32)
-    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-    return (wide * scale).astype(x.dtype)
+    return Normed(x, 'rms', self.epsilon, scale)
 
 
 class LayerNorm(nn.Module):
@@ -23,14 +54,15 @@ class LayerNorm(nn.Module):
 
   epsilon: float = 1e-5
 
-  @nn.compact
   def __call__(self, x):
+    return self.normed(x).compute()
+
+  @nn.compact
+  def normed(self, x) -> Normed:
+    """The same, not computed yet."""
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-    wide = x.astype(jnp.float32)
-    wide -= jnp.mean(wide, axis=-1, keepdims=True)
-    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-    return (wide * scale + bias).astype(x.dtype)
+    return Normed(x, 'layer', self.epsilon, scale, bias)
 
 
 NORMS = {'rms': RMSNorm, 'layer': LayerNorm}

@@ -94,12 +94,17 @@ class Block(nn.Module):
   def __call__(self, x, positions=None, first=False):
     config = self.config
     for name, make in (('attention', make_attention), ('mlp', MLP)):
-      normalized = self.opening or name != 'attention'
-      y = norms.NORMS[config.norm](config.norm_epsilon, name=f'{name}_norm')(x) if normalized else x
+      y = self._normalized(x, name) if self.opening or name != 'attention' else x
       residual = self._restored(y, f'{name}_residual') if config.post_norm else x
       module = make(config, self.implementation, self.taps, name=name)
       x = residual + (module(y, positions, first) if name == 'attention' else module(y))
     return sharding.constrain_batch(x)
+
+  def _normalized(self, x, name):
+    """The norm in front of a half of the block, to be computed by its reader if that can and is the only one."""
+    norm = norms.NORMS[self.config.norm](self.config.norm_epsilon, name=f'{name}_norm')
+    reader = self.variables.get('params', {}).get(name, {}).get('input')
+    return norm.normed(x) if inputs.takes_norms(reader) and not self.config.post_norm else norm(x)
 
   def _restored(self, y, name):
     fold = self.variables.get('params', {}).get(name)

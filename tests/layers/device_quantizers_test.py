@@ -12,9 +12,12 @@ from jaxquant.layers import device_kernels
 from jaxquant.layers import device_quantizers
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
+from jaxquant.layers import norms
+from jaxquant.models import staging
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
+from jaxquant.numerics import trees
 from kernels import dispatch
 from kernels.mosaic import calls
 from tests import gpus
@@ -48,6 +51,36 @@ class DeviceQuantizerTest(parameterized.TestCase):
       np.testing.assert_array_equal(getattr(got.codes, field), getattr(want.codes, field))
     np.testing.assert_array_equal(got.values, want.values)
     np.testing.assert_array_equal(got.codes.row_sums[..., 0], np.asarray(want.codes.codes, np.int64).sum(-1))
+
+  @parameterized.product(kind=list(norms.NORMS), dtype=[jnp.float32, jnp.bfloat16],
+                         entries=[(), ('shift', 'scale'), ('gather',)])
+  def test_a_norm_in_front_may_be_left_to_it(self, kind, dtype, entries):
+    every = {'gather': jnp.arange(96)[::-1], 'shift': _random(96, seed=1), 'scale': jnp.exp(_random(96, seed=2))}
+    converted = device_quantizers.converted(
+        _specification('uint8', **{entry: every[entry] for entry in entries}), [(96, 1)])
+    self.assertEqual(inputs.takes_norms(converted), 'gather' not in entries)
+    normed = norms.Normed(_random(2, 5, 96).astype(dtype), kind, 1e-5, 1 + _random(96, seed=3) / 4,
+                          _random(96, seed=4) if kind == 'layer' else None)
+    got = jax.jit(lambda x: inputs.prepare(converted, normed._replace(x=x)))(normed.x)
+    want = _prepare(converted, jax.jit(lambda x: normed._replace(x=x).compute())(normed.x))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+  @parameterized.parameters(('llama', True), ('opt', True), ('bert', False))
+  def test_blocks_leave_norms_to_it_that_nothing_else_reads(self, style, left):
+    params, config = networks.params(style), networks.config(style)
+    for name in ('attention/input', 'mlp/input'):
+      params = trees.put(params, f'layers/0/{name}', _specification('int8'))
+    for path in trees.matching(r'layers/0/.*/(q|k|v|gate|up)', trees.linears(params)):
+      params = trees.put(params, f'{path}/kernel', quantize.quantize(
+          trees.get(params, path)['kernel'], formats.parse('int4')))
+    laid_out, tokens = device_kernels.laid_out(params), networks.tokens(2)
+    evaluate = lambda params, implementation: jax.jit(staging.make(config, implementation).apply)(
+        {'params': params}, tokens)
+    with mock.patch.object(norms.Normed, 'compute', autospec=True, side_effect=norms.Normed.compute) as computed:
+      got = evaluate(laid_out, 'auto')
+    # One norm stands behind the blocks, or before them, and two in them.
+    self.assertEqual(computed.call_count == 1, left)
+    np.testing.assert_allclose(got, evaluate(params, 'xla'), rtol=1e-5, atol=1e-6)
 
   @parameterized.parameters(
       ([(512, 1)], 512), ([(512, 4)], 128), ([(512, 2)], 128), ([(384, 2)], 64), ([(512, 4), (512, 8)], 64),
