@@ -18,7 +18,7 @@ from kernels import dispatch
 from kernels import prepack
 from kernels.mosaic import configs
 
-_DATA = pathlib.Path(__file__).parent / 'data'
+DATA = pathlib.Path(__file__).parent / 'data'
 _FEW = 64
 _forced = []
 
@@ -117,7 +117,7 @@ def key(problem: Problem) -> Problem:
 @functools.cache
 def measured(device: str) -> dict[Problem, Any]:
   """The measured configurations of a kind of device by `key`; none for a device that was not measured."""
-  file = _DATA / f'{device.lower().replace(" ", "_")}.json'
+  file = DATA / f'{device.lower().replace(" ", "_")}.json'
   if not file.exists():
     return {}
   entries = json.loads(file.read_text(encoding='utf-8'))['entries']
@@ -135,7 +135,8 @@ def _few(problem: Problem):
   """Few tokens: enough blocks for every multiprocessor, and all of a block's memory in flight."""
   tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
   wide = problem.layout is prepack.Layout.INT4_WIDE
-  tile_k = 256 if problem.inputs % 256 == 0 and not wide else 128
+  # Long steps: what a step costs beside its bytes is then paid less often.
+  tile_k = next((size for size in (512, 256) if problem.inputs % size == 0), 128)
   blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
   if not wide and 2 * configs.CORES > blocks >= configs.CORES * 3 // 2:
     # One block of twice the outputs for each multiprocessor reads the activations once for both halves.
@@ -143,9 +144,8 @@ def _few(problem: Problem):
   split = 1
   while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k > 16 * split:
     split *= 2
-  # One stage would leave a warpgroup without the next step while it works on this one. Unpacked to 16 bits, loops over
-  # four are unrolled into more registers than there are, where no scales of groups are in the way.
-  depths = (3, 2) if wide and problem.group is None else (4, 3, 2)
+  # One stage would leave a warpgroup without the next step while it works on this one.
+  depths = (2,) if wide else (4, 3, 2)
   for warpgroups, stages in itertools.product((2, 1), depths):
     config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
     if config.shared_memory(*problem.weights) <= configs.SHARED_MEMORY:

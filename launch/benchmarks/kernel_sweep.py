@@ -72,12 +72,13 @@ def candidates(problem: tuning.Problem) -> list[Any]:
   float8 = (False, True) if problem.group and problem.four_bits else (False,)
   if problem.tokens <= 128:
     tile_m = min(64, max(8, 1 << (problem.tokens - 1).bit_length()))
-    for tile_k, stages, warpgroups, split, f8 in itertools.product(
-        (*steps, 512), (2, 4, 6), (1, 2, 4), (1, 2, 4), float8):
+    tile_ms = (tile_m, 16) if tile_m < 16 else (tile_m,)
+    for tile_m, tile_k, stages, warpgroups, split, f8 in itertools.product(
+        tile_ms, (*steps, 512), (2, 4, 6), (1, 2, 4), (1, 2, 4), float8):
       found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8))
     if problem.layout is not prepack.Layout.INT4_WIDE:
       found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
-                for tile_k, warpgroups, f8 in itertools.product((256, 512), (1, 2), float8)]
+                for tile_m, tile_k, warpgroups, f8 in itertools.product(tile_ms, (256, 512), (1, 2), float8)]
   if problem.tokens >= 64 and problem.layout is not prepack.Layout.INT4_WIDE:
     tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.scaled else (
         (64, 64), (64, 128), (64, 192), (64, 256), (128, 64), (128, 128))
@@ -102,4 +103,6 @@ def _add(file: pathlib.Path, best) -> None:
   kept = [entry for entry in entries if all(entry['problem'] != describe(problem) for problem in best)]
   added = [{'problem': describe(problem), 'config': configs.describe(config), 'microseconds': round(1e6 * seconds, 2)}
            for problem, (seconds, config) in best.items()]
-  workdir.write_json(file, {'device': jax.local_devices()[0].device_kind, 'entries': kept + added})
+  device = json.dumps(jax.local_devices()[0].device_kind)
+  lines = ',\n'.join(json.dumps(entry) for entry in kept + added)  # one a line, so that changes can be read
+  workdir.write_text(file, f'{{"device": {device}, "entries": [\n{lines}\n]}}\n')

@@ -215,11 +215,25 @@ class TuningTest(parameterized.TestCase):
     config = configs.Decode(tile_m=32, stages=1)
     entry = {'problem': {**problem._asdict(), 'layout': 'int4'}, 'config': configs.describe(config)}
     (folder / 'nvidia_h200.json').write_text(json.dumps({'entries': [entry]}), encoding='utf-8')
-    with mock.patch.object(tuning, '_DATA', folder), mock.patch.object(tuning, 'measured', tuning.measured.__wrapped__):
+    with mock.patch.object(tuning, 'DATA', folder), mock.patch.object(tuning, 'measured', tuning.measured.__wrapped__):
       for tokens, four_bits, found in ((17, False, True), (32, True, True), (16, False, False), (33, False, False)):
         asked = problem._replace(tokens=tokens, four_bits=four_bits)
         self.assertEqual(tuning.choose(asked, 'NVIDIA H200'), config if found else tuning.rule(asked))
       self.assertEqual(tuning.choose(problem, 'NVIDIA H100'), tuning.rule(problem))
+
+  def test_measured_configurations_fit_and_lower(self):
+    devices = [json.loads(path.read_text(encoding='utf-8'))['device'] for path in tuning.DATA.glob('*.json')]
+    self.assertIn('NVIDIA H200', devices)
+    for problem, config in itertools.chain.from_iterable(tuning.measured(device).items() for device in devices):
+      self.assertEqual((tuning.key(problem), tuning.misfit(problem, config)), (problem, None))
+      if problem.layout in kernel_cases.BITS:  # plain activations have tests of their own
+        groups = problem.inputs // problem.group if problem.group else 1
+        arguments = _arguments(
+            problem.tokens, problem.outputs, problem.inputs, problem.layout, groups=1 if problem.two_level else groups,
+            multipliers=groups if problem.two_level else None)
+        with tuning.forced(lambda _, config=config: config):
+          self.assertIn('mosaic_gpu', _lower(arguments, x_bits=4 if problem.four_bits else 8,
+                                             w_bits=8 if problem.two_level else kernel_cases.BITS[problem.layout]))
 
   _PROBLEM = tuning.Problem(256, 384, 384, kernels.Layout.INT4)
   _FITTING = configs.Prefill(tile_m=64, stages=2)
