@@ -123,8 +123,8 @@ def laid_out(params: dict) -> dict:
   byte each. Two-level scales of groups (numerics.two_level) become a base and integers for 8-bit products, whose sums
   then run over all inputs at once. Others, tables, and kernels with scales per input stay as they are. What quantizes
   the activations of a kernel that is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED`
-  that are alike become one, with the outputs of all behind each other: one kernel in place of some that are too short to
-  fill a GPU.
+  that are alike become one, with the outputs of all behind each other: one kernel in place of some that are too short
+  to fill a GPU.
 
   Raises:
     UserError: a zero point of dINT codes lies beyond them, so that their integers may exceed 8 bits.

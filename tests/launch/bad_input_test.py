@@ -195,7 +195,7 @@ class BadInputTest(parameterized.TestCase):
       ('two_levels_in_turn', 'quantize', [
           '--config=configs/ptq/gptq_w4a16_g128.py', '--model={trained}', '--config.two_level=True',
           '--config.group_size=16', '--config.weight_kind=int', '--config.calibration_windows=8'], [
-              'layers/0', 'two-level scales', 'ask for static_groups too']),
+              'attention/k: two-level scales', 'ask for static_groups too']),
       ('learned_activations', 'quantize', [_PTQ, '--model={trained}', '--config.activations=8'], [
           'config.activations is 8', 'layers/0', 'has learned its range for 4 bits']),
       ('pattern', 'quantize', [_PTQ, '--model={trained}', '--config.weight_pattern=blocks'], ["'blocks'"]),

@@ -82,8 +82,8 @@ class DeviceKernelTest(parameterized.TestCase):
     # Their sum over so many inputs might exceed int32.
     grid = quantizers.WeightQuantizer(formats.parse('int4'), group_size=64, two_level=True)
     for size, expected in ((2**17 - 64, True), (2**17, False)):
-      layer = {'kernel': grid.quantized(jnp.linspace(-1, 1, size)[:, None]), 'input': {'quantizer': _QUANTIZERS['clip']}}
-      kernel = device_kernels.laid_out(layer)['kernel']
+      long = grid.quantized(jnp.linspace(-1, 1, size)[:, None])
+      kernel = device_kernels.laid_out({'kernel': long, 'input': {'quantizer': _QUANTIZERS['clip']}})['kernel']
       self.assertEqual((kernel.multiplier is not None, len(kernel.scale)), (expected, 1 if expected else size // 64))
 
   @parameterized.product(name=['int4', 'uint4', 'uint2'], group_size=[None, 32], dtype=['float32', 'bfloat16'])
