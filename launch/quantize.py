@@ -6,6 +6,7 @@
 The model is a workdir, or a Hugging Face directory; the blocks of the latter are loaded one at a time.
 """
 
+import dataclasses
 import time
 
 from absl import flags
@@ -121,6 +122,8 @@ def recipe(config, mode) -> recipes.Recipe:
     activation = quantizers.DynamicQuantizer(
         formats.parse(f'{config.activation_kind}{config.activations}'), config.activation_group_size,
         config.activation_per_tensor)
+  if config.two_level and config.weights == 16:
+    raise errors.UserError('config.two_level is for weights that are quantized, and those of 16 bits are not')
   weight = None if config.weights == 16 else _grid(config, f'{config.weight_kind}{config.weights}')
   methods = tuple(config.methods)
   return recipes.Recipe(
@@ -140,7 +143,11 @@ def budget(config) -> mixed_precision.Budget | None:
 
 def _grid(config, name):
   """The grid of the format called `name`, in the configuration's groups."""
-  return quantizers.WeightQuantizer(formats.parse(name), _AXES[config.group_along], config.group_size)
+  plain = quantizers.WeightQuantizer(formats.parse(name), _AXES[config.group_along], config.group_size)
+  try:
+    return dataclasses.replace(plain, two_level=config.two_level)
+  except errors.UserError as error:
+    raise errors.UserError(f'config.two_level: {error}') from None
 
 
 def _calibrated(params, made, batches, model, config, workdir, identity, say):

@@ -91,6 +91,9 @@ def quantize() -> ml_collections.ConfigDict:
   config.weight_kind = 'int'
   # Or outputs: scales that each input channel has for itself, which exclude quantized activations.
   config.group_along = 'inputs'
+  # Scales of groups that are multiples, 1 to 15, of one number for each output (numerics.two_level): faster on GPUs
+  # where activations are quantized. For int and full_int of at most 4 bits, with a group_size along the inputs.
+  config.two_level = False
   config.clip_pattern = r'.*'  # linears that clip_search clamps, out of those that are quantized
   config.activations = 4  # bits, those of learned ranges if there are any; 16: as they are, or clipped
   config.activation_mode = 'static'  # per tensor; or dynamic: per token

@@ -212,6 +212,8 @@ _PER_TENSOR = quantizers.DynamicQuantizer(formats.parse('uint4'), per_tensor=Tru
 CASES = {
     'round_to_nearest': _rounding(_round('int4'), _round('int3')),
     'round_to_nearest, groups': _rounding(_round('int4', group_size=8), _round('int4'), variant=True),
+    'round_to_nearest, two-level scales': _rounding(
+        _round('int4', group_size=8, two_level=True), _round('int4'), variant=True),
     'round_to_nearest, input channels': _rounding(
         _round('int4', axis=-1), _round('int3'), weight_only=True, variant=True),
     'round_to_nearest, asymmetric': _rounding(_round('uint4'), _round('uint3'), variant=True),
@@ -226,6 +228,9 @@ CASES = {
     'gptq, act order': _rounding(
         _gptq('int3', group_size=4, act_order=True, static_groups=True), _round('int3', group_size=4), _GPTQ,
         variant=True),
+    'gptq, two-level scales': _rounding(
+        _gptq('int3', group_size=4, two_level=True, static_groups=True), _round('int3', group_size=4, two_level=True),
+        _GPTQ, variant=True),
     'gptq, input channels': _rounding(
         _gptq('int3', axis=-1), _round('int3', axis=-1), _GPTQ, weight_only=True, variant=True),
     'clip_search': _rounding(

@@ -19,6 +19,8 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import trees
+from jaxquant.numerics import two_level
+from kernels import checks
 from kernels import dint
 from kernels import integer_weights
 from kernels import prepack
@@ -28,28 +30,34 @@ JOINED = {'qkv': ('q', 'k', 'v'), 'gate_up': ('gate', 'up')}
 # Those whose activation the specification of the module above them prepares; `o` and `down` read what follows.
 _SHARING = frozenset(itertools.chain(*JOINED.values()))
 
+# Of more inputs, a sum of products of integers of 8 bits may exceed int32: their groups are summed one by one.
+_MOST_INPUTS = checks.LARGEST_INT32 >> 14
+
 _OF_GPUS = ('auto', 'mosaic_gpu')
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=['codes', 'scale', 'offset', 'column_sums', 'zero_point'],
+    jax.tree_util.register_dataclass,
+    data_fields=['codes', 'scale', 'offset', 'column_sums', 'zero_point', 'multiplier'],
     meta_fields=['layout', 'bits', 'shape', 'special'])
 @dataclasses.dataclass(frozen=True)
 class DeviceKernel:
   """Integers with scales and offsets, as `kernels.quantized_matmul` takes them: value = scale * integer + offset.
 
-  In the layout DINT4 the integers are those that its codes and zero points stand for (kernels.dint).
+  In the layout DINT4 the integers are those that its codes and zero points stand for (kernels.dint). With two-level
+  scales (numerics.two_level) they are multiplier * code.
 
   Attributes:
     codes: int8 in `layout`.
-    scale: float32 [groups, out].
+    scale: float32 [groups, out]; of two-level scales, the bases [1, out].
     offset: like `scale`, or None for zero.
     column_sums: float32 [out], the sums of the values over the inputs.
     layout: how the codes lie in memory.
-    bits: of an integer.
+    bits: of an integer, or of a code that multipliers multiply.
     shape: (in, out).
     zero_point: int32 like `scale` in the layout DINT4, else None.
     special: of the layout DINT4, the magnitude of the special codes' values in steps.
+    multiplier: int32 [groups, out] of two-level scales, in the layout INT4, else None.
   """
 
   codes: Any
@@ -61,6 +69,7 @@ class DeviceKernel:
   shape: tuple[int, int]
   zero_point: Any = None
   special: float = 1 / 2
+  multiplier: Any = None
 
   @property
   def ndim(self) -> int:
@@ -70,7 +79,8 @@ class DeviceKernel:
   def dense(self, dtype=jnp.float32):
     """The values, [in, out] of `dtype`."""
     spread = lambda a: quantize.spread(a, -2, self.shape[0])
-    values = integer_weights.integers(self.codes, self.layout, self.shape, self.zero_point, self.special)
+    values = integer_weights.integers(
+        self.codes, self.layout, self.shape, self.zero_point, self.special, self.multiplier)
     values = values.astype(jnp.float32) * spread(self.scale)
     return (values if self.offset is None else values + spread(self.offset)).astype(dtype)
 
@@ -110,9 +120,11 @@ def laid_out(params: dict) -> dict:
   Weights of at most 4 bits stay packed, for 8-bit products where the layer's activation is quantized, at the layer or,
   for the linears in `JOINED`, at the site above it, and else for 16-bit ones; weights of 5 to 8 bits take a byte. Codes
   of dINT of 3 and 4 bits stay packed for 8-bit products, unless their integers need 8 bits (dint4/8), which then take a
-  byte each. Others, tables, and kernels with scales per input stay as they are. What quantizes the activations of a
-  kernel that is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED` that are alike become
-  one, with the outputs of all behind each other: one kernel in place of some that are too short to fill a GPU.
+  byte each. Two-level scales of groups (numerics.two_level) become a base and integers for 8-bit products, whose sums
+  then run over all inputs at once. Others, tables, and kernels with scales per input stay as they are. What quantizes
+  the activations of a kernel that is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED`
+  that are alike become one, with the outputs of all behind each other: one kernel in place of some that are too short
+  to fill a GPU.
 
   Raises:
     UserError: a zero point of dINT codes lies beyond them, so that their integers may exceed 8 bits.
@@ -147,7 +159,7 @@ def _alike(linears: list[dict | None]) -> bool:
     if not isinstance(kernel, DeviceKernel) or set(linear) - {'kernel', 'bias'} or kernel.shape[1] % prepack.PADDING:
       return None
     return (kernel.layout, kernel.bits, kernel.special, kernel.shape[0], len(kernel.scale), kernel.offset is None,
-            'bias' in linear)
+            None if kernel.multiplier is None else len(kernel.multiplier), 'bias' in linear)
 
   kinds = {kind(linear) for linear in linears}
   return len(kinds) == 1 and None not in kinds
@@ -160,7 +172,7 @@ def _join(linears: list[dict]) -> dict:
       [getattr(kernel, name) for kernel in parts], axis)
   joined = {'kernel': dataclasses.replace(
       parts[0], codes=along(0, 'codes'), scale=along(1, 'scale'), offset=along(1, 'offset'),
-      column_sums=along(0, 'column_sums'), zero_point=along(1, 'zero_point'),
+      column_sums=along(0, 'column_sums'), zero_point=along(1, 'zero_point'), multiplier=along(1, 'multiplier'),
       shape=(parts[0].shape[0], sum(kernel.shape[1] for kernel in parts)))}
   if 'bias' in linears[0]:
     joined['bias'] = jnp.concatenate([linear['bias'] for linear in linears])
@@ -184,7 +196,12 @@ def _convert(kernel: qtensor.QTensor, quantized: bool, path: str) -> DeviceKerne
     layout = kernels.Layout.INT4 if quantized else kernels.Layout.INT4_WIDE
   special = fmt.special if layout is kernels.Layout.DINT4 else DeviceKernel.special
   *arrays, zero_point = _arrays(kernel, layout)
-  return DeviceKernel(*arrays, layout, bits, kernel.shape, zero_point, special)
+  made = DeviceKernel(*arrays, layout, bits, kernel.shape, zero_point, special)
+  if layout is kernels.Layout.INT4 and made.offset is None and kernel.groups > 1 and kernel.size <= _MOST_INPUTS:
+    if (levels := two_level.levels(made.scale)) is not None:
+      base, multiplier = map(jnp.asarray, levels)
+      made = dataclasses.replace(made, scale=base, multiplier=multiplier)
+  return made
 
 
 @functools.partial(jax.jit, static_argnames='layout')

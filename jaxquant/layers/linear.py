@@ -120,7 +120,7 @@ def _device_product(activation: inputs.Activation, kernel: device_kernels.Device
         codes.codes, kernel.codes, codes.scale, kernel.scale, x_offset=codes.offset, w_offset=kernel.offset, bias=bias,
         x_bits=codes.bits, w_bits=kernel.bits, layout=kernel.layout, row_sums=codes.row_sums,
         column_sums=kernel.column_sums, w_zero_point=kernel.zero_point, w_special=kernel.special,
-        implementation=implementation, out_dtype=dtype)
+        w_multiplier=kernel.multiplier, implementation=implementation, out_dtype=dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

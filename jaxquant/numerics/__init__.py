@@ -7,5 +7,6 @@
   quantize     arrays to QTensor and back, the groups that share a scale
   rounding     rounding with a straight-through gradient; the learned-range quantizers' forward and backward
   quantizers   quantizers as nodes: dynamic, learned clip, LSQ, PACT, and the weight quantizer of training
+  two_level    scales of groups that are integer multiples of one float for each output
   trees        paths, lookups and replacements in nested dicts
 """

@@ -18,6 +18,7 @@ from jaxquant.numerics import nodes
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import rounding
+from jaxquant.numerics import two_level
 
 _MINIMUM_WIDTH = 1e-6
 
@@ -183,21 +184,45 @@ class DynamicQuantizer:
 class WeightQuantizer:
   """Weights rounded to the nearest code in the forward pass of training, with min-max scales and gradient 1.
 
-  What it computes equals the dequantized result of `quantize.quantize` with the same arguments, so that rounding the
-  trained kernel to a QTensor changes nothing.
+  What it computes equals the dequantized result of `quantize.quantize` with the same arguments, its scales snapped if
+  they are to be, so that rounding the trained kernel to a QTensor changes nothing.
+
+  Attributes:
+    format: of the codes.
+    axis: -2 or -1, the axis that is cut into groups.
+    group_size: elements of `axis` that share a scale; None: all.
+    two_level: whether scales are snapped to multiples of one float for each output (numerics.two_level). For groups of
+      inputs of symmetric integers of at most 4 bits; anything else raises `UserError`.
   """
 
   format: formats.Format
   axis: int = -2
   group_size: int | None = None
+  two_level: bool = False
+
+  def __post_init__(self):
+    if not self.two_level:
+      return
+    if not isinstance(self.format, formats.IntFormat) or not self.format.symmetric or self.format.bits > 4:
+      raise errors.UserError(f'two-level scales are for symmetric integers of at most 4 bits, not {self.format.name}')
+    if self.axis != -2 or self.group_size is None:
+      raise errors.UserError('two-level scales are those of groups of inputs, and ' + (
+          'there is no group size' if self.axis == -2 else 'these are scales of each input channel'))
 
   def check(self, shape: tuple[int, ...], path: str) -> None:
     """Raises `UserError` naming `path` if the group size does not divide a kernel of `shape`."""
     quantize.group_count(shape[self.axis], self.group_size, path)
 
+  def scales(self, kernel) -> tuple[Any, Any]:
+    """(scale, zero point) of the kernel's min-max ranges, shaped as in a QTensor."""
+    low, high = quantize.group_range(
+        kernel, axis=self.axis, group_size=self.group_size, with_zero=self.format.with_zero)
+    scale, zero_point = quantize.affine(low, high, self.format)
+    return two_level.snapped(scale, low != high) if self.two_level else scale, zero_point
+
   def quantized(self, kernel) -> qtensor.QTensor:
     """The kernel as codes."""
-    return quantize.quantize(kernel, self.format, axis=self.axis, group_size=self.group_size)
+    return quantize.from_scales(kernel, *self.scales(kernel), self.format, axis=self.axis)
 
   def __call__(self, kernel):
     return _straight_through(kernel, quantize.dequantize(self.quantized(kernel)))

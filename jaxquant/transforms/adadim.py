@@ -38,10 +38,12 @@ def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, tokens
     channel) and `error_input_channels`, and decides the `axis`: 0 or 1.
 
   Raises:
-    UserError: no tokens, a linear that reads no site, a block without a judge; at `init`, a table, and what
-      `grids.check` refuses on either axis.
+    UserError: no tokens, two-level scales, which are those of groups of inputs, a linear that reads no site, a block
+      without a judge; at `init`, a table, and what `grids.check` refuses on either axis.
   """
   scale_search.check_options('adadim', tokens=tokens)
+  if weight.two_level:
+    raise errors.UserError('adadim may choose groups of outputs, which have no two-level scales')
   claim.by_site()
   judge, options = claim.judge(), [dataclasses.replace(weight, axis=axis) for axis in _AXES]
 

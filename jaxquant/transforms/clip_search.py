@@ -26,6 +26,9 @@ def clip_search(
   The error that it minimizes is that of the group's share in the output, (x_g (Q_g - W_g))^2, in the mean over the
   tokens: with H_g, the block of the second moment between the inputs of the group, exactly D_g^T H_g D_g.
 
+  Two-level scales of a group depend on the base that all groups of its output share: ratios are compared with all
+  groups clamped alike, so that rounding leaves an error a little above the minimized one.
+
   AWQ leaves query and key projections as they are, since their errors meet in a product: claim the others.
 
   Args:

@@ -81,13 +81,19 @@ def solve(
     factor: of their input.
     weight: the grid of all. A scale of a group of inputs is read from the kernel as it is when the group's turn comes;
       a scale of an input (axis -1) from its row as it is when that is rounded.
-    static_groups: read the scales of groups of inputs from the kernel before any rounding instead.
+    static_groups: read the scales of groups of inputs from the kernel before any rounding instead; two-level scales
+      have to be.
     block_size: inputs whose errors are passed on to the later ones at once; changes float32 rounding only.
 
   Returns:
     The kernels as codes, with the very scales that the codes were chosen for. Dead inputs have weights of zero, or the
     nearest to it on a grid without zero.
+
+  Raises:
+    ValueError: two-level scales of groups that are not static.
   """
+  if weight.two_level and not static_groups:
+    raise ValueError('two-level scales are those of all groups at once, which have to be static')
   kernel = jnp.concatenate([kernel.astype(jnp.float32) for kernel in kernels], axis=-1)
   kernel = jnp.where(factor.live[:, None], kernel, 0.0)
   (inputs, outputs), fmt, axis = kernel.shape, weight.format, weight.axis
@@ -117,10 +123,9 @@ def _rounded(kernel, factor, weight, static_groups, block_size):
   rows = -(-run // blocks)
   fill = lambda x, axis, value=0: _filled(x, axis, runs, blocks * rows, value)
   part = jax.lax.dynamic_slice_in_dim
-  scales_of = lambda x, axis, size=None: quantize.affine(
-      *quantize.group_range(x, axis=axis, group_size=size, with_zero=fmt.with_zero), fmt)
+  of_group = lambda x: quantize.affine(*quantize.group_range(x, axis=-2, with_zero=fmt.with_zero), fmt)
 
-  fixed_scales = scales_of(kernel, -2, weight.group_size) if fixed else None
+  fixed_scales = weight.scales(kernel) if fixed else None
   groups = jnp.arange(inputs) // ((weight.group_size if fixed else None) or inputs)
   if factor.order is not None:
     kernel, groups = kernel[factor.order], groups[factor.order]
@@ -133,7 +138,7 @@ def _rounded(kernel, factor, weight, static_groups, block_size):
     # One sum over the rows before, instead of an update of all rows behind: less is written.
     values = (values - jnp.sum(column[:, None] * errors, axis=0))[None]
     if by_row:
-      scales = scales_of(values, -1, weight.group_size)
+      scales = weight.scales(values)
     elif scales[0].shape[0] > 1:
       scales = jax.tree.map(lambda a: part(a, group, 1), scales)
     scale, zero_point = jax.tree.map(lambda a: quantize.spread(a, -1, outputs), scales)
@@ -151,7 +156,7 @@ def _rounded(kernel, factor, weight, static_groups, block_size):
     return kernel - jnp.matmul(across.T, errors, precision=jax.lax.Precision.HIGHEST), results
 
   def round_run(kernel, start):
-    scales = None if by_row else fixed_scales if fixed else scales_of(part(kernel, start, run), -2)
+    scales = None if by_row else fixed_scales if fixed else of_group(part(kernel, start, run))
     starts = start + rows * jnp.arange(blocks)
     kernel, (codes, scales_by_row) = jax.lax.scan(functools.partial(round_block, scales), kernel, starts)
     return kernel, (codes, scales_by_row, None if fixed else scales)

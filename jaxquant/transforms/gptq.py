@@ -43,7 +43,8 @@ def gptq(
 
   Raises:
     UserError: a linear that reads no site, a `damping` or `block_size` that is not positive; at `init`, what
-      `grids.check` and `moments.empty` refuse, and `act_order` with groups of inputs that are not static.
+      `grids.check` and `moments.empty` refuse, and `act_order` or two-level scales with groups of inputs that are not
+      static.
     NonFiniteError: at `rewrite`, no damping gave a finite factor.
   """
   claim.by_site()
@@ -58,6 +59,10 @@ def gptq(
         raise errors.UserError(
             f'{path}: act_order scatters the turns of a group of {grid.group_size} inputs, so that its scale cannot be '
             'read when its turn comes; ask for static_groups too')
+      if grid.two_level and not static_groups:
+        raise errors.UserError(
+            f'{path}: two-level scales of an output are multiples of one number, which no group can read when its turn '
+            'comes, since those behind it change still; ask for static_groups too')
     return moments.empty(claim, params, batch)
 
   def search(params, state):

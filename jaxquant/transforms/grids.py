@@ -30,9 +30,13 @@ def grid(params: Any, path: str, weight: quantizers.WeightQuantizer | None) -> q
 
 
 def name(grid: quantizers.WeightQuantizer) -> str:
-  """`int4 g64` for groups of 64 inputs, `int4` for scales of output channels; `by input` for groups of outputs."""
+  """`int4 g64` for groups of 64 inputs, `int4` for scales of output channels; `by input` for groups of outputs.
+
+  Scales in two levels are behind the groups: `int4 g64 two-level`.
+  """
   size = '' if grid.group_size is None else f' g{grid.group_size}'
-  return f'{grid.format.name}{size}' + ('' if grid.axis == -2 else ' by input')
+  return f'{grid.format.name}{size}' + ('' if grid.axis == -2 else ' by input') + (
+      ' two-level' if grid.two_level else '')
 
 
 def check(claim: transform.Claim, params: Any, weight: quantizers.WeightQuantizer | None) -> None:

@@ -20,6 +20,7 @@ from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.numerics import two_level
 
 _DEVIATION = 0.02  # of a weight
 
@@ -31,11 +32,13 @@ class Column(NamedTuple):
     weights: bits of a symmetric code, or None for bfloat16.
     activations: bits of a symmetric code with a scale per token, or None for bfloat16.
     group_size: inputs that share a weight scale; None: all of an output.
+    two_level: whether scales are snapped (numerics.two_level).
   """
 
   weights: int | None = None
   activations: int | None = None
   group_size: int | None = None
+  two_level: bool = False
 
 
 COLUMNS = {
@@ -44,6 +47,8 @@ COLUMNS = {
     'w4a16': Column(4, None, 128),
     'w4a8': Column(4, 8),
     'w4a4': Column(4, 4),
+    'w4a8 g128': Column(4, 8, 128),
+    'w4a8 two-level': Column(4, 8, 128, two_level=True),
 }
 
 
@@ -106,4 +111,6 @@ def _kernel(key, shape: tuple[int, int], column: Column):
   # The mean square of uniform codes up to m is m (m + 1) / 3, that of the factors of scales 13 / 12.
   scale = _DEVIATION * (fmt.maximum * (fmt.maximum + 1) / 3 * 13 / 12) ** -0.5
   scales = scale * jax.random.uniform(of_scales, (groups, shape[1]), jnp.float32, 0.5, 1.5)
+  if column.two_level:
+    scales = two_level.snapped(scales, jnp.ones(scales.shape, bool))
   return qtensor.QTensor(packing.pack(codes, fmt, -2), scales, None, fmt, -2, shape[0])

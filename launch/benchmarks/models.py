@@ -38,7 +38,8 @@ _SIZES = {name: flags.DEFINE_integer(name, None, f'{text}; by default as --shape
           for name, text in {
               'vocabulary': 'Tokens', 'width': 'Width', 'layers': 'Blocks', 'heads': 'Query heads',
               'kv_heads': 'Heads of keys and values', 'feed_forward': 'Hidden features of the MLP'}.items()}
-_COLUMNS = flags.DEFINE_list('columns', list(model_columns.COLUMNS), 'What to measure; ratios are to bf16.')
+_COLUMNS = flags.DEFINE_list('columns', ['bf16', 'w8a8', 'w4a16', 'w4a8', 'w4a4'],
+                             f'What to measure, of {", ".join(model_columns.COLUMNS)}; ratios are to bf16.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '16', '64'], 'Rows that are decoded at once.')
 _CONTEXTS = flags.DEFINE_list('contexts', ['2048'], 'Slots of a row in the cache that decoding fills.')
 _PROMPT = flags.DEFINE_integer('prompt', 2048, 'Tokens of the prefill, of one row; 0: none.', lower_bound=0)
@@ -226,8 +227,8 @@ def _print(rows: list[dict[str, Any]], names: list[str], bandwidth: float | None
       'times as few bytes as bf16': lambda row: row['floor_ratio'],
   }
   for title, figure in figures.items():
-    print(f'\n{title:36}' + ''.join(f'{name:>12}' for name in names))
+    print(f'\n{title:36}' + ''.join(f'{name:>16}' for name in names))
     for key, group in itertools.groupby(rows, lambda row: (row['kind'], row['batch'], row['context'])):
       cells = {row['column']: figure(row) for row in group}
       print(f'{key[0]:12}{key[1]:>8} x {key[2]:<13}'
-            + ''.join(f'{cells[name]:12,.3f}' if cells[name] is not None else f'{"-":>12}' for name in names))
+            + ''.join(f'{cells[name]:16,.3f}' if cells[name] is not None else f'{"-":>16}' for name in names))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxquant import errors
+from jaxquant.calibration import driver
 from jaxquant.interop import export
 from jaxquant.interop import matrices
 from jaxquant.interop import source
@@ -21,6 +22,8 @@ from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.numerics import two_level
+from jaxquant.transforms import recipes
 from tests import exporting
 from tests import model_directories
 from tests import networks
@@ -98,6 +101,21 @@ class QuantizedTest(parameterized.TestCase):
     self.assertEqual((kernel.format.name, kernel.zero_point), (f'full_int{weights[-1]}', None))
     evaluate = networks.evaluator(opened.config, jit=networks.quick_jit)
     np.testing.assert_allclose(evaluate(whole, networks.tokens(2)), evaluate(params, networks.tokens(2)), atol=1e-6)
+
+  @parameterized.parameters('int4', 'full_int4')
+  def test_two_level_scales_are_scales(self, weights):
+    opened = source.DirectorySource(model_directories.write(self.folder / 'model', 'llama'))
+    grid = quantizers.WeightQuantizer(formats.parse(weights), group_size=16, two_level=True)
+    recipe = recipes.Recipe(weight=grid, activation=None)
+    params = driver.run(opened, staging.staged(opened.config), recipe.steps([]), []).params
+    whole = source.DirectorySource(
+        writing.write(self.folder / 'exported', params, opened.directory, 'compressed-tensors')).whole()
+    for path in trees.linears(params):
+      kernel, got = (trees.get(tree, path)['kernel'] for tree in (params, whole))
+      if isinstance(kernel, qtensor.QTensor):
+        np.testing.assert_array_equal(got.scale, kernel.scale)
+        self.assertIsNotNone(two_level.levels(got.scale))
+        np.testing.assert_array_equal(quantize.dequantize(got), quantize.dequantize(kernel))
 
   @parameterized.parameters('full_int8', 'uint8', 'full_int4')
   def test_quantized_activations_come_back_at_their_sites(self, activations):

@@ -178,6 +178,24 @@ class BadInputTest(parameterized.TestCase):
       ('training_config', 'quantize', ['{config}', '--model={trained}'], ['is no setting']),
       ('group_size', 'quantize', [_PTQ, '--model={trained}', '--config.group_size=24'], [
           'layers/0', 'group size 24 does not divide 32']),
+      ('two_levels_of_one_group', 'quantize', [_PTQ, '--model={trained}', '--config.two_level=True'], [
+          'config.two_level: two-level scales', 'there is no group size']),
+      ('two_levels_of_wide_codes', 'quantize', [
+          _PTQ, '--model={trained}', '--config.two_level=True', '--config.group_size=16', '--config.weights=8'], [
+              'config.two_level: two-level scales', 'at most 4 bits, not int8']),
+      ('two_levels_with_zero_points', 'quantize', [
+          '--config=configs/ptq/awq_w4a16_g128.py', '--model={trained}', '--config.two_level=True'], [
+              'config.two_level: two-level scales', 'symmetric integers', 'not uint4']),
+      ('two_levels_of_input_channels', 'quantize', [
+          _PTQ, '--model={trained}', '--config.two_level=True', '--config.group_size=16',
+          '--config.group_along=outputs'], ['config.two_level: two-level scales', 'each input channel']),
+      ('two_levels_of_floats', 'quantize', [
+          _PTQ, '--model={trained}', '--config.two_level=True', '--config.weights=16', '--config.methods=()'], [
+              'config.two_level is for weights that are quantized']),
+      ('two_levels_in_turn', 'quantize', [
+          '--config=configs/ptq/gptq_w4a16_g128.py', '--model={trained}', '--config.two_level=True',
+          '--config.group_size=16', '--config.weight_kind=int', '--config.calibration_windows=8'], [
+              'attention/k: two-level scales', 'ask for static_groups too']),
       ('learned_activations', 'quantize', [_PTQ, '--model={trained}', '--config.activations=8'], [
           'config.activations is 8', 'layers/0', 'has learned its range for 4 bits']),
       ('pattern', 'quantize', [_PTQ, '--model={trained}', '--config.weight_pattern=blocks'], ["'blocks'"]),

@@ -16,6 +16,7 @@ from jaxquant.models import config as model_config
 from jaxquant.models import decoding
 from jaxquant.models import validate
 from jaxquant.numerics import trees
+from jaxquant.numerics import two_level
 from launch.benchmarks import model_columns
 from tests import launching
 from tests import networks
@@ -42,6 +43,8 @@ class ColumnsTest(parameterized.TestCase):
         self.assertEqual(kernel.group_size, column.group_size or kernel.size)
         codes = np.asarray(kernel.unpacked())
         self.assertEqual((codes.min(), codes.max()), (kernel.format.minimum, kernel.format.maximum))
+        # The only scale of an output is its own base.
+        self.assertEqual(two_level.levels(kernel.scale) is not None, column.two_level or kernel.groups == 1)
       else:
         self.assertEqual(kernel.dtype, jnp.bfloat16)
       self.assertAlmostEqual(np.std(np.float32(linear.dense_kernel({'kernel': kernel}))) / 0.02, 1, delta=0.1)
@@ -50,7 +53,7 @@ class ColumnsTest(parameterized.TestCase):
     blocks = params['layers']
     self.assertFalse(jnp.array_equal(*(jax.tree.leaves(blocks[i]['mlp']['up']['kernel'])[0] for i in blocks)))
 
-  @parameterized.parameters('w8a8', 'w4a8', 'w4a4')
+  @parameterized.parameters('w8a8', 'w4a8', 'w4a4', 'w4a8 g128', 'w4a8 two-level')
   def test_logits_are_those_of_the_whole_forward_of_the_tree_that_is_not_laid_out(self, name):
     params, ids = model_columns.prepared(_CONFIG, model_columns.COLUMNS[name], 'xla'), networks.tokens(2)
     want = networks.evaluator(_CONFIG, 'xla', networks.quick_jit)(params, ids)
@@ -75,7 +78,7 @@ class BenchmarkTest(absltest.TestCase):
     output = launching.folder() / 'models.json'
     finished = launching.run(
         'benchmark', 'models', *_FLAGS, '--contexts=8', '--batches=1,3', '--prompt=8', '--steps=2', '--repetitions=2',
-        f'--output={output}')
+        f'--columns={",".join(model_columns.COLUMNS)}', f'--output={output}')
     self.assertEqual(finished.code, 0, finished.error)
     found = json.loads(output.read_text())
     cases = [('prefill', 1, 8), ('burst', 1, 8), ('burst', 3, 8), ('calls', 1, 8)]

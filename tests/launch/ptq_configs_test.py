@@ -12,6 +12,7 @@ from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import trees
+from jaxquant.numerics import two_level
 from launch import quantize
 from launch import settings
 from launch import validation
@@ -54,6 +55,20 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(bool(trees.inputs(result.params)), config.activations < 16)
     logits = networks.evaluator(architecture, jit=networks.quick_jit)(result.params, networks.tokens(2, seed=3))
     self.assertTrue(jnp.isfinite(logits).all())
+
+  @parameterized.parameters(('rtn_w4a4', {'activations': 8}), ('gptq_w4a16_g128', {'weight_kind': 'int'}))
+  def test_scales_in_two_levels(self, name, changes):
+    params, architecture = networks.params('llama'), networks.config('llama')
+    config = _config(name)
+    config.update(group_size=8, two_level=True, **changes)
+    config.gptq.static_groups = True
+    validation.check(config, settings.quantize())
+    recipe = quantize.recipe(config, config.activation_mode if config.activations < 16 else None)
+    result = driver.run(
+        params, staging.staged(architecture), recipe.steps(staging.model_sites(architecture)), [networks.tokens(6)])
+    for path in trees.linears(params):
+      if path.startswith('layers/'):
+        self.assertIsNotNone(two_level.levels(trees.get(result.params, path)['kernel'].scale), path)
 
   @parameterized.parameters(*(name for name in _NAMES if name.startswith(('aqas', 'awq', 'slac'))))
   def test_queries_and_keys_are_left_out_of_the_clip_search(self, name):

@@ -39,6 +39,13 @@ def _layer(name, group_size=None, quantizer=None, axis=-2):
   return layer | ({'input': {'quantizer': _QUANTIZERS[quantizer]}} if quantizer else {})
 
 
+def _two_level(name, quantizer=None, outputs=24, seed=1):
+  """A layer like `_layer`, with groups of unequal size, one of them zeros."""
+  values = _random(128, outputs, seed=seed) * jnp.repeat(jnp.float32([1, 0.3, 0, 2]), 32)[:, None]
+  grid = quantizers.WeightQuantizer(formats.parse(name), group_size=32, two_level=True)
+  return {**_layer(name, 32, quantizer), 'kernel': grid.quantized(values), 'bias': _random(outputs, seed=2)}
+
+
 class DeviceKernelTest(parameterized.TestCase):
 
   @parameterized.product(
@@ -51,6 +58,33 @@ class DeviceKernelTest(parameterized.TestCase):
     for implementation in ('simulated', 'auto'):
       got = _linear(converted, x, implementation=implementation)
       np.testing.assert_array_equal(got, _linear(layer, x, implementation='xla'))
+
+  @parameterized.product(
+      name=['int4', 'full_int4', 'int3'], quantizer=list(_QUANTIZERS), implementation=['simulated', 'auto'])
+  def test_two_level_scales_become_integers_of_groups_and_one_scale(self, name, quantizer, implementation):
+    layer, x = _two_level(name, quantizer), _random(2, 3, 128)
+    converted = device_kernels.laid_out(layer)
+    kernel = converted['kernel']
+    self.assertEqual((kernel.layout, kernel.scale.shape, kernel.multiplier.shape, kernel.multiplier.dtype),
+                     (kernels.Layout.INT4, (1, 24), (4, 24), jnp.int32))
+    self.assertEqual(kernel.multiplier.max(), 15)
+    want = _linear(layer, x, implementation='xla')
+    np.testing.assert_allclose(
+        _linear(converted, x, implementation=implementation), want, rtol=0, atol=2e-6 * np.abs(want).max())
+    dense = quantize.dequantize(layer['kernel'])
+    np.testing.assert_allclose(kernel.dense(), dense, rtol=1e-6)
+    np.testing.assert_allclose(kernel.column_sums, jnp.sum(dense, axis=0), rtol=1e-4, atol=1e-5)
+
+  def test_two_level_scales_stay_scales_where_products_do_not_take_integers(self):
+    self.assertIsNone(device_kernels.laid_out(_two_level('int4'))['kernel'].multiplier)
+    self.assertIsNone(device_kernels.laid_out(_layer('int4', 32, 'clip'))['kernel'].multiplier)
+    self.assertIsNone(device_kernels.laid_out(_layer('int4', None, 'clip'))['kernel'].multiplier)
+    # Their sum over so many inputs might exceed int32.
+    grid = quantizers.WeightQuantizer(formats.parse('int4'), group_size=64, two_level=True)
+    for size, expected in ((2**17 - 64, True), (2**17, False)):
+      long = grid.quantized(jnp.linspace(-1, 1, size)[:, None])
+      kernel = device_kernels.laid_out({'kernel': long, 'input': {'quantizer': _QUANTIZERS['clip']}})['kernel']
+      self.assertEqual((kernel.multiplier is not None, len(kernel.scale)), (expected, 1 if expected else size // 64))
 
   @parameterized.product(name=['int4', 'uint4', 'uint2'], group_size=[None, 32], dtype=['float32', 'bfloat16'])
   def test_products_without_codes(self, name, group_size, dtype):
@@ -141,6 +175,21 @@ class JoinedTest(parameterized.TestCase):
     np.testing.assert_allclose(got['qkv']['kernel'].dense(), jnp.concatenate(dense, axis=1), rtol=1e-5, atol=1e-6)
     sums = jnp.sum(jnp.concatenate(dense, axis=1), axis=0)
     np.testing.assert_allclose(got['qkv']['kernel'].column_sums, sums, rtol=1e-4, atol=1e-4)
+
+  def test_two_level_scales_of_one_activation_become_one(self):
+    site = {'quantizer': _QUANTIZERS['per token']}
+    layers = [_two_level('int4', outputs=128 * seed, seed=seed) for seed in (2, 1, 3)]
+    got = device_kernels.laid_out({'attention': dict(zip('qkv', layers)) | {'input': site}})['attention']
+    self.assertEqual(set(got), {'qkv', 'input'})
+    self.assertEqual((got['qkv']['kernel'].scale.shape, got['qkv']['kernel'].multiplier.shape), ((1, 768), (4, 768)))
+    self.assertEqual(got['input']['quantizer'].run, 128)  # offsets of the activation are all that meets sums
+    x = inputs.prepare(site, _random(3, 128))
+    want = jnp.concatenate([_linear(layer, x, implementation='xla') for layer in layers], axis=-1)
+    np.testing.assert_allclose(
+        _linear(got['qkv'], x, implementation='auto'), want, rtol=0, atol=2e-6 * np.abs(want).max())
+    plain = quantize.quantize(_random(128, 128), formats.parse('int4'), group_size=32)
+    mixed = dict(zip('qkv', [*layers[:2], {'kernel': plain, 'bias': jnp.zeros(128)}])) | {'input': site}
+    self.assertEqual(set(device_kernels.laid_out({'attention': mixed})['attention']), {'q', 'k', 'v', 'input'})
 
   def test_what_is_not_alike_stays_apart(self):
     kernel = lambda name, outputs=128: {'kernel': quantize.quantize(_random(64, outputs), formats.parse(name))}

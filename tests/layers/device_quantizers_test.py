@@ -1,5 +1,6 @@
 """Quantizers that are laid out for a GPU give the codes of the originals, and the sums that the products ask for."""
 
+import itertools
 from unittest import mock
 
 from absl.testing import absltest
@@ -112,9 +113,12 @@ class DeviceQuantizerTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         _linear(converted, x, implementation='simulated'), _linear(layer, x, implementation='xla'))
 
-  @parameterized.parameters(('int8', 'uint4', 128), ('uint8', 'int4', None), ('int4', 'int4', 64))
-  def test_on_a_gpu_a_layer_is_two_kernels(self, activation, weight, group_size):
-    converted = device_kernels.laid_out(_large(activation, weight, group_size))
+  @parameterized.parameters(
+      ('int8', 'uint4', 128), ('uint8', 'int4', None), ('int4', 'int4', 64), ('int8', 'int4', 128, True),
+      ('uint4', 'int3', 64, True))
+  def test_on_a_gpu_a_layer_is_two_kernels(self, activation, weight, group_size, two_level=False):
+    converted = device_kernels.laid_out(_large(activation, weight, group_size, two_level))
+    self.assertEqual(converted['kernel'].multiplier is not None, two_level)
     call = jax.jit(lambda params, x: linear.linear(params, x, implementation='auto'))
     with (mock.patch.object(calls, 'check_device'),
           mock.patch.object(dispatch, 'candidates', lambda: ('mosaic_gpu', 'xla'))):
@@ -142,19 +146,21 @@ class DeviceQuantizerTest(parameterized.TestCase):
 @gpus.needed
 class OnGpuTest(parameterized.TestCase):
 
-  @parameterized.product(activation=['int8', 'uint8', 'int4'], weight=['int4', 'uint4'], group_size=[None, 64, 128],
-                         tokens=[3, 300])
-  def test_a_layer_computes_what_xla_does(self, activation, weight, group_size, tokens):
-    layer, x = _large(activation, weight, group_size), _random(2, tokens, 512).astype(jnp.bfloat16)
+  @parameterized.parameters(
+      *itertools.product(['int8', 'uint8', 'int4'], ['int4', 'uint4'], [None, 64, 128], [False], [3, 300]),
+      *itertools.product(['int8', 'uint8', 'int4'], ['int4'], [64, 128], [True], [3, 300]))
+  def test_a_layer_computes_what_xla_does(self, activation, weight, group_size, two_level, tokens):
+    layer, x = _large(activation, weight, group_size, two_level), _random(2, tokens, 512).astype(jnp.bfloat16)
     got = np.float64(_linear(device_kernels.laid_out(layer), x, implementation='auto'))
     want = np.float64(_linear(layer, x, implementation='xla'))
     # A code on an edge may be its neighbor, which is 16 times as far with 4 bits; one in a thousand is.
     self.assertLess(np.linalg.norm(got - want) / np.linalg.norm(want), 0.06 if activation == 'int4' else 0.01)
 
 
-def _large(activation, weight, group_size):
+def _large(activation, weight, group_size, two_level=False):
   """A layer of 512 x 256 whose activation is shifted and scaled."""
-  return {'kernel': quantize.quantize(_random(512, 256, seed=1), formats.parse(weight), group_size=group_size),
+  grid = quantizers.WeightQuantizer(formats.parse(weight), group_size=group_size, two_level=two_level)
+  return {'kernel': grid.quantized(_random(512, 256, seed=1)),
           'input': _specification(activation, shift=_random(512, seed=2), scale=jnp.exp(_random(512, seed=3)))}
 
 

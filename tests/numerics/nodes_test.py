@@ -27,7 +27,7 @@ def _tree():
           codes.reshape(10, 2), np.full((10, 2), 0.5, np.float32), codes.reshape(10, 2),
           formats.IntFormat(4, symmetric=False), -1, 4)},
       'v': {'kernel': np.ones((10, 4), jnp.bfloat16), 'kernel_quantizer': quantizers.WeightQuantizer(
-          formats.IntFormat(4), group_size=5)},
+          formats.IntFormat(4), group_size=5, two_level=True)},
       'inputs': {
           'clip': {'quantizer': quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(2), 4, align_zero=True)},
           'pact': {'quantizer': quantizers.PactQuantizer(jnp.float32(3), 8, signed=False)},

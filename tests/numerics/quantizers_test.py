@@ -1,5 +1,7 @@
 """Quantizer nodes: codes and values agree, ranges are those of a NumPy reference, and stay valid."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -11,6 +13,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import rounding
+from jaxquant.numerics import two_level
 
 
 def _random(*shape, seed=0):
@@ -184,6 +187,33 @@ class WeightQuantizerTest(parameterized.TestCase):
     np.testing.assert_array_equal(values, jax.jit(quantize.dequantize)(rounded))
     cotangent = _random(12, 8, seed=1)
     np.testing.assert_array_equal(pullback(cotangent)[0], cotangent)
+
+  @parameterized.parameters('int4', 'full_int4', 'int3', 'int2')
+  def test_two_levels_change_scales_alone_and_training_sees_the_same_values(self, name):
+    kernel = _random(32, 10) * np.float32([0.1, 1, 0, 3]).repeat(8)[:, None]
+    kernel = kernel.at[:, 4].set(0)
+    plain = quantizers.WeightQuantizer(formats.parse(name), group_size=8)
+    quantizer = dataclasses.replace(plain, two_level=True)
+    rounded, want = jax.jit(quantizer.quantized)(kernel), jax.jit(plain.quantized)(kernel)
+    self.assertEqual(jax.tree.structure(rounded), jax.tree.structure(want))
+    self.assertIsNotNone(two_level.levels(rounded.scale))
+    self.assertIsNone(two_level.levels(want.scale))
+    codes = quantize.from_scales(kernel, rounded.scale, None, plain.format)
+    np.testing.assert_array_equal(rounded.codes, codes.codes)
+    values, pullback = jax.vjp(jax.jit(quantizer.__call__), kernel)
+    np.testing.assert_array_equal(values, jax.jit(quantize.dequantize)(rounded))
+    np.testing.assert_array_equal(pullback(kernel)[0], kernel)
+    zeros = np.asarray(values)[np.asarray(kernel) == 0]
+    self.assertLen(zeros, 8 * 10 + 24)
+    np.testing.assert_array_equal(zeros, 0)
+
+  @parameterized.parameters(
+      ('int8', {}, 'symmetric integers of at most 4 bits, not int8'), ('uint4', {}, 'at most 4 bits, not uint4'),
+      ('dint3', {}, 'at most 4 bits, not dint3'), ('int4', {'group_size': None}, 'there is no group size'),
+      ('int4', {'axis': -1}, 'scales of each input channel'))
+  def test_two_levels_are_for_groups_of_inputs_of_narrow_symmetric_codes(self, name, options, message):
+    with self.assertRaisesRegex(errors.UserError, f'^two-level scales are .*{message}$'):
+      quantizers.WeightQuantizer(formats.parse(name), **{'group_size': 8, **options}, two_level=True)
 
   def test_a_group_size_that_does_not_divide_is_refused_by_path(self):
     quantizer = quantizers.WeightQuantizer(formats.IntFormat(4), group_size=5)

@@ -107,6 +107,12 @@ class AdaDimTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.UserError, '^adadim: tokens is 0; a search needs at least 1$'):
       driver.run(_params(), _MODEL, [step], _BATCHES)
 
+  def test_refuses_two_level_scales(self):
+    weight = dataclasses.replace(_WEIGHT, format=formats.parse('int3'), two_level=True)
+    step = _CHOOSE._replace(rules=[('layers/.*', functools.partial(adadim.adadim, weight=weight))])
+    with self.assertRaisesRegex(errors.UserError, '^adadim may choose groups of outputs, which have no two-level'):
+      driver.run(_params(), _MODEL, [step], _BATCHES)
+
   def test_refuses_integer_activations_and_groups_that_do_not_divide_outputs(self):
     params = trees.put(_params(), 'layers/0/mlp/input/quantizer', quantizers.DynamicQuantizer(formats.parse('uint8')))
     with self.assertRaisesRegex(errors.UserError, 'mlp/gate: a kernel with scales per input channel cannot meet'):

@@ -21,8 +21,8 @@ _RATIOS = 1 - np.arange(10) / 20
 _SITES = (sites.Site('mlp/input', None, ('mlp/up', 'mlp/gate')),)
 
 
-def _grid(name='int3', axis=-2, group_size=None):
-  return quantizers.WeightQuantizer(formats.parse(name), axis, group_size)
+def _grid(name='int3', axis=-2, group_size=None, two_level=False):
+  return quantizers.WeightQuantizer(formats.parse(name), axis, group_size, two_level)
 
 
 @functools.cache
@@ -119,6 +119,19 @@ class ClipSearchTest(parameterized.TestCase):
       shares = _shares(start, rounded[part] - _kernel()[part])
       np.testing.assert_allclose(shares, found[:, group].min(0), rtol=1e-3, atol=1e-9)
       self.assertTrue((shares <= found[0, group] * 1.0001 + 1e-9).all())
+
+  def test_two_level_scales_of_the_clamped_kernel_are_better_though_groups_share_a_base(self):
+    grid = _grid(group_size=8, two_level=True)
+    linears, record = _clipped('up', weight=grid)
+
+    def error(kernel):
+      difference = np.asarray(quantize.dequantize(grid.quantized(kernel)), np.float64) - _kernel()
+      total, found = (sum(_shares(start, d[start : start + 8]).sum() for start in range(0, _INPUTS, 8))
+                      for d in (_kernel(), difference))
+      return found / total
+
+    np.testing.assert_allclose(record['mlp/up']['error_unclipped'], error(_kernel()), rtol=1e-4)
+    self.assertLess(error(linears['up']['kernel']), 0.98 * error(_kernel()))
 
   @parameterized.parameters(
       ({'steps': 4}, [1, 0.75]), ({'steps': 10, 'least': 0.7}, [1, 0.9, 0.8]), ({'steps': 1}, [1]),

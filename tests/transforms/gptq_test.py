@@ -14,6 +14,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.numerics import two_level
 from jaxquant.transforms import error_feedback
 from jaxquant.transforms import gptq
 from tests import calibrating
@@ -25,8 +26,8 @@ _SITES = (sites.Site('attention/input', None, ('attention/q', 'attention/k', 'at
           sites.Site('attention/o/input', None, ('attention/o',)))
 
 
-def _grid(name='int4', axis=-2, group_size=None):
-  return quantizers.WeightQuantizer(formats.parse(name), axis, group_size)
+def _grid(name='int4', axis=-2, group_size=None, two_level=False):
+  return quantizers.WeightQuantizer(formats.parse(name), axis, group_size, two_level)
 
 
 def _random(*shape, seed=0):
@@ -185,6 +186,17 @@ class ErrorFeedbackTest(parameterized.TestCase):
       np.testing.assert_array_equal(rounded.unpacked(), codes)
       np.testing.assert_allclose(rounded.scale, scale, rtol=1e-4)
 
+  @parameterized.parameters(False, True)
+  def test_two_level_scales_are_those_of_the_kernel_before_any_rounding(self, act_order):
+    grid, moment = _grid('int3', group_size=6, two_level=True), _moment()
+    rounded, = _solve([_kernel()], moment, grid, static=True, act_order=act_order)
+    nearest = networks.quick_jit(grid.quantized)(_kernel())
+    np.testing.assert_array_equal(rounded.scale, nearest.scale)
+    self.assertIsNotNone(two_level.levels(rounded.scale))
+    self.assertLess(_error(_kernel(), rounded, moment), 0.9 * _error(_kernel(), nearest, moment))
+    with self.assertRaisesRegex(ValueError, 'have to be static'):
+      _solve([_kernel()], moment, grid)
+
   def test_factor_is_the_upper_one_of_the_inverse(self):
     factor, moment = _factorizer()(_moment()), _moment().astype(np.float64)
     inverse = np.linalg.inv(moment / np.diag(moment).mean() + _DAMPING * np.eye(_INPUTS))
@@ -311,6 +323,8 @@ class GptqTest(parameterized.TestCase):
     for pattern, names, options in (
         ('^attention/q: act_order scatters the turns of a group of 8 inputs', 'q',
          {'weight': _grid(group_size=8), 'act_order': True}),
+        ('^attention/q: two-level scales .* ask for static_groups too', 'q',
+         {'weight': _grid(group_size=8, two_level=True)}),
         ('^attention/q: group size 7 does not divide 24 elements', 'q', {'weight': _grid(group_size=7)}),
         (r'^attention/k: attention/quantized_input has 24 features, but the kernel of shape \(8, 12\)', 'k', {}),
         ('^attention/q: no grid to round to', 'q', {'weight': None}),

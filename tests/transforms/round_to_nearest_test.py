@@ -14,6 +14,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.transforms import grids
 from jaxquant.transforms import round_to_nearest
 from tests import calibrating
 
@@ -55,6 +56,12 @@ class RoundToNearestTest(parameterized.TestCase):
     rounded = np.asarray(quantize.dequantize(want), np.float64)
     np.testing.assert_allclose(
         record['mlp/up']['relative_error'], ((rounded - kernel) ** 2).sum() / (kernel**2.0).sum(), rtol=1e-5)
+
+  @parameterized.parameters(
+      ({}, 'int4'), ({'group_size': 4}, 'int4 g4'), ({'axis': -1, 'group_size': 2}, 'int4 g2 by input'),
+      ({'group_size': 4, 'two_level': True}, 'int4 g4 two-level'))
+  def test_grids_are_told_apart_by_their_names(self, options, name):
+    self.assertEqual(grids.name(quantizers.WeightQuantizer(_INT4, **options)), name)
 
   def test_only_the_kernel_quantizer_of_training_goes(self):
     params, record = _rounded('up')
