@@ -7,6 +7,7 @@ Most of the time goes into compiling, so programs are compiled fast (tests/compi
 With `XLA_FLAGS=` set to anything, be it nothing, pytest compiles as users do; so do tests that are run as scripts.
 """
 
+import gc
 import os
 import pathlib
 import shutil
@@ -19,6 +20,7 @@ from tests import compiling
 
 _SCRATCH = tempfile.mkdtemp(prefix='jaxquant-tests-')
 _MOST_MAPS = 30_000
+_ALLOCATIONS = 50_000  # of containers, between two collections of the youngest
 
 
 def pytest_configure(config):
@@ -31,7 +33,15 @@ def pytest_configure(config):
     # Set by the first process, whose folder goes last.
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{_SCRATCH}/programs')
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+    # Of what is traced nobody asks which lines it came from.
+    os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
   flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_finish():
+  """Spares the collector of cycles what was imported, and runs it less often: tracing leaves few cycles."""
+  gc.freeze()
+  gc.set_threshold(_ALLOCATIONS)
 
 
 @pytest.fixture(autouse=True, scope='module')
