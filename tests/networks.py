@@ -59,7 +59,7 @@ def quick_jit(function, **options):
 
 
 def exact_jit(function, **options):
-  """Returns `jax.jit(function, **options)`, compiled by the emitters that users have, whatever tests/compiling.py chose.
+  """Returns `jax.jit(function, **options)`, compiled by the emitters that users have, not as tests/compiling.py says.
 
   For unlike programs that have to give the same bits: others order sums as they like.
   """
