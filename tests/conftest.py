@@ -3,10 +3,11 @@
 The tests run on the CPU, also where there is a GPU: what is bit-exact is stated for the CPU. `pytest -n 0 -m gpu` runs
 the tests marked so, and leaves the device to JAX.
 
-Most of the time goes into compiling, so programs are compiled without LLVM's optimizations, and once for all processes.
+Most of the time goes into compiling, so programs are compiled fast (tests/compiling.py), and once for all processes.
 With `XLA_FLAGS=` set to anything, be it nothing, pytest compiles as users do; so do tests that are run as scripts.
 """
 
+import gc
 import os
 import pathlib
 import shutil
@@ -15,8 +16,11 @@ import tempfile
 from absl import flags
 import pytest
 
+from tests import compiling
+
 _SCRATCH = tempfile.mkdtemp(prefix='jaxquant-tests-')
 _MOST_MAPS = 30_000
+_ALLOCATIONS = 50_000  # of containers, between two collections of the youngest
 
 
 def pytest_configure(config):
@@ -25,11 +29,19 @@ def pytest_configure(config):
   os.environ['TEST_TMPDIR'] = _SCRATCH
   if config.option.markexpr == 'not gpu':
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+    os.environ.setdefault('XLA_FLAGS', compiling.FAST)
     # Set by the first process, whose folder goes last.
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{_SCRATCH}/programs')
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+    # Of what is traced nobody asks which lines it came from.
+    os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
   flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_finish():
+  """Spares the collector of cycles what was imported, and runs it less often: tracing leaves few cycles."""
+  gc.freeze()
+  gc.set_threshold(_ALLOCATIONS)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from absl.testing import absltest
 
 from jaxquant.training import restoring
+from tests import compiling
 from tests import source
 
 _CONFIG = '''
@@ -185,5 +186,4 @@ def _environment() -> dict[str, str]:
 
 
 def _devices(count: int) -> dict[str, str]:
-  # Programs of a few steps are better compiled fast than well; this changes nothing before code generation.
-  return {'XLA_FLAGS': f'--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0'}
+  return {'XLA_FLAGS': compiling.on_devices(count)}

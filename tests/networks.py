@@ -58,6 +58,14 @@ def quick_jit(function, **options):
   return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0}, **options)
 
 
+def exact_jit(function, **options):
+  """Returns `jax.jit(function, **options)`, compiled by the emitters that users have, not as tests/compiling.py says.
+
+  For unlike programs that have to give the same bits: others order sums as they like.
+  """
+  return jax.jit(function, compiler_options={'xla_backend_extra_options': ''}, **options)
+
+
 @functools.cache
 def evaluator(model: model_config.TransformerConfig, implementation: str = 'simulated', jit=jax.jit):
   """Returns the function (params, ids) -> logits, jitted by `jit`."""

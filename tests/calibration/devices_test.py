@@ -30,6 +30,7 @@ from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import activation_ranges
 from jaxquant.transforms import round_to_nearest
+from tests import compiling
 from tests import networks
 from tests import source
 
@@ -163,7 +164,7 @@ class DevicesTest(parameterized.TestCase):
     file = pathlib.Path(absltest.get_default_test_tmpdir()) / 'eight.pickle'
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT),
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'}
+        'XLA_FLAGS': compiling.on_devices(8)}
     result = subprocess.run([sys.executable, __file__, file], env=environment, capture_output=True, text=True)
     if result.returncode:
       raise AssertionError(result.stderr)

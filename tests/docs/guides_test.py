@@ -13,6 +13,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from jaxquant.interop import tensor_file
+from tests import compiling
 from tests import guides
 from tests import model_directories
 from tests import source
@@ -45,7 +46,7 @@ def _environment() -> dict[str, str]:
       'PATH': f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}',
       'MODEL': str(folder / 'model'), 'CALIBRATION': str(folder / 'calibration.txt'), 'TEXT': str(folder / 'text.txt'),
       # One program after the other, compiled fast and once: they run for a moment.
-      'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0', 'OPENBLAS_NUM_THREADS': '1',
+      'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': compiling.FAST, 'OPENBLAS_NUM_THREADS': '1',
       'JAX_COMPILATION_CACHE_DIR': str(folder / 'programs'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
 

@@ -22,13 +22,13 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from tests import compiling
 from tests import networks
 from tests import source
 
 # Five windows of eight, and one of three.
 _TOKENS = np.random.default_rng(7).integers(0, 32, 43)
 _BYTES = 100
-_FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 
 
 def _score(params=None, style: str = 'llama', **options) -> perplexity.Score:
@@ -127,7 +127,8 @@ class ScoreTest(parameterized.TestCase):
     self.assertBetween(abs(simulated.nats / _score().nats - 1), 1e-6, 0.01)
 
   def test_eight_devices_score_like_one(self):
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': _FLAGS}
+    environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': compiling.on_devices(8)}
     result = subprocess.run([sys.executable, __file__, 'mesh'], env=environment, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)
     np.testing.assert_allclose(json.loads(result.stdout), [_score(length=3)[:2]] * 3, rtol=1e-6)

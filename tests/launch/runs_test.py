@@ -6,6 +6,7 @@ from absl.testing import absltest
 import numpy as np
 
 from jaxquant.training import restoring
+from tests import compiling
 from tests import launching
 
 _RTN = '--config=configs/ptq/rtn_w4a4.py'
@@ -116,11 +117,18 @@ class RunsTest(absltest.TestCase):
     np.testing.assert_allclose([record['loss'] for record in parts], [record['loss'] for record in whole], rtol=1e-4)
 
   def test_validation_and_the_best_checkpoint_are_of_kernels_as_they_are_trained(self):
-    finished = self.train("--config.variants=('baseline','both')", '--config.qat.weight_bits=2',
-                          '--config.qat.weight_start=9', '--config.evaluation.precisions=W16A16')
+    # Two programs, which only the emitters that users have compile to the same sums where both compute the same.
+    run = lambda workdir, *flags: launching.run(
+        'train', launching.config(), f'--workdir={workdir}', '--config.evaluation.precisions=W16A16', *flags,
+        XLA_FLAGS=compiling.UNOPTIMIZED)
+    finished = run(self.workdir, "--config.variants=('baseline','both')", '--config.qat.weight_bits=2',
+                   '--config.qat.weight_start=9')
+    self.assertEqual((finished.code, finished.error), (0, ''))
+    unrounded = self.workdir.with_name(f'{self.workdir.name}_unrounded')
+    self.assertEqual(run(unrounded, '--config.variants=both').code, 0)
     rounded, plain = (
         {record['step']: record['cross_entropy'] for record in launching.records(workdir, 'validation', 'both')}
-        for workdir in (self.workdir, launching.trained()))
+        for workdir in (self.workdir, unrounded))
     self.assertEqual([step for step in plain if rounded[step] == plain[step]], [0, 1, 4, 8])
     metrics = lambda step: restoring.read_manifest(self.workdir / 'checkpoints' / 'both-seed0', step)['metrics']
     self.assertEqual((metrics(8), metrics(12)), ({}, {'cross_entropy': rounded[12]}))

@@ -21,7 +21,7 @@ from jaxquant.numerics import trees
 from kernels.mosaic import calls
 from tests import networks
 
-_linear = networks.quick_jit(linear.linear, static_argnames=('implementation', 'transpose'))
+_linear = networks.exact_jit(linear.linear, static_argnames=('implementation', 'transpose'))
 _QUANTIZERS = {
     'clip': quantizers.ClipQuantizer(jnp.float32(-1.5), jnp.float32(2), 4),
     'per token': quantizers.DynamicQuantizer(formats.parse('uint8')),

@@ -24,7 +24,7 @@ from kernels.mosaic import calls
 from tests import gpus
 from tests import networks
 
-_linear = networks.quick_jit(linear.linear, static_argnames=('implementation',))
+_linear = networks.exact_jit(linear.linear, static_argnames=('implementation',))
 _prepare = jax.jit(inputs.prepare)
 
 

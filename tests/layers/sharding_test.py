@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.layers import sharding
+from tests import compiling
 from tests import source
 
 _SHAPES = (), (16,), (4, 16), (16, 4), (16, 24), (4, 4), (3, 8, 5), (8, 0)
@@ -47,7 +48,7 @@ class ShardingTest(absltest.TestCase):
 
   def test_eight_devices(self):
     environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': compiling.on_devices(8)}
     result = subprocess.run([sys.executable, __file__, 'observe'], env=environment, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)
     observed = json.loads(result.stdout)

@@ -24,8 +24,8 @@ _VARIANTS = ('llama, biases', 'bert, no head')
 _ROUNDED = ('awq', 'round_to_nearest')
 
 
-def _logits(config, params, implementation='simulated'):
-  evaluate = networks.evaluator(config, implementation, networks.quick_jit)
+def _logits(config, params, implementation='simulated', jit=networks.quick_jit):
+  evaluate = networks.evaluator(config, implementation, jit)
   with jax.default_matmul_precision('highest'):
     return np.asarray(evaluate(params, networks.tokens(3)))
 
@@ -74,11 +74,12 @@ class FamiliesTest(parameterized.TestCase):
     for path in trees.linears(made):
       inside = path.startswith('layers/')
       self.assertEqual(isinstance(trees.get(made, path)['kernel'], qtensor.QTensor), inside, path)
-    want, got = _logits(config, params), _logits(config, made)
+    jit = networks.exact_jit if methods == _ROUNDED else networks.quick_jit
+    want, got = _logits(config, params), _logits(config, made, jit=jit)
     self.assertLess(np.mean((got - want) ** 2), 1e-2 * np.mean(want ** 2))
     self.assertGreater(np.abs(got - want).max(), 0)
     if methods == _ROUNDED:  # how codes were chosen has no part in their products
-      np.testing.assert_array_equal(_logits(config, made, 'xla'), got)
+      np.testing.assert_array_equal(_logits(config, made, 'xla', jit), got)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.training import checksums
+from tests import compiling
 from tests import source
 
 _DTYPES = (
@@ -67,7 +68,7 @@ def _reference(array: np.ndarray) -> int:
 
 def _run_on_eight_devices(program: str) -> str:
   """The output of a program in Python."""
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': compiling.on_devices(8)}
   return subprocess.run(
       [sys.executable, '-c', program], cwd=source.ROOT, env=environment, stdout=subprocess.PIPE, text=True,
       check=True).stdout

@@ -16,6 +16,7 @@ from jaxquant import errors
 from jaxquant.numerics import formats
 from jaxquant.training import checkpoints
 from tests import checkpoint_state
+from tests import compiling
 from tests import source
 
 # Restores to eight devices by a function and by trees of shardings; saves it from there as step 2.
@@ -156,7 +157,7 @@ class RestoringTest(parameterized.TestCase):
 
   def test_restores_to_other_devices_than_it_was_saved_from(self):
     self._save(1)
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': compiling.on_devices(8)}
     command = [sys.executable, '-c', _EIGHT_DEVICES, self.directory]
     result = subprocess.run(command, cwd=source.ROOT, env=environment, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)

@@ -25,11 +25,11 @@ from jaxquant.training import qat
 from jaxquant.training import regularizers
 from jaxquant.training import step as training_step
 from jaxquant.training import trainer
+from tests import compiling
 from tests import networks
 from tests import source
 
 _MODEL = networks.config('llama')
-_FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 
 
 def _rows(step: int) -> np.ndarray:
@@ -65,7 +65,8 @@ def _train(devices: int, fully_sharded: bool = False, microbatches: int = 1) -> 
 class DevicesTest(absltest.TestCase):
 
   def test_devices_and_shardings_and_microbatches_train_alike(self):
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': _FLAGS}
+    environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': compiling.on_devices(8)}
     result = subprocess.run([sys.executable, __file__, 'devices'], env=environment, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)
     one, replicated, sharded = json.loads(result.stdout)

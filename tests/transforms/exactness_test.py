@@ -58,7 +58,8 @@ class ExactnessTest(parameterized.TestCase):
   def test_logits_of_mixed_formats_are_bit_identical(self, style, dtype):
     params, ids = _mixed(style), networks.tokens(5)
     config = networks.config(style, dtype)
-    simulated, integer = (networks.evaluator(config, name)(params, ids) for name in ('simulated', 'xla'))
+    simulated, integer = (
+        networks.evaluator(config, name, networks.exact_jit)(params, ids) for name in ('simulated', 'xla'))
     self.assertEqual((simulated.dtype, simulated.shape), (config.compute_dtype, (*ids.shape, config.vocabulary)))
     np.testing.assert_array_equal(simulated, integer)
     # Against the float network: the quantizers are at work, and no more than that.

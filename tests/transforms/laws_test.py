@@ -260,7 +260,7 @@ class LawsTest(parameterized.TestCase):
           quantizer = quantizers.ClipQuantizer(jnp.float32(-3), jnp.float32(4), 8)
           after = trees.put(after, f'{site.name}/quantizer', quantizer)
     params, ids = trees.put(networks.params(style), _PATH, after), networks.tokens(3, seed=1)
-    evaluate = lambda tree, name: networks.evaluator(config, name, networks.quick_jit)(tree, ids)
+    evaluate = lambda tree, name: networks.evaluator(config, name, networks.exact_jit)(tree, ids)
     simulated = evaluate(params, 'simulated')
     self.assertTrue(jnp.isfinite(simulated).all())
     if not law_cases.CASES[case].weight_only:
