@@ -155,12 +155,21 @@ def quantize(
 def from_scales(x, scale, zero_point, fmt: formats.Format, *, axis: int = -2) -> qtensor.QTensor:
   """Rounds `x` to codes for given scales and zero points, shaped as in a QTensor."""
   size = x.shape[axis]
-  wide = None if zero_point is None else spread(zero_point, axis, size)
-  codes = encode(x, spread(scale, axis, size), wide, fmt)
+  codes = encode(x, *_spread(scale, zero_point, axis, size), fmt)
   return qtensor.QTensor(packing.pack(codes, fmt, axis), scale, zero_point, fmt, axis, size)
+
+
+def rounded(x, scale, zero_point, fmt: formats.Format, *, axis: int = -2):
+  """The float32 values of `from_scales` with the same arguments, without packing codes in between."""
+  wide = _spread(scale, zero_point, axis, x.shape[axis])
+  return decode(encode(x, *wide, fmt), *wide, fmt)
 
 
 def dequantize(q: qtensor.QTensor, dtype=jnp.float32):
   """The values of `q` as an array of `dtype` and the logical shape; arithmetic is float32."""
-  zero_point = None if q.zero_point is None else spread(q.zero_point, q.axis, q.size)
-  return decode(q.unpacked(), spread(q.scale, q.axis, q.size), zero_point, q.format).astype(dtype)
+  return decode(q.unpacked(), *_spread(q.scale, q.zero_point, q.axis, q.size), q.format).astype(dtype)
+
+
+def _spread(scale, zero_point, axis, size):
+  """(scale, zero point) of every element, the latter None where there is none."""
+  return spread(scale, axis, size), None if zero_point is None else spread(zero_point, axis, size)

@@ -224,8 +224,12 @@ class WeightQuantizer:
     """The kernel as codes."""
     return quantize.from_scales(kernel, *self.scales(kernel), self.format, axis=self.axis)
 
+  def rounded(self, kernel):
+    """The float32 values of `quantized(kernel)`."""
+    return quantize.rounded(kernel, *self.scales(kernel), self.format, axis=self.axis)
+
   def __call__(self, kernel):
-    return _straight_through(kernel, quantize.dequantize(self.quantized(kernel)))
+    return _straight_through(kernel, self.rounded(kernel))
 
 
 INPUT_QUANTIZERS = (ClipQuantizer, PactQuantizer, StepQuantizer, DynamicQuantizer)

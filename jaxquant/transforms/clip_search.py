@@ -110,8 +110,7 @@ def search(
     return jnp.sum(difference * product, axis=-2)
 
   tried = jnp.asarray(ratios, jnp.float32)
-  found = jax.lax.map(
-      lambda ratio: group_errors(quantize.dequantize(weight.quantized(clamped(ratio))) - values), tried)
+  found = jax.lax.map(lambda ratio: group_errors(weight.rounded(clamped(ratio)) - values), tried)
   best = jnp.argmin(found, axis=0)
   chosen, total = tried[best], jnp.sum(group_errors(values))
   record = {

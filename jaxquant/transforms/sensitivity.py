@@ -23,7 +23,6 @@ from jaxquant import errors
 from jaxquant.calibration import channels
 from jaxquant.calibration import rules
 from jaxquant.calibration import transform
-from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import grids
@@ -144,7 +143,7 @@ def squared_gradients(
 
 def _difference(kernel, candidate):
   """Rounded kernel - kernel, float32."""
-  return quantize.dequantize(candidate.quantized(kernel)) - kernel.astype(jnp.float32)
+  return candidate.rounded(kernel) - kernel.astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames='candidate')
