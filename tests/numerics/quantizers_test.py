@@ -179,8 +179,8 @@ class ProjectionTest(parameterized.TestCase):
 class WeightQuantizerTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ('int4', -2, None), ('int2', -1, 4), ('uint3', -2, 4), ('uint8', -1, None), ('full_int4', -2, 6), ('dint4', -2, 4),
-      ('offset_uint3', -1, 2))
+      ('int4', -2, None), ('int2', -1, 4), ('uint3', -2, 4), ('uint8', -1, None), ('full_int4', -2, 6),
+      ('dint4', -2, 4), ('offset_uint3', -1, 2))
   def test_equals_quantizing_and_dequantizing_with_gradient_one(self, name, axis, group_size):
     kernel = _random(12, 8)
     quantizer = quantizers.WeightQuantizer(formats.parse(name), axis=axis, group_size=group_size)
