@@ -58,12 +58,14 @@ def quick_jit(function, **options):
   return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0}, **options)
 
 
-def exact_jit(function, **options):
+def exact_jit(function, unoptimized=False, **options):
   """Returns `jax.jit(function, **options)`, compiled by the emitters that users have, not as tests/compiling.py says.
 
-  For unlike programs that have to give the same bits: others order sums as they like.
+  For unlike programs that have to give the same bits: others order sums as they like. Those in which more than products
+  of codes has to agree, norms for instance, need to be compiled without LLVM's optimizations, too.
   """
-  return jax.jit(function, compiler_options={'xla_backend_extra_options': ''}, **options)
+  level = {'xla_backend_optimization_level': 0} if unoptimized else {}
+  return jax.jit(function, compiler_options={'xla_backend_extra_options': '', **level}, **options)
 
 
 @functools.cache
