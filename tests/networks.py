@@ -58,13 +58,20 @@ def quick_jit(function, **options):
   return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0}, **options)
 
 
-def exact_jit(function, unoptimized=False, **options):
+def exact_jit(function, **options):
   """Returns `jax.jit(function, **options)`, compiled by the emitters that users have, not as tests/compiling.py says.
 
-  For unlike programs that have to give the same bits: others order sums as they like. Those in which more than products
-  of codes has to agree, norms for instance, need to be compiled without LLVM's optimizations, too.
+  For unlike programs that have to give the same bits: others order sums as they like.
   """
-  level = {'xla_backend_optimization_level': 0} if unoptimized else {}
+  return _exact_jit(function, {}, options)
+
+
+def unoptimized_jit(function, **options):
+  """The same without LLVM's optimizations: where more than products of codes has to agree, norms for instance."""
+  return _exact_jit(function, {'xla_backend_optimization_level': 0}, options)
+
+
+def _exact_jit(function, level, options):
   return jax.jit(function, compiler_options={'xla_backend_extra_options': '', **level}, **options)
 
 

@@ -1,7 +1,6 @@
 """Quantizers that are laid out for a GPU give the codes of the originals, and the sums that the products ask for."""
 
 import itertools
-import functools
 from unittest import mock
 
 from absl.testing import absltest
@@ -63,7 +62,7 @@ class DeviceQuantizerTest(parameterized.TestCase):
     self.assertEqual(inputs.takes_norms(converted), 'gather' not in entries)
     normed = norms.Normed(_random(2, 5, 96).astype(dtype), kind, 1e-5, 1 + _random(96, seed=3) / 4,
                           _random(96, seed=4) if kind == 'layer' else None)
-    jit = functools.partial(networks.exact_jit, unoptimized=True)
+    jit = networks.unoptimized_jit
     got = jit(lambda x: inputs.prepare(converted, normed._replace(x=x)))(normed.x)
     want = jit(inputs.prepare)(converted, jit(lambda x: normed._replace(x=x).compute())(normed.x))
     jax.tree.map(np.testing.assert_array_equal, got, want)

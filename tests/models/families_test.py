@@ -1,7 +1,5 @@
 """The sites of every family are right: folds leave its function alone, and methods run to codes that evaluate."""
 
-import functools
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -24,8 +22,6 @@ _LAYERS = 2
 # Not families, but variants of them: the slower methods see the same blocks there.
 _VARIANTS = ('llama, biases', 'bert, no head')
 _ROUNDED = ('awq', 'round_to_nearest')
-
-_exact_jit = functools.partial(networks.exact_jit, unoptimized=True)
 
 
 def _logits(config, params, implementation='simulated', jit=networks.quick_jit):
@@ -78,7 +74,7 @@ class FamiliesTest(parameterized.TestCase):
     for path in trees.linears(made):
       inside = path.startswith('layers/')
       self.assertEqual(isinstance(trees.get(made, path)['kernel'], qtensor.QTensor), inside, path)
-    jit = _exact_jit if methods == _ROUNDED else networks.quick_jit
+    jit = networks.unoptimized_jit if methods == _ROUNDED else networks.quick_jit
     want, got = _logits(config, params), _logits(config, made, jit=jit)
     self.assertLess(np.mean((got - want) ** 2), 1e-2 * np.mean(want ** 2))
     self.assertGreater(np.abs(got - want).max(), 0)
