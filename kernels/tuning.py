@@ -91,10 +91,25 @@ def misfit(problem: Problem, config) -> str | None:
     return 'plain activations have no kernel for many tokens'
   if prefill and (config.tile_n not in (64, 128) or outputs % (config.outputs * config.cluster)):
     return f'{config.cluster} x {config.warpgroups} tiles of {config.tile_n} outputs do not divide {outputs}'
+  if not prefill and (reason := _decode_misfit(problem, config)):
+    return reason
   if config.float8 and (problem.group is None or not problem.four_bits or problem.layout is not prepack.Layout.INT4):
     return 'only groups of 4-bit codes by 4-bit codes are multiplied as 8-bit floating point'
   if (size := config.shared_memory(*problem.weights)) > configs.SHARED_MEMORY:
     return f'{size} bytes do not fit the {configs.SHARED_MEMORY} of shared memory'
+  return None
+
+
+def _decode_misfit(problem: Problem, config: configs.Decode) -> str | None:
+  """What is wrong with runs of inputs in the rows of an instruction, and with stores from registers."""
+  if config.fold not in (1, 2, 4) or problem.inputs % (config.fold * config.tile_k):
+    return f'{config.fold} runs of steps of {config.tile_k} do not divide {problem.inputs} inputs'
+  if config.fold > 1 and not config.direct:
+    return 'where rows of an instruction are runs of inputs, registers store the results'
+  if config.fold > (2 if problem.group else 1 if problem.layout is prepack.Layout.DINT4 else 4):
+    return f'what belongs to outputs or groups does not go into rows of {config.fold} runs of inputs'
+  if config.direct and config.split > 1 or config.rehearsed and not config.direct:
+    return 'results are stored from registers without clusters, and only then there is a rehearsal'
   return None
 
 

@@ -86,6 +86,12 @@ class Decode:
     warpgroups: that compute; one more copies.
     split: blocks of threads that share the inputs, up to 8.
     float8: as above.
+    fold: 1, 2 or 4 runs of the inputs that the rows of a matrix instruction hold of 64, 32 or 16 outputs, so that there
+      are more blocks; a step has `tile_k` inputs of each run. With one scale an output and without `split` only.
+    direct: whether results go from registers to memory, and not through shared memory; without `split` only.
+    rehearsed: whether what follows the sums runs once before they are there, so that its instructions are at hand.
+    shared: whether a block takes the registers that it needs, so that another one may be on its multiprocessor, and not
+      all that there are.
   """
 
   TILE_N: ClassVar[int] = 64
@@ -97,13 +103,27 @@ class Decode:
   warpgroups: int = 4
   split: int = 1
   float8: bool = False
+  fold: int = 1
+  direct: bool = False
+  rehearsed: bool = False
+  shared: bool = False
+
+  @property
+  def outputs(self) -> int:
+    """Outputs of a block."""
+    return self.TILE_N // self.fold
+
+  @property
+  def partial_sums(self) -> int:
+    """Warpgroups' tiles of sums that others read."""
+    return self.warpgroups * self.split - (self.fold == 1)
 
   def shared_memory(self, layout: prepack.Layout, group: int | None = None, two_level: bool = False) -> int:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
-    step = (self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
-    step += _scales(self.TILE_N, self.tile_m, self.tile_k / group if group else 0, two_level)
+    step = (self.fold * self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
+    step += _scales(self.TILE_N, self.fold * max(32, self.tile_m), self.tile_k / group if group else 0, two_level)
     partial = 4 * self.TILE_N * self.tile_m
-    return self.stages * self.warpgroups * step + partial * max(1, self.warpgroups * self.split - 1) + partial
+    return self.stages * self.warpgroups * step + partial * (max(1, self.partial_sums) + 1)
 
 
 _KINDS = {'prefill': Prefill, 'decode': Decode}

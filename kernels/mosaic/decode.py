@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from kernels.mosaic import configs
 from kernels.mosaic import epilogue
+from kernels.mosaic import partial_sums
 from kernels.mosaic import products
 from kernels.mosaic import tiles
+
 
 def matmul(
     x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Decode, unpacking=None,
@@ -22,7 +24,7 @@ def matmul(
   """The scaled product.
 
   Args:
-    x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `config.tile_k`.
+    x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `tile_k` times `fold`.
     w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`, `DINT4`), N a multiple of 64.
     terms: the epilogue's vectors.
     groups: `products.Groups`, or None for one scale an output.
@@ -35,26 +37,28 @@ def matmul(
     [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.
   """
   (tokens, inputs), outputs = x.shape, w.shape[0]
-  product = products.Product(x, w, groups, layout, config.tile_k, unpacking)
-  warpgroups, stages = config.warpgroups, config.stages
-  steps, lanes = inputs // config.tile_k, warpgroups * config.split
-  chunk = epilogue.Chunk.of(out_dtype, config.TILE_N, config.tile_m)
-  shape = config.TILE_N, config.tile_m
+  product = products.Product(x, w, groups, layout, config.tile_k, unpacking, config.fold)
+  warpgroups, stages, fold = config.warpgroups, config.stages, config.fold
+  steps, lanes = inputs // fold // config.tile_k, warpgroups * config.split
+  chunk = (epilogue.Chunk(config.outputs, config.tile_m, 1, True) if config.direct else
+           epilogue.Chunk.of(out_dtype, config.TILE_N, config.tile_m))
+  shape = config.TILE_N, fold * config.tile_m
   vectors, of_tokens = terms.vectors(), terms.of_tokens()
 
   def kernel(*refs):
     gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
     vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
     *smems, tokens_smem, out_smem, sums_smem, full, free, summed, scales = refs
-    group, block = lax.axis_index('group'), lax.axis_index('split')
-    n, m = lax.axis_index('outputs') * config.TILE_N, lax.axis_index('tokens') * config.tile_m
+    group, block = lax.axis_index('group'), lax.axis_index('split') if config.split > 1 else 0
+    n, m = lax.axis_index('outputs') * config.outputs, lax.axis_index('tokens') * config.tile_m
 
     def turns(lane):
       """Steps of a warpgroup: every `lanes`-th one."""
       return lax.div(steps - lane + lanes - 1, lanes)
 
     def copy():
-      plgpu.set_max_registers(tiles.COPYING, action='decrease')
+      if not config.shared:
+        plgpu.set_max_registers(tiles.COPYING, action='decrease')
       # Read by a copy, for which the vectors need not cover a whole tile.
       for i, index in enumerate(of_tokens):
         plgpu.copy_gmem_to_smem(vector_refs[index].at[pl.ds(m, tokens_smem.shape[1])], tokens_smem.at[i], scales)
@@ -82,44 +86,66 @@ def matmul(
           plgpu.barrier_wait(free.at[lax.rem(turn, stages) * warpgroups + i])
 
     def compute():
-      plgpu.set_max_registers(tiles.registers(warpgroups), action='increase')
+      if not config.shared:
+        plgpu.set_max_registers(tiles.registers(warpgroups), action='increase')
       lane = block * warpgroups + group
       if of_tokens:
         plgpu.barrier_wait(scales)
       found = {index: tokens_smem.at[i] for i, index in enumerate(of_tokens)}
-      loaded = epilogue.load(terms, [found.get(i, ref) for i, ref in enumerate(vector_refs)], chunk, n, 0)
-
-      def loop(body, carry):
-        def step(turn, carry):
-          slot = lax.rem(turn, stages) * warpgroups + group
-          plgpu.barrier_wait(full.at[slot])
-          carry = body(slot, carry)
-          plgpu.barrier_arrive(free.at[slot])
-          return carry
-
-        return lax.fori_loop(0, turns(lane), step, carry)
-
+      loaded = epilogue.load(terms, [found.get(i, ref) for i, ref in enumerate(vector_refs)], chunk, n, 0,
+                             partial_sums.layout(fold))
       held = product.held(gmems, n, config.TILE_N)
-      sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, held, products.Turns())
-      if lanes > 1:
-        @pl.when(lane > 0)
-        def _():
-          if config.split > 1:
+
+      def run(count, last):
+        """Sums `count` steps and adds them up; stores if this is the `last` time."""
+        def loop(body, carry):
+          def step(turn, carry):
+            slot = lax.rem(turn, stages) * warpgroups + group
+            plgpu.barrier_wait(full.at[slot])
+            carry = body(slot, carry)
+            plgpu.barrier_arrive(free.at[slot])
+            return carry
+
+          return lax.fori_loop(0, count, step, carry)
+
+        sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, held, products.Turns())
+        if config.split > 1:
+          @pl.when(lane > 0)
+          def _():
             plgpu.async_store_smem(
                 sums, sums_smem.at[lane - 1], summed, cluster_idx=0, cluster_dim='split', optimized=False)
-          else:  # the instruction above is illegal where there is no cluster
-            sums_smem[lane - 1] = sums
-            plgpu.barrier_arrive(summed)
+        elif config.partial_sums:
+          own = lanes - config.partial_sums  # the first warpgroup's, which stay in its registers
 
-      @pl.when(lane == 0)
-      def _():
-        total = sums
-        if lanes > 1:
-          plgpu.barrier_wait(summed)
-          for other in range(lanes - 1):
-            total += tiles.load(sums_smem.at[other], plgpu.Layout.WGMMA, optimized=False)
-        epilogue.store(total, loaded, out_gmem, out_smem, chunk, n, m)
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+          @pl.when(lane >= own)
+          def _():
+            partial_sums.publish(sums, sums_smem.at[lane - own], fold)
+          # Its arrival keeps others from being a phase ahead of it.
+          plgpu.barrier_arrive(summed)
+
+        @pl.when(lane == 0)
+        def _():
+          total = sums
+          if config.partial_sums:
+            plgpu.barrier_wait(summed)
+          if config.split > 1:
+            for other in range(lanes - 1):
+              total += tiles.load(sums_smem.at[other], plgpu.Layout.WGMMA, optimized=False)
+          elif config.partial_sums:
+            total = partial_sums.add_up(sums, sums_smem, fold, config.partial_sums)
+          if config.direct:
+            result = epilogue.apply(total, loaded, chunk, 0).astype(out_dtype)
+            partial_sums.store(result, out_gmem, fold, n, m, jnp.where(last, tokens, 0))
+          else:
+            epilogue.store(total, loaded, out_gmem, out_smem, chunk, n, m)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+      if config.rehearsed:
+        @pl.loop(0, 2)
+        def _(time):
+          run(turns(lane) * time, time == 1)
+      else:
+        run(turns(lane), True)
 
     lax.cond(group == warpgroups, copy, compute)
 
@@ -127,15 +153,17 @@ def matmul(
       kernel,
       out_type=jax.ShapeDtypeStruct(chunk.shape(tokens, outputs, config.tile_m), out_dtype),
       scratch_types=(
-          *product.buffers(stages * warpgroups, config.TILE_N, config.tile_m),
+          *product.buffers(stages * warpgroups, *shape),
           plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
-          tiles.smem(chunk.buffer, out_dtype),
-          plgpu.SMEM((max(1, lanes - 1), *shape), product.dtype),
+          plgpu.SMEM((8,), out_dtype) if config.direct else tiles.smem(chunk.buffer, out_dtype),
+          (plgpu.SMEM((lanes - 1, *shape), product.dtype) if config.split > 1 else
+           partial_sums.buffer(config.partial_sums, config.tile_m, product.dtype)),
           plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=1, num_barriers=stages * warpgroups),
-          plgpu.Barrier(num_arrivals=max(1, lanes - 1)),
+          plgpu.Barrier(num_arrivals=lanes - 1 if config.split > 1 else lanes),
           plgpu.Barrier(num_arrivals=max(1, len(of_tokens)))),
-      grid=(outputs // config.TILE_N, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
-      cluster=(config.split,), cluster_names=('split',), num_threads=warpgroups + 1, thread_name='group',
-      compiler_params=tiles.PARAMS)
+      grid=(outputs // config.outputs, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
+      num_threads=warpgroups + 1, thread_name='group', compiler_params=tiles.PARAMS,
+      # Blocks find their places in clusters by divisions.
+      **dict(cluster=(config.split,), cluster_names=('split',)) if config.split > 1 else {})
   return chunk.restore(call(*product.arrays, *vectors))

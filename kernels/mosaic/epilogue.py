@@ -11,9 +11,6 @@ import jax.numpy as jnp
 
 from kernels.mosaic import tiles
 
-_OF_OUTPUTS = plgpu.Layout.WGMMA.reduce(1)
-_OF_TOKENS = plgpu.Layout.WGMMA.reduce(0)
-
 
 class Terms(NamedTuple):
   """y[m, n] = sums[m, n] * token_scale[m] * output_scale[n] * factor + sum over products of n[n] * m[m], + bias[n].
@@ -89,7 +86,7 @@ class Chunk:
     return result if self.transposed else result.T
 
 
-def load(terms: Terms, refs, chunk: Chunk, n, m):
+def load(terms: Terms, refs, chunk: Chunk, n, m, layout=plgpu.Layout.WGMMA):
   """The values of the terms for a tile, in the layouts in which `store` needs them.
 
   All of memory's latency at once, and, where registers allow, before the sums are there.
@@ -99,18 +96,19 @@ def load(terms: Terms, refs, chunk: Chunk, n, m):
     refs: references to them.
     chunk: what is copied at once.
     n, m: the tile's first output and first token, as the references count them.
+    layout: of the sums.
 
   Returns:
     Terms of arrays [tile_n] and, for tokens, lists of arrays, one for each chunk, or scalars.
   """
   terms = terms.placed(refs)
   present = lambda load, ref: None if ref is None else load(ref)
-  of_outputs = lambda ref: tiles.load(ref.at[pl.ds(n, chunk.tile_n)], _OF_OUTPUTS, optimized=False)
+  of_outputs = lambda ref: tiles.load(ref.at[pl.ds(n, chunk.tile_n)], layout.reduce(1), optimized=False)
 
   def of_tokens(ref):
     if ref.shape == (1,):
       return ref[0]
-    return [tiles.load(ref.at[pl.ds(m + i * chunk.tokens, chunk.tokens)], _OF_TOKENS, optimized=False)
+    return [tiles.load(ref.at[pl.ds(m + i * chunk.tokens, chunk.tokens)], layout.reduce(0), optimized=False)
             for i in range(chunk.count)]
 
   return Terms(present(of_outputs, terms.output_scale), present(of_tokens, terms.token_scale),
@@ -118,30 +116,38 @@ def load(terms: Terms, refs, chunk: Chunk, n, m):
                present(of_outputs, terms.bias), terms.factor)
 
 
+def apply(sums, terms: Terms, chunk: Chunk, i: int):
+  """The results of chunk `i` of a tile, float32.
+
+  Args:
+    sums: int32 or float32 [tile_n, tile_m] in the layout that `load` was called with.
+    terms: what `load` returned for this tile.
+    chunk: the chunks of the tile.
+    i: which.
+  """
+  part = sums[:, i * chunk.tokens : (i + 1) * chunk.tokens].astype(jnp.float32)
+  along_n = lambda vector: lax.broadcast_in_dim(vector, part.shape, [0])
+  along_m = lambda of: lax.broadcast_in_dim(of[i], part.shape, [1]) if isinstance(of, list) else of
+  if terms.token_scale is not None:
+    part *= along_m(terms.token_scale)
+  if terms.output_scale is not None:
+    part *= along_n(terms.output_scale * terms.factor)
+  for column, rows in terms.products:
+    part += along_n(column) * along_m(rows)
+  return part if terms.bias is None else part + along_n(terms.bias)
+
+
 def store(sums, terms: Terms, out, buffer, chunk: Chunk, n, m) -> None:
   """Applies the terms to a tile of sums and starts the copies to memory.
 
   Args:
-    sums: int32 or float32 [tile_n, tile_m] in the layout of an accumulator.
-    terms: what `load` returned for this tile.
+    sums, terms, chunk: as above, the layout that of an accumulator.
     out: reference to the result, of `chunk.shape`.
     buffer: this warpgroup's shared memory, of `chunk.buffer`.
-    chunk: what is copied at once.
     n, m: the tile's first output and first token.
   """
   for i in range(chunk.count):
-    part = sums[:, i * chunk.tokens : (i + 1) * chunk.tokens].astype(jnp.float32)
-    along_n = lambda vector: lax.broadcast_in_dim(vector, part.shape, [0])
-    along_m = lambda of: lax.broadcast_in_dim(of[i], part.shape, [1]) if isinstance(of, list) else of
-    if terms.token_scale is not None:
-      part *= along_m(terms.token_scale)
-    if terms.output_scale is not None:
-      part *= along_n(terms.output_scale * terms.factor)
-    for column, rows in terms.products:
-      part += along_n(column) * along_m(rows)
-    if terms.bias is not None:
-      part += along_n(terms.bias)
-    part = part.astype(buffer.dtype)
+    part = apply(sums, terms, chunk, i).astype(buffer.dtype)
     slot = i % chunk.slots
     plgpu.wait_smem_to_gmem(chunk.slots - 1, wait_read_only=True)
     if chunk.transposed:

@@ -15,6 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from kernels import prepack
+from kernels.mosaic import partial_sums
 from kernels.mosaic import registers
 from kernels.mosaic import tiles
 
@@ -96,13 +97,15 @@ class Product:
 
   Attributes:
     arrays: the operands in memory, those of the groups and the unpacking behind x and w.
-    copies: transfers of a step, which its barrier counts: of all arrays but what unpacking needs of whole outputs.
+    copied: of these arrays, all but what unpacking needs of whole outputs.
   """
 
   def __init__(self, x, w, groups: Groups | None, layout: prepack.Layout, tile_k: int,
-               unpacking: Unpacking | None = None):
+               unpacking: Unpacking | None = None, fold: int = 1):
+    """With `fold` runs of the inputs, steps have `tile_k` of each: see `partial_sums`."""
     self.arrays = [x, w] + (groups.arrays() if groups else []) + ([unpacking.values] if unpacking else [])
-    self.copies = len(self.arrays) - (unpacking is not None and unpacking.values.ndim == 1)
+    self.copied = len(self.arrays) - (unpacking is not None and unpacking.values.ndim == 1)
+    self._fold = fold
     self._groups = groups
     self._unpacking = unpacking
     self._packed = layout is not prepack.Layout.ROWS
@@ -114,19 +117,26 @@ class Product:
     self._dtype = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
 
   @property
+  def copies(self) -> int:
+    """Transfers of a step, which its barrier counts."""
+    rest = self.arrays[2 : self.copied]
+    return 2 * self._fold + sum(self._transfers(array) * self._fold for array in rest)
+
+  @property
   def dtype(self):
     """The dtype of the sums: int32, or float32 where groups are scaled or activations are not quantized."""
     return self._dtype if self._groups is None else jnp.float32
 
   def buffers(self, stages: int, outputs: int, tokens: int) -> list[Any]:
     """Shared memory of `stages` steps for blocks of `outputs` and `tokens`, a buffer for each array that is copied."""
-    x, w, *rest = self.arrays[: self.copies]
+    x, w, *rest = self.arrays[: self.copied]
     found = [tiles.smem((stages, tokens, self._width), x.dtype, self._columns),
              tiles.smem((stages, outputs, self._width // (2 if self._packed else 1)), w.dtype,
                         None if self._packed else self._columns)]
     for array in rest:
-      size = max(tokens, _LEAST) if self._of_tokens(array) else outputs
-      found.append(plgpu.SMEM((stages, self._parts_of(array), size), array.dtype))
+      parts = self._parts_of(array)
+      shape = (self._fold, parts, max(tokens // self._fold, _LEAST)) if self._of_tokens(array) else (parts, outputs)
+      found.append(plgpu.SMEM((stages, *shape), array.dtype))
     return found
 
   def copy(self, gmems, smems, slot, barrier, step, n, m, shared=None) -> None:
@@ -134,19 +144,31 @@ class Product:
 
     Activations go to all blocks of the cluster's axis `shared`, each of which reads a part of them.
     """
-    (x, w, *rest), (x_smem, w_smem, *rest_smem) = gmems[: self.copies], smems
+    (x, w, *rest), (x_smem, w_smem, *rest_smem) = gmems[: self.copied], smems
     for gmem, smem, row in ((w, w_smem, n), (x, x_smem, m)):
       _, rows, width = smem.shape
-      plgpu.copy_gmem_to_smem(gmem.at[pl.ds(row, rows), pl.ds(step * width, width)], smem.at[slot], barrier,
-                              collective_axes=shared if gmem is x else None)
+      rows //= self._fold
+      for run in range(self._fold):
+        first = run * (gmem.shape[1] // self._fold) + step * width
+        plgpu.copy_gmem_to_smem(
+            gmem.at[pl.ds(row, rows), pl.ds(first, width)], smem.at[slot, pl.ds(run * rows, rows)], barrier,
+            collective_axes=shared if gmem is x else None)
     for array, gmem, smem in zip(self.arrays[2:], rest, rest_smem):
-      first = m if self._of_tokens(array) else n
-      _, parts, size = smem.shape
-      plgpu.copy_gmem_to_smem(gmem.at[pl.ds(step * parts, parts), pl.ds(first, size)], smem.at[slot], barrier)
+      *_, parts, size = smem.shape
+      for run in range(self._fold):
+        first = run * (gmem.shape[0] // self._fold) + step * parts
+        if self._of_tokens(array):
+          plgpu.copy_gmem_to_smem(gmem.at[pl.ds(first, parts), pl.ds(m, size)], smem.at[slot, run], barrier)
+          continue
+        count, rows = parts // self._transfers(array), size // self._fold
+        for part in range(0, parts, count):
+          plgpu.copy_gmem_to_smem(
+              gmem.at[pl.ds(first + part, count), pl.ds(n, rows)],
+              smem.at[slot, pl.ds(part, count), pl.ds(run * rows, rows)], barrier)
 
   def held(self, gmems, n, outputs: int) -> list[Any]:
     """What stays in registers for all steps of the `outputs` from n on: what unpacking needs of whole outputs."""
-    return [tiles.load(gmem.at[pl.ds(n, outputs)], _OF_OUTPUTS, optimized=False) for gmem in gmems[self.copies :]]
+    return [tiles.load(gmem.at[pl.ds(n, outputs)], _OF_OUTPUTS, optimized=False) for gmem in gmems[self.copied :]]
 
   def sums(self, loop, smems, outputs, shape: tuple[int, int], held: list[Any], turns: Turns):
     """Sums of `shape` [outputs, tokens] over the steps that `loop` runs.
@@ -188,7 +210,9 @@ class Product:
       load = lambda ref: tiles.load(ref.at[slot, part, outputs], _OF_OUTPUTS)
       total += sums.astype(jnp.float32) * along_n(load(rest[0]) * self._groups.factor)
       if self._groups.offset is not None:
-        row_sums = tiles.load(rest[2].at[slot, part, pl.ds(0, shape[1])], _OF_TOKENS)
+        row_sums = partial_sums.side_by_side([
+            tiles.load(rest[2].at[slot, run, part, pl.ds(0, shape[1] // self._fold)], _OF_TOKENS)
+            for run in range(self._fold)])
         total += along_n(load(rest[1])) * lax.broadcast_in_dim(row_sums, shape, [1])
       return total
 
@@ -224,6 +248,10 @@ class Product:
   def _parts_of(self, array) -> int:
     """Groups of a step, of an array with an entry for each group of inputs."""
     return self._width * len(array) // self.arrays[0].shape[1]
+
+  def _transfers(self, array) -> int:
+    """Transfers for the groups of one step and run: one, or, where runs lie side by side, one for each group."""
+    return 1 if self._fold == 1 or self._of_tokens(array) else self._parts_of(array)
 
   def _of_tokens(self, array) -> bool:
     """Whether an array of groups has columns of tokens, not of outputs."""

@@ -1,5 +1,6 @@
 """Tries configurations of kernels and files the fastest ones."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -76,6 +77,9 @@ def candidates(problem: tuning.Problem) -> list[Any]:
     for tile_m, tile_k, stages, warpgroups, split, f8 in itertools.product(
         tile_ms, (*steps, 512), (2, 4, 6), (1, 2, 4), (1, 2, 4), float8):
       found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8))
+      if split == 1:
+        found += [dataclasses.replace(found[-1], fold=fold, direct=True, rehearsed=rehearsed, shared=shared)
+                  for fold, rehearsed, shared in itertools.product((1, 2, 4), (False, True), (False, True))]
     if problem.layout is not prepack.Layout.INT4_WIDE:
       found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
                 for tile_m, tile_k, warpgroups, f8 in itertools.product(tile_ms, (256, 512), (1, 2), float8)]

@@ -17,7 +17,12 @@ from tests import product_cases
 _DECODE = [
     configs.Decode(tile_m=tile_m, tile_k=tile_k, stages=2, warpgroups=warpgroups, split=split)
     for tile_m, tile_k, warpgroups, split in (
-        (8, 256, 4, 1), (8, 128, 4, 4), (16, 256, 2, 2), (32, 256, 1, 8), (64, 128, 2, 1), (64, 256, 1, 2))]
+        (8, 256, 4, 1), (8, 128, 4, 4), (16, 256, 2, 2), (32, 256, 1, 8), (64, 128, 2, 1), (64, 256, 1, 2))
+] + [
+    configs.Decode(tile_m, tile_k, 2, warpgroups, fold=fold, direct=True, rehearsed=rehearsed, shared=shared)
+    for tile_m, tile_k, warpgroups, fold, rehearsed, shared in (
+        (8, 256, 2, 1, True, True), (16, 128, 4, 2, False, True), (64, 128, 1, 2, True, False),
+        (32, 128, 2, 4, False, False), (64, 128, 2, 1, False, False))]
 _PREFILL = [
     configs.Prefill(tile_n=tile_n, tile_m=tile_m, tile_k=tile_k, stages=stages, warpgroups=warpgroups, panel=panel)
     for tile_n, tile_m, tile_k, stages, warpgroups, panel in (
@@ -32,12 +37,14 @@ class MosaicTest(product_cases.TilingCases, integer_weight_cases.IntegerWeightCa
 
   def _fitting(self, config, layout, shape, two_level_group=None):
     """The tiling with as many of its stages as fit; skips the test where the shape is not one of its."""
-    _, inputs, outputs = shape
-    prefill = isinstance(config, configs.Prefill)
-    if inputs % config.tile_k or (prefill and outputs % (config.outputs * config.cluster)):
+    tokens, inputs, outputs = shape
+    problem = tuning.Problem(
+        tokens, outputs, inputs, layout, two_level_group, two_level=two_level_group is not None)
+    if isinstance(config, configs.Prefill):
+      config = config.deepest(*problem.weights, most=config.stages)
+    if tuning.misfit(problem, config):
       self.skipTest('the dispatcher does not choose this tiling here')
-    weights = layout, two_level_group, two_level_group is not None
-    return config.deepest(*weights, most=config.stages) if prefill else config
+    return config
 
   @parameterized.product(
       config=_DECODE + _PREFILL, layout=[kernels.Layout.INT4, kernels.Layout.ROWS],

@@ -1,0 +1,185 @@
+"""Sums of one block that are spread over its warpgroups and over runs of the inputs, and results stored from registers.
+
+With `fold` runs of the inputs, 64 rows of weights are 64 / fold outputs, once for each run, and the columns are the
+tokens, once for each run. Of the products, those of a row and a column of the same run count: a diagonal of the tile,
+of which each warp has one part in its registers. Warps exchange them through shared memory, where other warpgroups'
+sums are added up as well, so that warps of the same outputs all have the whole sum.
+"""
+
+import functools
+
+from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.mosaic.gpu import fragmented_array
+from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
+from jax.extend.mlir.dialects import memref
+from jax.extend.mlir.dialects import scf
+from jax.extend.mlir.dialects import vector
+
+_WARPS, _THREADS = 4, 128
+
+
+def layout(fold: int):
+  """Where a warpgroup has [64 / fold, tokens] after `add_up`: as in a tile of 64 rows that has no more than these."""
+  if fold == 1:
+    return plgpu.Layout.WGMMA
+  warps = _WARPS // fold
+  tiles = [(16 * warps, 8), (16, 8), (8, 8), (2,)]
+  replicated = fragmented_array.Replicated(fold)
+  if warps == 1:
+    return plgpu.Layout.TILED(fragmented_array.Tiling(tuple(tiles[1:])), (replicated,), (-3, -2), -1)
+  return plgpu.Layout.TILED(fragmented_array.Tiling(tuple(tiles)), (replicated, -7), (-3, -2), -1)
+
+
+def buffer(count: int, tokens: int, dtype):
+  """Shared memory for `count` warpgroups' sums."""
+  return plgpu.SMEM((max(1, count), 64 * tokens), dtype)
+
+
+def publish(sums, buffer, fold: int) -> None:
+  """Writes what counts of a warpgroup's sums.
+
+  Args:
+    sums: int32 or float32 [64, fold * tokens] in the layout of an accumulator.
+    buffer: the warpgroup's part of the shared memory, [64 * tokens].
+    fold: runs of inputs.
+  """
+  @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA, plgpu.RefType()))
+  def write(ctx, array, buffer):
+    del ctx
+    thread = _thread()
+    run = arith.divui(thread, _constant(_THREADS // fold))
+    registers = array.registers.reshape(fold, -1, 2)  # by run of the columns, 8 columns, half of the rows
+    for block in range(registers.shape[1]):
+      numbers = []
+      for half in range(2):
+        chosen = registers[0, block, half]
+        for other in range(1, fold):
+          here = arith.cmpi(arith.CmpIPredicate.eq, run, _constant(other))
+          chosen = arith.select(here, registers[other, block, half], chosen)
+        numbers += [_element(chosen, i) for i in range(2)]
+      vector.store(vector.from_elements(_vector(array), numbers), buffer, [_place(thread, block)])
+
+  write(sums, buffer)
+
+
+def add_up(sums, buffer, fold: int, count: int):
+  """The sums [64 / fold, tokens], in `layout`, of a warpgroup's own and of what is published.
+
+  Args:
+    sums: this warpgroup's, as above.
+    buffer: shared memory of at least `count` warpgroups' sums, [..., 64 * tokens].
+    fold: runs of inputs; of more than one, this warpgroup's own sums are in the buffer, too.
+    count: how many are there.
+  """
+  rows, columns = sums.shape
+  shape = rows // fold, columns // fold
+
+  @plgpu.inline_mgpu(
+      arg_types=(plgpu.Layout.WGMMA, plgpu.RefType()),
+      return_type=plgpu.ShapeDtypeStruct(shape, sums.dtype, layout=layout(fold)))
+  def read(ctx, array, buffer):
+    del ctx
+    thread, of_run = _thread(), _THREADS // fold
+    first = arith.remui(thread, _constant(of_run))
+    add = arith.addi if isinstance(array.mlir_dtype, ir.IntegerType) else arith.addf
+    wanted = layout(fold).to_mgpu()
+    own = array.registers.reshape(fold, -1, 2)
+    results = []
+    for block in range(own.shape[1]):
+      found = [] if fold > 1 else [[_element(own[0, block, half], i) for half in range(2) for i in range(2)]]
+      for source in range(count):
+        for run in range(fold):
+          index = _place(arith.addi(first, _constant(run * of_run)), block)
+          row = arith.constant(ir.IndexType.get(), source)
+          loaded = vector.load(_vector(array), buffer, [row, index])
+          found.append([_element(loaded, i) for i in range(4)])
+      numbers = functools.reduce(lambda a, b: [add(*pair) for pair in zip(a, b)], found)
+      kind = ir.VectorType.get((2,), array.mlir_dtype)
+      results += [vector.from_elements(kind, numbers[:2]), vector.from_elements(kind, numbers[2:])]
+    registers = own[0].reshape(wanted.registers_shape(shape)).copy()
+    registers.flat = results
+    return mgpu.FragmentedArray(_registers=registers, _layout=wanted, _is_signed=array.is_signed)
+
+  return read(sums, buffer)
+
+
+def store(values, out, fold: int, n, m, count) -> None:
+  """Stores results from registers.
+
+  Args:
+    values: [64 / fold, tokens] in `layout`, of the dtype of the result.
+    out: reference to [M, N].
+    fold: runs of inputs.
+    n, m: first output and first token.
+    count: int32 scalar, tokens that there are.
+  """
+  splat = plgpu.Layout.WG_SPLAT
+
+  @plgpu.inline_mgpu(arg_types=(layout(fold), plgpu.RefType(), splat, splat, splat))
+  def write(ctx, array, out, *scalars):
+    del ctx
+    n, m, count = (scalar.registers.item() for scalar in scalars)
+    thread = _thread()
+    warp, lane = arith.divui(thread, _constant(32)), arith.remui(thread, _constant(32))
+    # Of warps that have the same, the first ones store.
+    mine = arith.cmpi(arith.CmpIPredicate.ult, warp, _constant(_WARPS // fold))
+    row = arith.addi(arith.muli(warp, _constant(16)), arith.divui(lane, _constant(4)))
+    column = arith.muli(arith.remui(lane, _constant(4)), _constant(2))
+    for index, register in enumerate(array.registers.flat):
+      block, half = divmod(index, 2)
+      for i in range(2):
+        token = arith.addi(arith.addi(m, column), _constant(8 * block + i))
+        there = arith.andi(mine, arith.cmpi(arith.CmpIPredicate.ult, token, count))
+        output = arith.addi(arith.addi(n, row), _constant(8 * half))
+        with ir.InsertionPoint(scf.IfOp(there).then_block):
+          memref.store(_element(register, i), out, [_index(token), _index(output)])
+          scf.yield_([])
+
+  write(values, out, n, m, count)
+
+
+def side_by_side(vectors):
+  """Vectors of tokens, in the layout that an accumulator has for them, as one."""
+  if len(vectors) == 1:
+    return vectors[0]
+  layout, shape = plgpu.Layout.WGMMA.reduce(0), (len(vectors) * vectors[0].shape[0],)
+
+  @plgpu.inline_mgpu(
+      arg_types=tuple([layout] * len(vectors)),
+      return_type=plgpu.ShapeDtypeStruct(shape, vectors[0].dtype, layout=layout))
+  def join(ctx, *arrays):
+    del ctx
+    first, *_ = arrays
+    registers = first.registers.repeat(len(arrays), axis=0)  # only the shape matters
+    registers.flat = [register for array in arrays for register in array.registers.flat]
+    return mgpu.FragmentedArray(_registers=registers, _layout=first.layout, _is_signed=first.is_signed)
+
+  return join(*vectors)
+
+
+def _thread():
+  return arith.remui(utils.thread_idx(), _constant(_THREADS))
+
+
+def _place(thread, block: int):
+  """Where a thread's four numbers of a block of 8 columns are: side by side, as those of neighbors."""
+  return _index(arith.muli(arith.addi(thread, _constant(block * _THREADS)), _constant(4)))
+
+
+def _vector(array):
+  return ir.VectorType.get((4,), array.mlir_dtype)
+
+
+def _index(number):
+  return arith.index_cast(ir.IndexType.get(), number)
+
+
+def _element(register, place: int):
+  return vector.extract(register, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([place]))
+
+
+def _constant(value: int):
+  return mgpu.c(value, ir.IntegerType.get_signless(32))
