@@ -1,6 +1,7 @@
 """Decoding with a cache gives the logits of the whole forward, token by token, whatever family and whatever tree."""
 
 import dataclasses
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import kernels
 from jaxquant import errors
 from jaxquant.layers import attention
 from jaxquant.models import decoding
@@ -103,6 +105,16 @@ class DecodingTest(parameterized.TestCase):
     got = self._assert_decodes(made, config)
     plain = networks.evaluator(config, jit=networks.quick_jit)(params, networks.tokens(len(_LENGTHS)))
     self.assertGreater(np.abs(got - plain).max(), 0.01)
+
+  @parameterized.parameters(
+      ('llama', True), ('mistral', True), ('qwen3', True), ('gpt2', True), ('bloom', False),
+      ('llama', False, 'operands'))
+  def test_steps_of_single_tokens_in_one_kernel(self, style, taken, kind=None):
+    config, params = networks.config(style), networks.params(style)
+    made = _TREES[kind](params, config) if kind else params
+    with mock.patch.object(kernels, 'decode_attention', wraps=kernels.decode_attention) as called:
+      self._assert_decodes(made, config, implementation='auto')
+    self.assertEqual(called.call_count > 0, taken)
 
   def test_configurations_that_rematerialize(self):
     self._assert_decodes(networks.params('llama'), dataclasses.replace(networks.config('llama'), remat=True))
