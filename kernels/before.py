@@ -57,7 +57,8 @@ def check(before: Before, features: int) -> None:
 
 def apply(
     x, before: Before, transform: Callable[[Any, int], Any], load: Callable[[Any], Any] = lambda vector: vector,
-    narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype)):
+    narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype),
+    mean: Callable[[Any, int], Any] = lambda x, power: jnp.mean(x**power, axis=-1, keepdims=True)):
   """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
 
   Args:
@@ -66,14 +67,15 @@ def apply(
     transform: (float32 [..., K], block) -> the blocks' butterflies without their scale, as `butterflies` computes them.
     load: makes an array of a vector of `before` when its turn comes.
     narrow: (float32 value, dtype) -> the value in the dtype, rounded.
+    mean: (float32 [..., K], 1 or 2) -> the mean of each token's numbers to this power, in a shape that broadcasts.
   """
   dtype = x.dtype
   wide = lambda a: a.astype(jnp.float32)
   if before.norm:
     x = wide(x)
     if before.norm == 'layer':
-      x = x - _mean(x)
-    x = x * jax.lax.rsqrt(_mean(x * x) + before.epsilon)
+      x = x - mean(x, 1)
+    x = x * jax.lax.rsqrt(mean(x, 2) + before.epsilon)
     x = x if before.gain is None else x * load(before.gain)
     x = narrow(x if before.bias is None else x + load(before.bias), dtype)
   if before.shift is not None:
@@ -95,7 +97,3 @@ def butterflies(x, block: int):
     low, high = jnp.unstack(x.reshape(*shape[:-1], shape[-1] // (2 * distance), 2, distance), axis=-2)
     x = jnp.stack([low + high, low - high], axis=-2)
   return x.reshape(shape)
-
-
-def _mean(x):
-  return jnp.sum(x, axis=-1, keepdims=x.ndim > 1) / x.shape[-1]

@@ -1,13 +1,15 @@
-"""The implementation `mosaic_gpu` of `kernels.quantize_activations`: a warpgroup holds a token in registers.
+"""The implementation `mosaic_gpu` of `kernels.quantize_activations`: a block of threads holds a token in registers.
 
 A token is read once, 16 bytes a thread at a time, and its codes are written once; nothing but partial results of
-reductions goes through shared memory, and as many blocks as the registers allow keep the memory busy. So that
-arithmetic does not limit, a code takes few instructions: a multiplication and the addition of `_ROUNDS`, next to which
-numbers of float32 are integers, round it, and it is read off the lowest bits.
+reductions goes through shared memory. Of many tokens, each is a warpgroup's, and as many blocks as the registers allow
+keep the memory busy. Of few, whose time is latency, several warpgroups share each. So that arithmetic does not limit, a
+code takes few instructions: a multiplication and the addition of `_ROUNDS`, next to which numbers of float32 are
+integers, round it, and it is read off the lowest bits.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 
 from kernels import before as preceding
 from kernels.mosaic import calls
+from kernels.mosaic import configs
 
 # What the registers of 128 threads hold of a token in float32, alone and beside what a norm or a transform needs.
 MOST_FEATURES = 16_384
@@ -24,6 +27,21 @@ MOST_TRANSFORMED = 12_288
 _ROUNDS = 12_582_912.0
 _ROUNDS_BITS = 0x4B400000
 _TINY = float(jnp.finfo(jnp.float32).tiny)
+
+
+class Share(NamedTuple):
+  """How warpgroups share a token.
+
+  Attributes:
+    warpgroups: of a token.
+    features: of a warpgroup.
+    stride: features between the first ones of two warpgroups. A smaller one than `features` has slices overlap, whose
+      features both warpgroups compute and one of them counts.
+  """
+
+  warpgroups: int
+  features: int
+  stride: int
 
 
 def quantize(x, **options):
@@ -36,8 +54,9 @@ def quantize(x, **options):
   return lowered(x, **options)
 
 
-def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, packed: bool):
-  """The same, for whatever device it is lowered."""
+def lowered(
+    x, *, bits: int, symmetric: bool, before, static, group_size: int, packed: bool, warpgroups: int | None = None):
+  """The same, for whatever device it is lowered; `warpgroups` of `shares` for a token, None: the rule's choice."""
   features = x.shape[-1]
   if x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
     raise NotImplementedError(f'it takes bfloat16, float16 or float32, not {x.dtype}')
@@ -54,10 +73,37 @@ def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, p
 
   fixed = before._replace(**dict.fromkeys(preceding.VECTORS))
   call = functools.partial(
-      _call, bits=bits, symmetric=symmetric, fixed=fixed, group_size=group_size, packed=packed)
+      _call, bits=bits, symmetric=symmetric, fixed=fixed, group_size=group_size, packed=packed, warpgroups=warpgroups)
   codes, row_sums, *rest = calls.guarded(call, operands, ('x',))
   scale, offset = (*rest, None, None)[:2]
   return codes, scale, offset, row_sums
+
+
+def shares(features: int, group_size: int, before) -> dict[int, Share]:
+  """The ways to share a token by their warpgroups, of which a larger number has fewer features each."""
+  found = {1: Share(1, features, features)}
+  if before.hadamard > 1:
+    return found  # a transform stays in one warpgroup
+  # Of a whole number of loads, or of the longest ones, in slices that overlap. A norm's sum cannot leave out what is
+  # there twice.
+  step = 128 * _width(features)
+  for count in range(2, 9):
+    even = features % (count * step) == 0
+    size = features // count if even else math.ceil(features / count / 1024) * 1024
+    stride, rest = divmod(features - size, count - 1)
+    if size >= found[max(found)].features or rest or not even and before.norm is not None:
+      continue
+    # Loads start at multiples of their width, and groups, of a warp's features at most, are whole.
+    if stride % (8 if group_size == features else group_size) == 0 and (
+        group_size == features or group_size <= 32 * _width(size)):
+      found[count] = Share(count, size, stride)
+  return found
+
+
+def _share(tokens: int, features: int, group_size: int, before) -> Share:
+  """The rule: where every token has a multiprocessor of its own, few features for each warpgroup."""
+  found = shares(features, group_size, before)
+  return found[max(found)] if tokens <= configs.CORES else found[1]
 
 
 def _width(features: int) -> int:
@@ -75,59 +121,88 @@ def _inner(features: int, group_size: int, transformed: bool) -> int:
 
 
 # Traced and lowered once for all activations of a model that are alike, and not once a layer.
-@functools.partial(jax.jit, static_argnames=('bits', 'symmetric', 'fixed', 'group_size', 'packed'))
-def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
+@functools.partial(jax.jit, static_argnames=('bits', 'symmetric', 'fixed', 'group_size', 'packed', 'warpgroups'))
+def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed, warpgroups):
   """Calls the kernel, a block of threads for each token: (codes, row sums, scale, offset) as far as there are.
 
   Args:
     operands: `x`, the vectors of `before` and the ends of a static range, by name.
-    bits, symmetric, group_size, packed: see `lowered`.
+    bits, symmetric, group_size, packed, warpgroups: see `lowered`.
     fixed: what happens before, without its vectors.
   """
+  from jax.experimental import pallas as pl  # pylint: disable=g-import-not-at-top
   from jax.experimental.pallas import mosaic_gpu as plgpu  # pylint: disable=g-import-not-at-top
-  from kernels.mosaic import tiles, token_registers  # pylint: disable=g-import-not-at-top
+  from kernels.mosaic import tiles, token_arithmetic, token_registers  # pylint: disable=g-import-not-at-top
   x, before = operands['x'], fixed._replace(**{name: operands[name] for name in preceding.VECTORS})
   static = (operands['range_scale'], operands['range_offset']) if 'range_scale' in operands else None
   *batch, features = x.shape
   tokens, groups = math.prod(batch), features // group_size
-  places = token_registers.Places(features, _width(features), _inner(features, group_size, before.hadamard > 1))
+  share = (shares(features, group_size, fixed)[warpgroups] if warpgroups else
+           _share(tokens, features, group_size, fixed))
+  overlap = share.features - share.stride if share.warpgroups > 1 else 0
+  width = _width(share.features)
+  places = token_registers.Places(share.features, width, _inner(features, group_size, before.hadamard > 1))
   names = [name for name in preceding.VECTORS if getattr(before, name) is not None]
   known = [] if static is None else [end for end in static if end is not None]
   dynamic = 0 if static is not None else 1 if symmetric else 2
   exchanged = places.exchanged(before.hadamard)
+  means = {None: 0, 'rms': 1, 'layer': 2}[before.norm]
 
   def kernel(x_gmem, *refs):
     vectors, refs = refs[: len(names)], refs[len(names) :]
     known_refs, (codes_gmem, sums_gmem, *refs) = refs[: len(known)], refs[len(known) :]
-    numbers_gmem, scratch = refs[:dynamic], refs[dynamic:]
-    token = lax.axis_index('token')
+    numbers_gmem, (extremes_smem, sums_smem, *refs) = refs[:dynamic], refs[dynamic:]
+    means_smem, scratch = iter(refs[:means]), refs[means:]
+    token, warpgroup = lax.axis_index('token'), lax.axis_index('warpgroup')
+    window = pl.ds(warpgroup * share.stride, share.features)
     load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
+    load_vector = lambda ref: load(ref.at[window])
+    values = load(x_gmem.at[token, window])
+    if share.warpgroups > 1:  # all of memory's latency at once
+      vectors, load_vector = [load_vector(vector) for vector in vectors], lambda vector: vector
+    # Else vectors are loaded when they are needed: registers that wait for the mean of a norm would cost blocks in
+    # flight.
     here = before._replace(**dict(zip(names, vectors)))
-    transform = lambda values, block: token_registers.butterflies(values, places, block, *scratch)
-    # Vectors are loaded when they are needed: registers that wait for the mean of a norm would cost blocks in flight.
-    values = preceding.apply(load(x_gmem.at[token]), here, transform, load)
+    values = preceding.apply(
+        values, here, lambda values, block: token_registers.butterflies(values, places, block, *scratch), load_vector,
+        lambda values, dtype: token_arithmetic.narrow(values, dtype, places),
+        lambda values, power: token_arithmetic.total(
+            values, power, places, share.warpgroups, next(means_smem)) / features)
+
+    def combined(arrays, kinds, scratch, first=None):
+      return token_arithmetic.combined(arrays, kinds, places, share.warpgroups, scratch, first)
+
     if static is not None:
       codes, bias = _static_codes(values, bits, *(ref[0] for ref in known_refs))
       numbers = ()
+    elif symmetric:
+      codes, bias, *numbers = _symmetric_codes(values, bits, *combined([jnp.abs(values)], ('max',), extremes_smem))
     else:
-      codes, bias, *numbers = (_symmetric_codes if symmetric else _affine_codes)(values, bits)
-    codes_gmem[token] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
+      codes, bias, *numbers = _affine_codes(values, bits, *combined([values] * 2, ('min', 'max'), extremes_smem))
+    window = pl.ds(warpgroup * (share.stride // 2), share.features // 2) if packed else window
+    codes_gmem[token, window] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
     for ref, number in zip(numbers_gmem, numbers):
       ref[token] = number
     # Sums wrap around, and so does what the bias adds to them.
     excess = jnp.int32((group_size * bias + 2**31) % 2**32 - 2**31)
     if groups == 1:
-      sums_gmem[token] = jnp.sum(codes) - excess
+      first = jnp.where(warpgroup > 0, overlap, 0) if overlap else None
+      sums_gmem[token] = combined([codes], ('sum',), sums_smem, first)[0] - excess
     else:
-      sums_gmem[token] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
+      window = pl.ds(warpgroup * (share.stride // group_size), share.features // group_size)
+      sums_gmem[token, window] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
 
   of_tokens = lambda dtype, *shape: jax.ShapeDtypeStruct((tokens, *shape), dtype)
   results = plgpu.kernel(
       kernel,
       out_type=(of_tokens(jnp.int8, features // 2 if packed else features),
                 of_tokens(jnp.int32, *(() if groups == 1 else (groups,))), *[of_tokens(jnp.float32)] * dynamic),
-      scratch_types=[plgpu.SMEM((features,), jnp.float32)] * exchanged,
-      grid=(tokens,), grid_names=('token',), compiler_params=tiles.PARAMS,
+      scratch_types=[
+          plgpu.SMEM((2, 32), jnp.int32), plgpu.SMEM((1, 32), jnp.int32),
+          *[plgpu.SMEM((token_arithmetic.total_scratch(features, width, share.warpgroups),), jnp.float32)] * means,
+          *[plgpu.SMEM((features,), jnp.float32)] * exchanged],
+      grid=(tokens,), grid_names=('token',), num_threads=share.warpgroups, thread_name='warpgroup',
+      compiler_params=tiles.PARAMS,
   )(x.reshape(tokens, features), *(getattr(before, name).astype(jnp.float32) for name in names),
     *(jnp.asarray(end, jnp.float32).reshape(1) for end in known))
   return tuple(a.reshape(*batch, -1) for a in results)
@@ -138,16 +213,15 @@ def _rounded(values):
   return lax.bitcast_convert_type(values, jnp.int32)
 
 
-def _symmetric_codes(x, bits):
-  """(codes + bias int32, bias, scale); no code is beyond the largest, since none of x is."""
-  top, largest = jnp.max(jnp.abs(x)).astype(jnp.float32), 2 ** (bits - 1) - 1
+def _symmetric_codes(x, bits, top):
+  """(codes + bias int32, bias, scale), of the largest magnitude; no code is beyond the largest, since none of x is."""
+  largest = 2 ** (bits - 1) - 1
   scale = jnp.where(top == 0, 1.0, jnp.maximum(top / largest, _TINY))
   return _rounded(x.astype(jnp.float32) * (1 / scale) + _ROUNDS), _ROUNDS_BITS, scale
 
 
-def _affine_codes(x, bits):
-  """(codes int32, bias, scale, offset)."""
-  low, high = (jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32))
+def _affine_codes(x, bits, low, high):
+  """(codes int32, bias, scale, offset), of the least number and the largest."""
   low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
   shift = 2 ** (bits - 1)
   scale = jnp.where(high == low, 1.0, jnp.maximum((high / 2 - low / 2) / (shift - 0.5), _TINY))

@@ -14,6 +14,7 @@ import kernels
 from kernels import activations
 from kernels import before
 from kernels.mosaic import activations as mosaic
+from kernels.mosaic import token_arithmetic
 from kernels.mosaic import token_registers
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
@@ -106,7 +107,13 @@ class InterpretTest(activation_cases.LikeXlaCases):
         token_registers, butterflies=lambda x, places, block, *scratch: before.butterflies(x, block),
         grouped=lambda codes, places, group_size: codes.reshape(-1, group_size),
         pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)))
-    with known, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+    alone = mock.patch.multiple(
+        token_arithmetic, narrow=lambda values, dtype, places: values.astype(dtype),
+        total=lambda values, power, *_: jnp.sum(values**power),
+        combined=lambda arrays, kinds, *_: [
+            jnp.sum(array) if kind == 'sum' else getattr(jnp, kind)(array).astype(jnp.float32)
+            for array, kind in zip(arrays, kinds)])
+    with known, alone, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
       result = activations.QuantizedActivations(*_lowered(x, options))
     static = options.get('static')
     return result if static is None else result._replace(scale=static.scale, offset=static.offset)
@@ -131,6 +138,17 @@ class MosaicTest(activation_cases.LikeXlaCases):
   def test_transforms_across_warps_and_runs(self, block):
     case = {'hadamard': block, 'group_size': 2048}
     self.compare(activation_cases.tokens(200, 8192), activation_cases.arguments(case, 8192))
+
+  @parameterized.product(
+      name=['plain', 'affine packed groups', 'groups', 'rms affine', 'layer', 'layer static', 'static with an offset'],
+      dtype=[jnp.bfloat16, jnp.float16, jnp.float32], features=[2560, 4096, 8192, 11_008])
+  def test_warpgroups_that_share_a_token_find_the_same(self, name, dtype, features):
+    x = activation_cases.tokens(3, features, dtype=dtype)
+    options = activation_cases.arguments(activation_cases.CASES[name], features)
+    alone, *others = (_lowered(x, options | {'warpgroups': count}) for count in mosaic.shares(
+        features, options.get('group_size', features), options['before']))
+    for other in others:
+      jax.tree.map(np.testing.assert_array_equal, other, alone)
 
   def test_a_race_would_change_the_codes(self):
     x = activation_cases.tokens(4096, 4096)
@@ -157,6 +175,15 @@ class LoweringTest(parameterized.TestCase):
     for dtype in (jnp.bfloat16, jnp.float32):
       options = activation_cases.arguments(activation_cases.CASES[name], features)
       self.assertIn('mosaic_gpu', self._lower((5, features), options, dtype))
+
+  @parameterized.product(name=['affine packed groups', 'rms affine', 'layer'], features=[2560, 4096, 8192, 11_008])
+  def test_shared_tokens_for_cuda(self, name, features):
+    options = activation_cases.arguments(activation_cases.CASES[name], features)
+    shares = mosaic.shares(features, options.get('group_size', features), options['before'])
+    self.assertEqual(len(shares) == 1, features == 11_008 and options['before'].norm is not None)
+    for count, share in shares.items():
+      self.assertEqual(share.stride * (count - 1) + share.features, features if count > 1 else share.stride)
+      self.assertIn('mosaic_gpu', self._lower((5, features), options | {'warpgroups': count}))
 
   @parameterized.parameters(1024, 4096)
   def test_transforms_across_warps_and_runs_for_cuda(self, block):
