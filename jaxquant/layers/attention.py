@@ -60,7 +60,7 @@ class Attention(nn.Module):
     """Attention of tokens over each other, or over those in the cache and each other.
 
     Args:
-      x: [batch, tokens, features], an array, `inputs.Pending` or `norms.Normed`.
+      x: [batch, tokens, features], an array, `inputs.Pending` or `norms.Normed`, or as `input` has prepared it.
       positions: int32 [batch, tokens] where there is a cache (layers.cache), to which the tokens are added; None: 0, 1,
         ...
       first: whether that cache holds no token yet, so that the tokens, from position 0 on, attend to each other alone.
@@ -71,7 +71,8 @@ class Attention(nn.Module):
     dense = lambda features, name, use_bias=self.use_bias, **kwargs: linear.Linear(
         features, use_bias=use_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
     specifications = self.variables.get('params', {})
-    prepared = tap.prepare(self, self.taps, specifications.get('input'), x)
+    prepared = x if isinstance(x, inputs.Activation) else tap.prepare(
+        self, self.taps, specifications.get('input'), x)
     split = lambda y, heads: y.reshape(*y.shape[:-1], heads, self.head_dim)
     if 'qkv' in specifications:  # joined for a device (layers.device_kernels)
       heads = self.heads + 2 * self.kv_heads

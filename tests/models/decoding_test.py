@@ -12,6 +12,8 @@ import numpy as np
 import kernels
 from jaxquant import errors
 from jaxquant.layers import attention
+from jaxquant.layers import device_kernels
+from jaxquant.layers import inputs
 from jaxquant.models import decoding
 from jaxquant.models import staging
 from jaxquant.numerics import formats
@@ -115,6 +117,14 @@ class DecodingTest(parameterized.TestCase):
     with mock.patch.object(kernels, 'decode_attention', wraps=kernels.decode_attention) as called:
       self._assert_decodes(made, config, implementation='auto')
     self.assertEqual(called.call_count > 0, taken)
+
+  def test_trees_that_are_laid_out(self):
+    config = networks.config('llama', layers=2)
+    params = _at_sites(_packed(networks.params('llama', 2)), config, quantizers.DynamicQuantizer(formats.parse('int8')))
+    laid_out = device_kernels.laid_out(params)
+    with mock.patch.object(inputs, 'prepare_total', wraps=inputs.prepare_total) as totals:
+      self._assert_decodes(laid_out, config, implementation='auto')
+    self.assertGreater(totals.call_count, 0)
 
   def test_configurations_that_rematerialize(self):
     self._assert_decodes(networks.params('llama'), dataclasses.replace(networks.config('llama'), remat=True))
