@@ -55,9 +55,10 @@ def quantize(x, **options):
 
 
 def lowered(
-    x, *, bits: int, symmetric: bool, before, static, group_size: int, packed: bool, warpgroups: int | None = None):
+    x, *, bits: int, symmetric: bool, before, static, group_size: int, packed: bool, addend=None,
+    warpgroups: int | None = None):
   """The same, for whatever device it is lowered; `warpgroups` of `shares` for a token, None: the rule's choice."""
-  features = x.shape[-1]
+  features = preceding.features(before, x.shape[-1])
   if x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
     raise NotImplementedError(f'it takes bfloat16, float16 or float32, not {x.dtype}')
   most = MOST_FEATURES if before.norm is None and before.hadamard == 1 else MOST_TRANSFORMED
@@ -67,16 +68,20 @@ def lowered(
   if group_size != features and (group_size % 8 or 128 * width % group_size and group_size % (128 * width)):
     raise NotImplementedError(
         f'it sums groups that divide {128 * width} features, or whole such runs, not of {group_size}')
-  operands = {'x': x} | {name: getattr(before, name) for name in preceding.VECTORS}
+  if before.gate and math.prod(x.shape[:-1]) > configs.CORES:
+    # A token that one warpgroup holds whole would take too many registers beside its gate.
+    x, before = preceding.gated(*jnp.split(x, 2, axis=-1), before.gate), before._replace(gate=None)
+  operands = {'x': x, 'addend': addend} | {name: getattr(before, name) for name in preceding.VECTORS}
   if static is not None:
     operands |= {'range_scale': static.scale, 'range_offset': static.offset}
 
   fixed = before._replace(**dict.fromkeys(preceding.VECTORS))
   call = functools.partial(
       _call, bits=bits, symmetric=symmetric, fixed=fixed, group_size=group_size, packed=packed, warpgroups=warpgroups)
-  codes, row_sums, *rest = calls.guarded(call, operands, ('x',))
+  codes, row_sums, *rest = calls.guarded(call, operands, ('x', 'addend'))
+  total = None if addend is None else rest.pop(0)
   scale, offset = (*rest, None, None)[:2]
-  return codes, scale, offset, row_sums
+  return codes, scale, offset, row_sums, total
 
 
 def shares(features: int, group_size: int, before) -> dict[int, Share]:
@@ -123,10 +128,10 @@ def _inner(features: int, group_size: int, transformed: bool) -> int:
 # Traced and lowered once for all activations of a model that are alike, and not once a layer.
 @functools.partial(jax.jit, static_argnames=('bits', 'symmetric', 'fixed', 'group_size', 'packed', 'warpgroups'))
 def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed, warpgroups):
-  """Calls the kernel, a block of threads for each token: (codes, row sums, scale, offset) as far as there are.
+  """Calls the kernel, a block of threads for each token: (codes, row sums, total, scale, offset) as far as there are.
 
   Args:
-    operands: `x`, the vectors of `before` and the ends of a static range, by name.
+    operands: `x`, `addend`, the vectors of `before` and the ends of a static range, by name.
     bits, symmetric, group_size, packed, warpgroups: see `lowered`.
     fixed: what happens before, without its vectors.
   """
@@ -135,7 +140,8 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed, warpgro
   from kernels.mosaic import tiles, token_arithmetic, token_registers  # pylint: disable=g-import-not-at-top
   x, before = operands['x'], fixed._replace(**{name: operands[name] for name in preceding.VECTORS})
   static = (operands['range_scale'], operands['range_offset']) if 'range_scale' in operands else None
-  *batch, features = x.shape
+  *batch, given = x.shape
+  features, added = preceding.features(before, given), [] if operands['addend'] is None else [operands['addend']]
   tokens, groups = math.prod(batch), features // group_size
   share = (shares(features, group_size, fixed)[warpgroups] if warpgroups else
            _share(tokens, features, group_size, fixed))
@@ -149,15 +155,24 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed, warpgro
   means = {None: 0, 'rms': 1, 'layer': 2}[before.norm]
 
   def kernel(x_gmem, *refs):
+    addend_gmems, refs = refs[: len(added)], refs[len(added) :]
     vectors, refs = refs[: len(names)], refs[len(names) :]
     known_refs, (codes_gmem, sums_gmem, *refs) = refs[: len(known)], refs[len(known) :]
+    total_gmems, refs = refs[: len(added)], refs[len(added) :]
     numbers_gmem, (extremes_smem, sums_smem, *refs) = refs[:dynamic], refs[dynamic:]
     means_smem, scratch = iter(refs[:means]), refs[means:]
     token, warpgroup = lax.axis_index('token'), lax.axis_index('warpgroup')
     window = pl.ds(warpgroup * share.stride, share.features)
     load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
     load_vector = lambda ref: load(ref.at[window])
+    narrow = lambda values, dtype: token_arithmetic.narrow(values, dtype, places)
     values = load(x_gmem.at[token, window])
+    for addend_gmem, total_gmem in zip(addend_gmems, total_gmems):
+      values = values.astype(jnp.float32) + load(addend_gmem.at[token, window]).astype(jnp.float32)
+      values = narrow(values, x.dtype)
+      total_gmem[token, window] = values
+    if before.gate:
+      values = values, load(x_gmem.at[token, pl.ds(features + warpgroup * share.stride, share.features)])
     if share.warpgroups > 1:  # all of memory's latency at once
       vectors, load_vector = [load_vector(vector) for vector in vectors], lambda vector: vector
     # Else vectors are loaded when they are needed: registers that wait for the mean of a norm would cost blocks in
@@ -165,7 +180,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed, warpgro
     here = before._replace(**dict(zip(names, vectors)))
     values = preceding.apply(
         values, here, lambda values, block: token_registers.butterflies(values, places, block, *scratch), load_vector,
-        lambda values, dtype: token_arithmetic.narrow(values, dtype, places),
+        narrow,
         lambda values, power: token_arithmetic.total(
             values, power, places, share.warpgroups, next(means_smem)) / features)
 
@@ -196,14 +211,16 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed, warpgro
   results = plgpu.kernel(
       kernel,
       out_type=(of_tokens(jnp.int8, features // 2 if packed else features),
-                of_tokens(jnp.int32, *(() if groups == 1 else (groups,))), *[of_tokens(jnp.float32)] * dynamic),
+                of_tokens(jnp.int32, *(() if groups == 1 else (groups,))),
+                *[of_tokens(x.dtype, features)] * len(added), *[of_tokens(jnp.float32)] * dynamic),
       scratch_types=[
           plgpu.SMEM((2, 32), jnp.int32), plgpu.SMEM((1, 32), jnp.int32),
           *[plgpu.SMEM((token_arithmetic.total_scratch(features, width, share.warpgroups),), jnp.float32)] * means,
           *[plgpu.SMEM((features,), jnp.float32)] * exchanged],
       grid=(tokens,), grid_names=('token',), num_threads=share.warpgroups, thread_name='warpgroup',
       compiler_params=tiles.PARAMS,
-  )(x.reshape(tokens, features), *(getattr(before, name).astype(jnp.float32) for name in names),
+  )(*(a.reshape(tokens, given) for a in (x, *added)),
+    *(getattr(before, name).astype(jnp.float32) for name in names),
     *(jnp.asarray(end, jnp.float32).reshape(1) for end in known))
   return tuple(a.reshape(*batch, -1) for a in results)
 
