@@ -117,7 +117,10 @@ class InterpretTest(activation_cases.LikeXlaCases):
         combined=lambda arrays, kinds, *_: [
             jnp.sum(array) if kind == 'sum' else getattr(jnp, kind)(array).astype(jnp.float32)
             for array, kind in zip(arrays, kinds)])
-    with known, alone, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+    # Else XLA, which fuses them into what is stored and into the sums, may round a code once one way and once another.
+    once = mock.patch.object(
+        mosaic, '_rounded', lambda values: jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(values, jnp.int32)))
+    with known, alone, once, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
       result = activations.QuantizedActivations(*_lowered(x, options))
     static = options.get('static')
     return result if static is None else result._replace(scale=static.scale, offset=static.offset)
@@ -142,17 +145,6 @@ class MosaicTest(activation_cases.LikeXlaCases):
   def test_transforms_across_warps_and_runs(self, block):
     case = {'hadamard': block, 'group_size': 2048}
     self.compare(activation_cases.tokens(200, 8192), activation_cases.arguments(case, 8192))
-
-  @parameterized.product(
-      name=['plain', 'affine packed groups', 'groups', 'rms affine', 'layer', 'layer static', 'static with an offset'],
-      dtype=[jnp.bfloat16, jnp.float16, jnp.float32], features=[2560, 4096, 8192, 11_008])
-  def test_warpgroups_that_share_a_token_find_the_same(self, name, dtype, features):
-    x = activation_cases.tokens(3, features, dtype=dtype)
-    options = activation_cases.arguments(activation_cases.CASES[name], features)
-    alone, *others = (_lowered(x, options | {'warpgroups': count}) for count in mosaic.shares(
-        features, options.get('group_size', features), options['before']))
-    for other in others:
-      jax.tree.map(np.testing.assert_array_equal, other, alone)
 
   @parameterized.parameters(((1, 11_008),), ((16, 14_336),), ((133, 11_008),))
   def test_gates_of_models(self, shape):
@@ -192,15 +184,6 @@ class LoweringTest(parameterized.TestCase):
     for dtype in (jnp.bfloat16, jnp.float32):
       options = activation_cases.arguments(activation_cases.CASES[name], features)
       self.assertIn('mosaic_gpu', self._lower((5, features), options, dtype))
-
-  @parameterized.product(name=['affine packed groups', 'rms affine', 'layer'], features=[2560, 4096, 8192, 11_008])
-  def test_shared_tokens_for_cuda(self, name, features):
-    options = activation_cases.arguments(activation_cases.CASES[name], features)
-    shares = mosaic.shares(features, options.get('group_size', features), options['before'])
-    self.assertEqual(len(shares) == 1, features == 11_008 and options['before'].norm is not None)
-    for count, share in shares.items():
-      self.assertEqual(share.stride * (count - 1) + share.features, features if count > 1 else share.stride)
-      self.assertIn('mosaic_gpu', self._lower((5, features), options | {'warpgroups': count}))
 
   @parameterized.product(features=[4096, 11_008, 14_336], tokens=[1, 500], dtype=[jnp.bfloat16, jnp.float32])
   def test_gates_of_models_for_cuda(self, features, tokens, dtype):
