@@ -21,15 +21,12 @@ from kernels.mosaic import threads
 
 
 def layout(fold: int):
-  """Where a warpgroup has [64 / fold, tokens] after `add_up`: as in a tile of 64 rows that has no more than these."""
+  """Where a warpgroup has [64 / fold, tokens] after `add_up`: of two runs, half of the warps have what the others have.
+  """
   if fold == 1:
     return plgpu.Layout.WGMMA
-  warps = threads.WARPS // fold
-  tiles = [(16 * warps, 8), (16, 8), (8, 8), (2,)]
-  replicated = fragmented_array.Replicated(fold)
-  if warps == 1:
-    return plgpu.Layout.TILED(fragmented_array.Tiling(tuple(tiles[1:])), (replicated,), (-3, -2), -1)
-  return plgpu.Layout.TILED(fragmented_array.Tiling(tuple(tiles)), (replicated, -7), (-3, -2), -1)
+  tiling = fragmented_array.Tiling(((32, 8), (16, 8), (8, 8), (2,)))
+  return plgpu.Layout.TILED(tiling, (fragmented_array.Replicated(2), -7), (-3, -2), -1)
 
 
 def buffer(count: int, tokens: int, dtype):
@@ -105,22 +102,21 @@ def add_up(sums, buffer, fold: int, count: int):
   return read(sums, buffer)
 
 
-def store(values, out, fold: int, n, m, count) -> None:
+def store(values, out, fold: int, n, m) -> None:
   """Stores results from registers.
 
   Args:
     values: [64 / fold, tokens] in `layout`, of the dtype of the result.
-    out: reference to [M, N].
+    out: reference to [M, N]; tokens from M on are not stored.
     fold: runs of inputs.
     n, m: first output and first token.
-    count: int32 scalar, tokens that there are.
   """
-  splat = plgpu.Layout.WG_SPLAT
+  splat, tokens = plgpu.Layout.WG_SPLAT, out.shape[0]
 
-  @plgpu.inline_mgpu(arg_types=(layout(fold), plgpu.RefType(), splat, splat, splat))
+  @plgpu.inline_mgpu(arg_types=(layout(fold), plgpu.RefType(), splat, splat))
   def write(ctx, array, out, *scalars):
     del ctx
-    n, m, count = (scalar.registers.item() for scalar in scalars)
+    n, m = (scalar.registers.item() for scalar in scalars)
     thread = threads.number()
     warp, lane = arith.divui(thread, threads.constant(32)), arith.remui(thread, threads.constant(32))
     # Of warps that have the same, the first ones store.
@@ -131,13 +127,13 @@ def store(values, out, fold: int, n, m, count) -> None:
       block, half = divmod(index, 2)
       for i in range(2):
         token = arith.addi(arith.addi(m, column), threads.constant(8 * block + i))
-        there = arith.andi(mine, arith.cmpi(arith.CmpIPredicate.ult, token, count))
+        there = arith.andi(mine, arith.cmpi(arith.CmpIPredicate.ult, token, threads.constant(tokens)))
         output = arith.addi(arith.addi(n, row), threads.constant(8 * half))
         with ir.InsertionPoint(scf.IfOp(there).then_block):
           memref.store(threads.element(register, i), out, [threads.index(token), threads.index(output)])
           scf.yield_([])
 
-  write(values, out, n, m, count)
+  write(values, out, n, m)
 
 
 def side_by_side(vectors):

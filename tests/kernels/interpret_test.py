@@ -1,7 +1,7 @@
 """The kernels' own bodies, interpreted: pipelines, addresses, terms and the way to memory, with weights of 8 bits.
 
 Weights of 4 bits are unpacked in registers, which the interpreter does not know; `prepack_test` emulates that part.
-Nor does it know sums that cross warpgroups, so that products of few tokens run in one.
+Nor does it know sums that cross warpgroups, so that products of few tokens run in one, or stores of single registers.
 """
 
 import unittest
