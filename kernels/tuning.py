@@ -155,16 +155,18 @@ def _few(problem: Problem):
   config = configs.Decode(tile_m, warpgroups=2)
   # Long steps: what a step costs beside its bytes is then paid less often.
   tile_k = next((size for size in (512, 256) if problem.inputs % size == 0), 128)
+  # Blocks that share registers get fewer each, and operands of 16 bits, tables of dINT and sums of groups take many.
+  plain = problem.layout in (prepack.Layout.INT4, prepack.Layout.ROWS) and problem.scaled in (None, 128)
   found = None
-  if blocks > configs.CORES:
-    # Blocks that share a multiprocessor: while one begins or ends, another's memory is in flight.
-    beside = min(_MOST_BLOCKS, math.ceil(blocks / configs.CORES))
+  if blocks > configs.CORES and (tile_m < _FEW or problem.scaled is None):
+    # While one block of a multiprocessor begins or ends, another's memory is in flight.
     several = dataclasses.replace(config, warpgroups=1, shared=True)
-    found = _deepest(problem, several, (256,) if wide else (512, 256), range(3, 9), beside)
-  elif 2 * blocks <= configs.CORES and tile_m < _FEW:
+    found = _deepest(problem, several, (512, 256) if plain else (256,), range(3, 9),
+                     min(_MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
+  elif 2 * blocks <= configs.CORES and tile_m < _FEW and problem.scaled != 32:
     # More blocks without a cluster. Each reads the activations of all inputs, which for more tokens costs too much.
-    # Operands of 16 bits take all the registers there are.
-    found = _deepest(problem, dataclasses.replace(config, fold=2, shared=not wide), (512, 256), range(2, 9))
+    halves = dataclasses.replace(config, fold=2, shared=plain)
+    found = _deepest(problem, halves, (512, 256), range(2, 9))
   if found is not None:
     return found
   split = 1

@@ -107,16 +107,17 @@ def matmul(
         return lax.fori_loop(0, turns(lane), step, carry)
 
       sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, held, products.Turns())
-      own = lanes - config.partial_sums  # of one run, the first warpgroup's, which stay in its registers
+      if config.partial_sums:
+        own = lanes - config.partial_sums  # of one run, the first warpgroup's, which stay in its registers
 
-      @pl.when(lane >= own)
-      def _():
-        if config.split > 1:
-          plgpu.async_store_smem(
-              sums, sums_smem.at[lane - own], summed, cluster_idx=0, cluster_dim='split', optimized=False)
-        else:
-          partial_sums.publish(sums, sums_smem.at[lane - own], fold)
-          plgpu.barrier_arrive(summed)
+        @pl.when(lane >= own)
+        def _():
+          if config.split > 1:
+            plgpu.async_store_smem(
+                sums, sums_smem.at[lane - own], summed, cluster_idx=0, cluster_dim='split', optimized=False)
+          else:
+            partial_sums.publish(sums, sums_smem.at[lane - own], fold)
+            plgpu.barrier_arrive(summed)
 
       @pl.when(lane == 0)
       def _():
