@@ -1,9 +1,9 @@
 """The product of 8-bit codes for few tokens: bound by the bytes of the weights, which are read once.
 
 Computes y^T = W x^T for 64 outputs a block of threads, or 32. The inputs are dealt out in steps to the warpgroups of a
-block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or to `fold` runs in
-the rows of the matrix instruction. Each warpgroup sums its own steps from its own stages; the first one of the cluster
-adds the integers up, which is exact in any order, and stores results from its registers.
+block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or to `fold` runs
+in the rows of the matrix instruction. Each warpgroup sums its own steps from its own stages; the first one of the
+cluster adds the integers up, which is exact in any order, and stores results from its registers.
 """
 
 import jax
@@ -108,15 +108,15 @@ def matmul(
 
       sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, held, products.Turns())
       if config.partial_sums:
-        own = lanes - config.partial_sums  # of one run, the first warpgroup's, which stay in its registers
+        first = lanes - config.partial_sums  # of one run, the first warpgroup's stay in its registers
 
-        @pl.when(lane >= own)
+        @pl.when(lane >= first)
         def _():
           if config.split > 1:
             plgpu.async_store_smem(
-                sums, sums_smem.at[lane - own], summed, cluster_idx=0, cluster_dim='split', optimized=False)
+                sums, sums_smem.at[lane - first], summed, cluster_idx=0, cluster_dim='split', optimized=False)
           else:
-            partial_sums.publish(sums, sums_smem.at[lane - own], fold)
+            partial_sums.publish(sums, sums_smem.at[lane - first], fold)
             plgpu.barrier_arrive(summed)
 
       @pl.when(lane == 0)

@@ -119,7 +119,7 @@ class InterpretTest(activation_cases.LikeXlaCases):
             for array, kind in zip(arrays, kinds)])
     # Else XLA, which fuses them into what is stored and into the sums, may round a code once one way and once another.
     once = mock.patch.object(
-        mosaic, '_rounded', lambda values: jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(values, jnp.int32)))
+        mosaic, '_rounded', lambda values: jax.lax.optimization_barrier(values.view(jnp.int32)))
     with known, alone, once, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
       result = activations.QuantizedActivations(*_lowered(x, options))
     static = options.get('static')

@@ -35,7 +35,7 @@ def _store(values, out, fold, n, m):
 
 
 def _interpreted(config):
-  """Has products run in a configuration, on two multiprocessors, so that pipelines run on into the next of their tiles."""
+  """Has products run in a configuration, on two multiprocessors: pipelines run on from one tile into the next."""
   stack = contextlib.ExitStack()
   for context in (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
                   mock.patch.object(partial_sums, 'store', _store),
