@@ -1,6 +1,7 @@
-"""Quantized matmuls on plain arrays of codes and scales. Imports jax only; knows no QTensor and no model.
+"""Quantized matmuls, and steps of attention, on plain arrays. Imports jax only; knows no QTensor and no model.
 
   activations      quantize_activations: per token or on a static range, with the sums that products need
+  attention        decode_attention: single tokens over a cache, from their rotation on
   before           what precedes it: a norm, a shift and a scale of channels, a Hadamard transform of blocks
   checks           what all public functions refuse
   dint             the integers that codes of dINT stand for
@@ -16,6 +17,7 @@
 
 from kernels.activations import StaticRange
 from kernels.activations import quantize_activations
+from kernels.attention import decode_attention
 from kernels.before import Before
 from kernels.matmul import DEVICE_IMPLEMENTATIONS
 from kernels.matmul import IMPLEMENTATIONS

@@ -26,12 +26,14 @@ class QuantizedActivations(NamedTuple):
     scale: float32 [..., 1]; that of a static range is the scalar that was given.
     offset: like the scale, or None where it is zero.
     row_sums: int32 [..., G], sums of the codes of each group.
+    total: the activation with what was added to it, [..., K] in its dtype, or None where nothing was.
   """
 
   codes: Any
   scale: Any
   offset: Any
   row_sums: Any
+  total: Any = None
 
 
 class StaticRange(NamedTuple):
@@ -48,12 +50,13 @@ class StaticRange(NamedTuple):
 
 def quantize_activations(
     x, *, bits: int = 8, symmetric: bool = True, before: preceding.Before = preceding.Before(),
-    static: StaticRange | None = None, group_size: int | None = None, packed: bool = False, implementation='xla',
+    static: StaticRange | None = None, group_size: int | None = None, packed: bool = False, addend=None,
+    implementation='xla',
 ):  # pyformat: disable
   """Codes of every token, on a range of its own, which contains zero, or on a static one.
 
   Args:
-    x: floating [..., K].
+    x: floating [..., K], or with a gate [..., 2 * K].
     bits: of the codes, 2 to 8.
     symmetric: codes of +-(2^(bits-1) - 1), scale * code; else all 2^bits codes, from -2^(bits-1) on, with an offset
       that makes zero a value. A token of zeros has scale 1. Without meaning for a static range.
@@ -61,6 +64,7 @@ def quantize_activations(
     static: the range for all tokens, or None for one each.
     group_size: features of a group of `row_sums`, as the scales of weights group them; None: all.
     packed: two codes of at most 4 bits a byte, code 2 i in the low nibble of byte i.
+    addend: like x, added to it before all else, without a gate, or None.
     implementation: `xla`, the codes of the model's quantizers; `mosaic_gpu`, one read and one write of memory, which
       multiplies by the inverse of the scale where `xla` divides, so that a code on an edge may be its neighbor; None:
       the fastest that takes the problem on this device.
@@ -69,8 +73,8 @@ def quantize_activations(
     `QuantizedActivations`.
 
   Raises:
-    ValueError: vectors, blocks or groups that do not fit, an activation without features or that is not floating, a
-      static range of anything but scalars, or an unknown norm or implementation.
+    ValueError: vectors, blocks, groups or an addend that do not fit, an activation without features or that is not
+      floating, a static range of anything but scalars, or an unknown norm, gate or implementation.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   if implementation is not None and implementation not in _FUNCTIONS:
@@ -78,8 +82,12 @@ def quantize_activations(
   checks.arrays(x=x)
   if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating) or not x.shape[-1]:
     raise ValueError(f'activations must be floating [..., K] of at least one feature, not {x.dtype} {list(x.shape)}')
-  features = x.shape[-1]
+  features = preceding.features(before, x.shape[-1])
   preceding.check(before, features)
+  checks.arrays(addend=addend)
+  if addend is not None and (before.gate or addend.shape != x.shape or addend.dtype != x.dtype):
+    raise ValueError(f'{addend.dtype} {list(addend.shape)} is not added to {x.dtype} {list(x.shape)}'
+                     + ' behind a gate' * bool(before.gate))
   checks.bits('bits', bits, 8, least=2)
   if packed and (bits > 4 or features % 2):
     raise ValueError(f'an even number of codes of at most 4 bits is packed, not {features} of {bits} bits')
@@ -87,11 +95,11 @@ def quantize_activations(
     raise ValueError(f'groups of {group_size} do not divide {features} features')
   if static is not None:
     _check_static(static)
-  arguments = dict(x=x, bits=bits, symmetric=symmetric, before=before, static=static,
+  arguments = dict(x=x, bits=bits, symmetric=symmetric, before=before, static=static, addend=addend,
                    group_size=group_size or features, packed=packed)
   problem = f'{x.dtype} activations {list(x.shape)} to {bits} bits'
-  codes, scale, offset, row_sums = dispatch.call(_FUNCTIONS, implementation, arguments, problem)
-  return QuantizedActivations(codes, *((scale, offset) if static is None else static), row_sums)
+  codes, scale, offset, row_sums, total = dispatch.call(_FUNCTIONS, implementation, arguments, problem)
+  return QuantizedActivations(codes, *((scale, offset) if static is None else static), row_sums, total)
 
 
 def _check_static(static) -> None:
@@ -117,8 +125,12 @@ def pack(codes):
   return (low & 15) | (high << 4)
 
 
-def _xla(x, *, bits, symmetric, before, static, group_size, packed):
+def _xla(x, *, bits, symmetric, before, static, group_size, packed, addend):
   """Divides as `DynamicQuantizer` does, so that the codes are the same to the last one."""
+  if addend is not None:
+    x = _narrow(x.astype(jnp.float32) + addend.astype(jnp.float32), x.dtype)
+  total = None if addend is None else x
+  x = jnp.split(x, 2, axis=-1) if before.gate else x
   x = preceding.apply(x, before, preceding.butterflies, narrow=_narrow).astype(jnp.float32)
   scale = offset = None
   most = 2 ** (bits - 1) - 1
@@ -139,7 +151,7 @@ def _xla(x, *, bits, symmetric, before, static, group_size, packed):
   codes = codes.astype(jnp.int8)
   *tokens, features = x.shape
   row_sums = jnp.sum(codes.reshape(*tokens, features // group_size, group_size), axis=-1, dtype=jnp.int32)
-  return pack(codes) if packed else codes, scale, offset, row_sums
+  return pack(codes) if packed else codes, scale, offset, row_sums, total
 
 
 def _narrow(value, dtype):

@@ -1,4 +1,4 @@
-"""What happens to an activation before it is quantized: a norm, a shift and a scale of channels, a Hadamard transform.
+"""What happens to an activation before it is quantized: a gate, a norm, a shift and scale of channels, a transform.
 
 A shift and a scale that follow a norm (Outlier Suppression+, arXiv:2304.09145) can be folded into its gain and bias
 and then cost nothing; they stand here for activations that no norm precedes, and for norms with other readers.
@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from kernels import checks
 
 NORMS = ('rms', 'layer')
+# Nonlinearities of float32, of operations that every implementation has.
+GATES = {'silu': lambda x: x / (1 + jnp.exp(-x))}
 VECTORS = ('gain', 'bias', 'shift', 'scale')
 
 
 class Before(NamedTuple):
-  """A norm, then (x - shift) / scale, each rounded to the activation's dtype, then a transform of blocks in float32.
+  """A gate, a norm, then (x - shift) / scale, each rounded to the dtype, then a transform of blocks in float32.
 
   Attributes:
     norm: `rms`, `layer` or None.
@@ -28,6 +30,7 @@ class Before(NamedTuple):
     shift, scale: float32 [K], or None.
     hadamard: features of a block that the normalized Walsh-Hadamard matrix of that order multiplies, a power of two
       that divides K; 1 for none.
+    gate: one of `GATES`, of the first K of 2 K features, which multiplies the others before all else; None for none.
   """
 
   norm: str | None = None
@@ -37,10 +40,20 @@ class Before(NamedTuple):
   shift: Any = None
   scale: Any = None
   hadamard: int = 1
+  gate: str | None = None
+
+
+def features(before: Before, given: int) -> int:
+  """The features that are quantized, of so many given; raises `ValueError` for an odd number to a gate."""
+  if before.gate and given % 2:
+    raise ValueError(f'a gate takes an even number of features, not {given}')
+  return given // 2 if before.gate else given
 
 
 def check(before: Before, features: int) -> None:
   """Raises `ValueError` for what does not fit activations of `features`."""
+  if before.gate not in (None, *GATES):
+    raise ValueError(f'unknown gate {before.gate!r}; there is {" and ".join(GATES)}')
   if before.norm not in (None, *NORMS):
     raise ValueError(f'unknown norm {before.norm!r}; there are {" and ".join(NORMS)}')
   checks.arrays(**{name: getattr(before, name) for name in VECTORS})
@@ -62,15 +75,17 @@ def apply(
   """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
 
   Args:
-    x: floating [..., K].
+    x: floating [..., K], or, with a gate, both halves of it.
     before: what happens to it.
     transform: (float32 [..., K], block) -> the blocks' butterflies without their scale, as `butterflies` computes them.
     load: makes an array of a vector of `before` when its turn comes.
     narrow: (float32 value, dtype) -> the value in the dtype, rounded.
     mean: (float32 [..., K], 1 or 2) -> the mean of each token's numbers to this power, in a shape that broadcasts.
   """
-  dtype = x.dtype
   wide = lambda a: a.astype(jnp.float32)
+  if before.gate is not None:
+    x = gated(*x, before.gate, narrow)
+  dtype = x.dtype
   if before.norm:
     x = wide(x)
     if before.norm == 'layer':
@@ -85,6 +100,11 @@ def apply(
   if before.hadamard > 1:
     x = transform(wide(x), before.hadamard) * (1 / math.sqrt(before.hadamard))
   return x
+
+
+def gated(x, y, gate: str, narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype)):
+  """The product of one of `GATES` of x with y, in float32, rounded to their dtype by `narrow`."""
+  return narrow(GATES[gate](x.astype(jnp.float32)) * y.astype(jnp.float32), y.dtype)
 
 
 def butterflies(x, block: int):

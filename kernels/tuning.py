@@ -4,8 +4,9 @@ Measured configurations are data, one file for each kind of device: `data/nvidia
 `python -m launch.benchmark kernels --sweep`. The rule behind them counts waves of tiles over the multiprocessors.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -20,6 +21,8 @@ from kernels.mosaic import configs
 
 DATA = pathlib.Path(__file__).parent / 'data'
 _FEW = 64
+# Blocks of threads that a multiprocessor has registers for.
+_MOST_BLOCKS = 4
 _forced = []
 
 
@@ -101,15 +104,13 @@ def misfit(problem: Problem, config) -> str | None:
 
 
 def _decode_misfit(problem: Problem, config: configs.Decode) -> str | None:
-  """What is wrong with runs of inputs in the rows of an instruction, and with stores from registers."""
-  if config.fold not in (1, 2, 4) or problem.inputs % (config.fold * config.tile_k):
+  """What is wrong with runs of inputs in the rows of an instruction."""
+  if config.fold not in (1, 2) or problem.inputs % (config.fold * config.tile_k):
     return f'{config.fold} runs of steps of {config.tile_k} do not divide {problem.inputs} inputs'
-  if config.fold > 1 and not config.direct:
-    return 'where rows of an instruction are runs of inputs, registers store the results'
-  if config.fold > (2 if problem.group else 1 if problem.layout is prepack.Layout.DINT4 else 4):
-    return f'what belongs to outputs or groups does not go into rows of {config.fold} runs of inputs'
-  if config.direct and config.split > 1 or config.rehearsed and not config.direct:
-    return 'results are stored from registers without clusters, and only then there is a rehearsal'
+  if config.fold > 1 and config.split > 1:
+    return 'inputs are dealt out to rows of an instruction or to blocks of a cluster, not to both'
+  if config.fold > 1 and problem.layout is prepack.Layout.DINT4 and problem.group is None:
+    return 'zero points of outputs do not go into rows of 2 runs of inputs'
   return None
 
 
@@ -147,25 +148,59 @@ def rule(problem: Problem):
 
 
 def _few(problem: Problem):
-  """Few tokens: enough blocks for every multiprocessor, and all of a block's memory in flight."""
+  """Few tokens: enough blocks for every multiprocessor, and as much memory in flight as fits."""
   tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
   wide = problem.layout is prepack.Layout.INT4_WIDE
+  blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
+  config = configs.Decode(tile_m, warpgroups=2)
   # Long steps: what a step costs beside its bytes is then paid less often.
   tile_k = next((size for size in (512, 256) if problem.inputs % size == 0), 128)
-  blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
-  if not wide and 2 * configs.CORES > blocks >= configs.CORES * 3 // 2:
-    # One block of twice the outputs for each multiprocessor reads the activations once for both halves.
-    return configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(*problem.weights)
+  # Blocks that share registers get fewer each, and operands of 16 bits, tables of dINT and sums of groups take many.
+  plain = problem.layout in (prepack.Layout.INT4, prepack.Layout.ROWS) and problem.scaled in (None, 128)
+  found = None
+  if blocks > configs.CORES and (tile_m < _FEW or problem.scaled is None):
+    # While one block of a multiprocessor begins or ends, another's memory is in flight.
+    several = dataclasses.replace(config, warpgroups=1, shared=True)
+    found = _deepest(problem, several, (512, 256) if plain else (256,), range(3, 9),
+                     min(_MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
+  elif 2 * blocks <= configs.CORES and tile_m < _FEW and problem.scaled != 32:
+    # More blocks without a cluster. Each reads the activations of all inputs, which for more tokens costs too much.
+    halves = dataclasses.replace(config, fold=2, shared=plain)
+    found = _deepest(problem, halves, (512, 256), range(2, 9))
+  if found is not None:
+    return found
   split = 1
   while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k > 16 * split:
     split *= 2
-  # One stage would leave a warpgroup without the next step while it works on this one.
-  depths = (2,) if wide else (4, 3, 2)
-  for warpgroups, stages in itertools.product((2, 1), depths):
-    config = configs.Decode(tile_m, tile_k, stages, warpgroups, split)
-    if config.shared_memory(*problem.weights) <= configs.SHARED_MEMORY:
-      return config
+  for warpgroups in (2, 1):
+    # One stage would leave a warpgroup without the next step while it works on this one.
+    found = _deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, split=split), (tile_k,),
+                     range(2, 3 if wide else 5))
+    if found is not None:
+      return found
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
+
+
+def _deepest(problem: Problem, config: configs.Decode, sizes: Sequence[int], depths: range, beside: int = 1):
+  """The configuration with the first of `sizes` as its step of which enough are in flight, and with as many as fit.
+
+  Args:
+    problem: the problem.
+    config: the rest of the configuration.
+    sizes: inputs of a step.
+    depths: numbers of stages.
+    beside: blocks of threads that a multiprocessor has at the same time.
+
+  Returns:
+    The configuration, or None if none fits.
+  """
+  for tile_k, stages in itertools.product(sizes, reversed(depths)):
+    found = dataclasses.replace(config, tile_k=tile_k, stages=stages)
+    steps = math.ceil(problem.inputs / (config.fold * tile_k * config.warpgroups * config.split))
+    if (stages <= max(depths.start, steps) and misfit(problem, found) is None
+        and found.shared_memory(*problem.weights) <= configs.shared_memory_beside(beside)):
+      return found
+  return None
 
 
 def _many(problem: Problem):

@@ -8,7 +8,8 @@ import numpy as np
 import kernels
 from kernels import activations
 
-# What may be asked for, on 512 features; `norm`, `channels` (a shift and a scale of each) and `hadamard` come before.
+# What may be asked for, on 512 features; `gate`, `norm`, `channels` (a shift and a scale of each) and `hadamard` come
+# before.
 CASES = {
     'plain': {},
     'affine': {'symmetric': False},
@@ -24,6 +25,8 @@ CASES = {
     'layer static': {'norm': 'layer', 'static': (0.03, -0.1)},
     'channels': {'channels': True, 'symmetric': False, 'group_size': 128},
     **{f'hadamard {block}': {'hadamard': block, 'group_size': 128} for block in (2, 8, 64, 128, 256, 512)},
+    'gate': {'gate': 'silu', 'symmetric': False, 'bits': 4},
+    'gate, all': {'gate': 'silu', 'channels': True, 'hadamard': 64, 'bits': 4, 'packed': True, 'group_size': 128},
     'all': {'norm': 'rms', 'channels': True, 'hadamard': 128, 'bits': 4, 'packed': True, 'group_size': 128},
 }
 
@@ -37,14 +40,20 @@ def tokens(*shape, dtype=jnp.bfloat16, seed=0):
   return jnp.asarray(x, dtype)
 
 
+def given(case: dict, features: int) -> int:
+  """Features of what one of `CASES` is given."""
+  return 2 * features if 'gate' in case else features
+
+
 def arguments(case: dict, features: int, seed: int = 1) -> dict:
   """The keyword arguments of `quantize_activations` for one of `CASES`."""
   options = dict(case)
   norm, channels, block = options.pop('norm', None), options.pop('channels', False), options.pop('hadamard', 1)
+  gate = options.pop('gate', None)
   rng = np.random.default_rng(seed)
   vector = lambda present: jnp.asarray(rng.uniform(0.5, 1.5, features), jnp.float32) if present else None
   options['before'] = kernels.Before(
-      norm, vector(norm), vector(norm == 'layer'), 1e-5, vector(channels), vector(channels), block)
+      norm, vector(norm), vector(norm == 'layer'), 1e-5, vector(channels), vector(channels), block, gate)
   if 'static' in options:
     options['static'] = kernels.StaticRange(*(None if v is None else jnp.float32(v) for v in options['static']))
   return options
@@ -53,6 +62,9 @@ def arguments(case: dict, features: int, seed: int = 1) -> dict:
 def values(x, before: kernels.Before):
   """What is quantized, in float64."""
   x = np.asarray(x, np.float64)
+  if before.gate:
+    gate, x = np.split(x, 2, axis=-1)
+    x = x * gate / (1 + np.exp(np.minimum(-gate, 700)))
   x = x - (x.mean(-1, keepdims=True) if before.norm == 'layer' else 0)
   if before.norm:
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + before.epsilon)
@@ -81,7 +93,7 @@ class ActivationCases(parameterized.TestCase):
 
   @parameterized.parameters(*CASES)
   def test_values(self, name):
-    options, x = arguments(CASES[name], 512), tokens(2, 3, 512, dtype=jnp.float32)
+    options, x = arguments(CASES[name], 512), tokens(2, 3, given(CASES[name], 512), dtype=jnp.float32)
     got = self.quantize(x, options)
     want, static, bits = values(x, options['before']), options.get('static'), options.get('bits', 8)
     codes, scale = unpacked(got, options.get('packed', False)), np.asarray(got.scale, np.float64)
@@ -103,6 +115,19 @@ class ActivationCases(parameterized.TestCase):
     np.testing.assert_array_equal(got.row_sums, codes.reshape(2, 3, groups, -1).sum(-1))
 
 
+  @parameterized.parameters(jnp.bfloat16, jnp.float32)
+  def test_an_addend(self, dtype):
+    options = arguments(CASES['rms'], 512)
+    x, addend = (tokens(5, 512, dtype=dtype, seed=seed) for seed in range(2))
+    got = self.quantize(x, options | {'addend': addend})
+    total = x + addend
+    np.testing.assert_array_equal(got.total, total)
+    self.assertEqual(got.total.dtype, dtype)
+    want = self.quantize(total, options)
+    self.assertIsNone(want.total)
+    jax.tree.map(np.testing.assert_array_equal, got._replace(total=None), want)
+
+
 class LikeXlaCases(ActivationCases):
   """What holds for the other implementations beside: the codes are those of `xla`, but for a few on an edge."""
 
@@ -116,7 +141,8 @@ class LikeXlaCases(ActivationCases):
     self.assertLessEqual(moved.max(), 1)
     self.assertLess(moved.mean(), 0.01)
     # Where that happens before a value is rounded to the activation's dtype, it may be the next one of that dtype.
-    narrow = options['before'].norm or options['before'].scale is not None
+    before = options['before']
+    narrow = before.gate or before.norm or before.scale is not None
     near = {'rtol': float(jnp.finfo(x.dtype).eps) if narrow and x.dtype != jnp.float32 else 1e-5}
     np.testing.assert_allclose(got.scale, want.scale, **near)
     self.assertEqual(got.offset is None, want.offset is None)
@@ -127,4 +153,4 @@ class LikeXlaCases(ActivationCases):
 
   @parameterized.parameters(*((name, jnp.bfloat16) for name in CASES), ('all', jnp.float16), ('plain', jnp.float16))
   def test_codes_of_16_bit_activations(self, name, dtype):
-    self.compare(tokens(5, 512, dtype=dtype), arguments(CASES[name], 512))
+    self.compare(tokens(5, given(CASES[name], 512), dtype=dtype), arguments(CASES[name], 512))

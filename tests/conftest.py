@@ -35,6 +35,9 @@ def pytest_configure(config):
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
     # Of what is traced nobody asks which lines it came from.
     os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
+  else:
+    # Several processes share the GPU, none of which takes more of its memory than it needs.
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   flags.FLAGS.mark_as_parsed()
 
 

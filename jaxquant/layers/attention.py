@@ -5,11 +5,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxquant.layers import cache
+from jaxquant.layers import device_kernels
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.layers import norms
 from jaxquant.layers import positions as position_layers
+from jaxquant.layers import sharding
 from jaxquant.layers import tap
+from kernels import attention as kernel
 
 OPERANDS = ('query', 'key', 'value', 'probabilities')
 
@@ -57,7 +60,7 @@ class Attention(nn.Module):
     """Attention of tokens over each other, or over those in the cache and each other.
 
     Args:
-      x: [batch, tokens, features], an array, `inputs.Pending` or `norms.Normed`.
+      x: [batch, tokens, features], an array, `inputs.Pending` or `norms.Normed`, or as `input` has prepared it.
       positions: int32 [batch, tokens] where there is a cache (layers.cache), to which the tokens are added; None: 0, 1,
         ...
       first: whether that cache holds no token yet, so that the tokens, from position 0 on, attend to each other alone.
@@ -68,7 +71,8 @@ class Attention(nn.Module):
     dense = lambda features, name, use_bias=self.use_bias, **kwargs: linear.Linear(
         features, use_bias=use_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
     specifications = self.variables.get('params', {})
-    prepared = tap.prepare(self, self.taps, specifications.get('input'), x)
+    prepared = x if isinstance(x, inputs.Activation) else tap.prepare(
+        self, self.taps, specifications.get('input'), x)
     split = lambda y, heads: y.reshape(*y.shape[:-1], heads, self.head_dim)
     if 'qkv' in specifications:  # joined for a device (layers.device_kernels)
       heads = self.heads + 2 * self.kv_heads
@@ -81,23 +85,35 @@ class Attention(nn.Module):
     if self.head_norm_epsilon is not None:
       q, k = (norms.RMSNorm(self.head_norm_epsilon, name=f'{name}_norm')(a) for name, a in (('q', q), ('k', k)))
     places = jnp.arange(q.shape[-3]) if positions is None else positions
-    if self.rotation is not None:
-      angles = position_layers.rotary_angles(places, self.head_dim, self.rotation)
-      q, k = position_layers.rotate(q, angles), position_layers.rotate(k, angles)
-    q, k, v = (tap.prepare(self, self.taps, specifications.get(name), a, name).values
-               for name, a in zip(OPERANDS, (q, k, v)))
-    if positions is not None:
-      slots = cache.extend(self, k, v, positions, first)
-    bias = lambda places, keys: position_layers.alibi_bias(self.heads, places, keys) if self.alibi else None
-    if positions is None or first:
-      mixed = attend(
-          q, k, v, specifications.get('probabilities'), self.backend, self.causal,
-          bias=bias(jnp.arange(q.shape[-3]), k.shape[-3]), window=self.window)
+    angles = self.rotation and position_layers.rotary_angles(places, self.head_dim, self.rotation)
+    if positions is not None and not first and self._in_one_kernel(q, specifications):
+      mixed = cache.attend(
+          self, jnp.concatenate([q, k, v], axis=-2)[:, 0], positions[:, 0],
+          angles and tuple(part[:, 0, 0] for part in angles), self.window)[:, None]
     else:
-      mixed = attend_slots(q, *slots, specifications.get('probabilities'), positions,
-                           bias=bias(positions, slots[0].shape[-2]), window=self.window)
+      mixed = self._attend(q, k, v, specifications, positions, first, angles)
     mixed = mixed.reshape(*mixed.shape[:-2], self.heads * self.head_dim)
     return dense(self.width, 'o', self.output_bias, initializer=self.output_initializer)(mixed)
+
+  def _in_one_kernel(self, q, specifications: dict) -> bool:
+    """Whether a kernel may take a step over the cache whole: of single tokens, with nothing to do or see in between."""
+    return (self.implementation in device_kernels.OF_GPUS and q.shape[-3] == 1 and not self.alibi and not self.taps
+            and not set(OPERANDS) & set(specifications) and sharding.on_one_device())
+
+  def _attend(self, q, k, v, specifications: dict, positions, first: bool, angles):
+    """The mixed values [batch, tokens, heads, head_dim]; q, k and v are not rotated yet."""
+    if angles is not None:
+      q, k = kernel.rotate(q, angles), kernel.rotate(k, angles)
+    q, k, v = (tap.prepare(self, self.taps, specifications.get(name), a, name).values
+               for name, a in zip(OPERANDS, (q, k, v)))
+    slots = None if positions is None else cache.extend(self, k, v, positions, first)
+    bias = lambda places, keys: position_layers.alibi_bias(self.heads, places, keys) if self.alibi else None
+    probabilities = specifications.get('probabilities')
+    if positions is None or first:
+      return attend(q, k, v, probabilities, self.backend, self.causal,
+                    bias=bias(jnp.arange(q.shape[-3]), k.shape[-3]), window=self.window)
+    return kernel.attend(q, *slots, positions, window=self.window, bias=bias(positions, slots[0].shape[-2]),
+                         prepare=lambda weights: inputs.prepare(probabilities, weights).values)
 
 
 def attend(
@@ -123,43 +139,10 @@ def attend(
   if bias is not None:
     scores += bias
   if causal:
-    seen = _seen(jnp.arange(q.shape[-3])[None], k.shape[-3], window)
+    seen = kernel.seen(jnp.arange(q.shape[-3])[None], k.shape[-3], window)
     scores = jnp.where(seen, scores, -jnp.inf)
   weights = inputs.prepare(probabilities, jax.nn.softmax(scores, axis=-1).astype(q.dtype)).values
   return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
-
-
-def attend_slots(q, keys, values, probabilities: dict | None, positions, *, bias=None, window: int | None = None):
-  """Causal attention of q [batch, tokens, heads, dim] over the slots of a cache, by XLA.
-
-  Args:
-    q: of the dtype of the cache.
-    keys, values: as the cache holds them (layers.cache).
-    probabilities, window: see `attend`.
-    positions: int32 [batch, tokens], the last slot that each query sees.
-    bias: float32 [batch, heads, queries, slots], added to the scores, or None.
-
-  Returns:
-    [batch, tokens, heads, dim] in the dtype of `q`.
-  """
-  batch, tokens, heads, dim = q.shape
-  kv_heads, slots = keys.shape[1:3]
-  grouped = q.reshape(batch, tokens, kv_heads, heads // kv_heads, dim)
-  scores = jnp.einsum('bqhgd,bhkd->bhgqk', grouped, keys, preferred_element_type=jnp.float32) / dim ** 0.5
-  scores = scores.reshape(batch, heads, tokens, slots)
-  if bias is not None:
-    scores += bias
-  # A query that fills a batch up may see nothing; it has to stay finite.
-  scores = jnp.where(_seen(positions, slots, window), scores, jnp.finfo(jnp.float32).min)
-  weights = inputs.prepare(probabilities, jax.nn.softmax(scores, axis=-1).astype(q.dtype)).values
-  weights = weights.reshape(batch, kv_heads, heads // kv_heads, tokens, slots)
-  return jnp.einsum('bhgqk,bhdk->bqhgd', weights, values).reshape(q.shape)
-
-
-def _seen(positions, keys: int, window: int | None):
-  """Which keys a query at its position attends to: bool [batch, 1, queries, keys]."""
-  distances = positions[:, None, :, None] - jnp.arange(keys)
-  return distances >= 0 if window is None else (distances >= 0) & (distances < window)
 
 
 def _backend(backend: str, q):

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+import kernels
+from kernels import attention
+
 COLLECTION = 'cache'
 
 
@@ -36,19 +39,26 @@ def extend(module: nn.Module, keys, values, positions, first: bool = False):
   for name, new, order, axis in (('keys', keys, (0, 2, 1, 3), 2), ('values', values, (0, 2, 3, 1), 3)):
     held = module.variable(COLLECTION, name)
     new = new.transpose(order).astype(held.value.dtype)
-    held.value = _written(held.value, new, positions, axis, first)
+    if first:
+      fitting = jax.lax.slice_in_dim(new, 0, min(new.shape[axis], held.value.shape[axis]), axis=axis)
+      held.value = jax.lax.dynamic_update_slice(held.value, fitting, (0,) * new.ndim)
+    else:
+      held.value = attention.written(held.value, new, positions, axis)
   return module.get_variable(COLLECTION, 'keys'), module.get_variable(COLLECTION, 'values')
 
 
-def _written(held, new, positions, axis: int, first: bool):
-  """`held` with `new`, of the same axes, in the slots `positions` of `axis`."""
-  if first:
-    fitting = jax.lax.slice_in_dim(new, 0, min(new.shape[axis], held.shape[axis]), axis=axis)
-    return jax.lax.dynamic_update_slice(held, fitting, (0,) * held.ndim)
-  if positions.size == 1:  # in place, without a look at the slot as it was
-    return jax.lax.dynamic_update_slice_in_dim(held, new, positions[0, 0], axis)
-  # Every axis up to that of the slots has an index: of some only, XLA would bring those to the front, by a copy.
-  at = [jnp.arange(size).reshape([-1 if i == other else 1 for other in range(axis + 1)])
-        for i, size in enumerate(new.shape[:axis])]
-  at.append(positions.reshape(len(positions), *(1,) * (axis - 1), -1))
-  return held.at[tuple(at)].set(new, mode='drop', unique_indices=True)
+def attend(module: nn.Module, qkv, positions, angles, window: int | None):
+  """Adds a token of every row, and attends from it to all that it sees, by the fastest kernel there is.
+
+  Args:
+    module: the attention, evaluated with a mutable cache.
+    qkv: of the dtype of the cache, [batch, heads + 2 * kv_heads, head_dim].
+    positions, angles, window: see `kernels.decode_attention`.
+
+  Returns:
+    The mixed values, [batch, heads, head_dim].
+  """
+  keys, values = (module.variable(COLLECTION, name) for name in ('keys', 'values'))
+  mixed, keys.value, values.value = kernels.decode_attention(
+      qkv, keys.value, values.value, positions, angles=angles, window=window, implementation=None)
+  return mixed

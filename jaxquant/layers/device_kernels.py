@@ -33,7 +33,8 @@ _SHARING = frozenset(itertools.chain(*JOINED.values()))
 # Of more inputs, a sum of products of integers of 8 bits may exceed int32: their groups are summed one by one.
 _MOST_INPUTS = checks.LARGEST_INT32 >> 14
 
-_OF_GPUS = ('auto', 'mosaic_gpu')
+# Implementations (layers.linear) that may run a GPU's kernels.
+OF_GPUS = ('auto', 'mosaic_gpu')
 
 
 @functools.partial(
@@ -102,7 +103,7 @@ def integers(kernel: qtensor.QTensor):
 
 def prepared(params: dict, implementation: str) -> dict:
   """The tree as `implementation` (layers.linear) reads it fastest here: laid out where it may run a GPU's kernels."""
-  return laid_out(params) if implementation in _OF_GPUS and _runs_kernels() else params
+  return laid_out(params) if implementation in OF_GPUS and _runs_kernels() else params
 
 
 def _runs_kernels() -> bool:

@@ -15,6 +15,7 @@ import jax
 import kernels
 from jaxquant.layers import norms
 from jaxquant.numerics import quantizers
+from kernels import before as preceding
 
 # Products sum the codes of so many inputs at a time, or of a part of them that divides a group.
 _STEP = 128
@@ -40,19 +41,30 @@ class DeviceQuantizer:
   run: int
 
   takes_norms: ClassVar[bool] = True
+  gates: ClassVar[frozenset[str]] = frozenset(preceding.GATES)
 
   def codes(self, x) -> quantizers.Codes:
-    """Integer codes of `x` [..., features], which may be a `norms.Normed`, and their sums."""
-    before = kernels.Before(shift=self.shift, scale=self.scale)
+    """Integer codes of `x` [..., features], which may be an `inputs.Pending` gate or a `norms.Normed`; their sums."""
+    return self.codes_and_total(x)[0]
+
+  def codes_and_total(self, x) -> tuple[quantizers.Codes, Any]:
+    """(`codes`, the array that the norm or the gate is of, if there is one, with what is added to it)."""
+    before, addend = kernels.Before(shift=self.shift, scale=self.scale), None
     if isinstance(x, norms.Normed):
       before = before._replace(norm=x.kind, gain=x.scale, bias=x.bias, epsilon=x.epsilon)
-      x = x.x
+      x, addend = x.x if isinstance(x.x, norms.Sum) else (x.x, None)
+    elif getattr(x, 'gate', None):
+      before = before._replace(gate=x.gate)
+      x, = x.arrays
     got = kernels.quantize_activations(
-        x, bits=self.bits, symmetric=self.symmetric, before=before, group_size=self.run, implementation=None)
-    return quantizers.Codes(got.codes, got.scale, got.offset, self.bits, got.row_sums)
+        x, bits=self.bits, symmetric=self.symmetric, before=before, group_size=self.run, addend=addend,
+        implementation=None)
+    codes = quantizers.Codes(got.codes, got.scale, got.offset, self.bits, got.row_sums)
+    return codes, x if addend is None else got.total
 
   def __call__(self, x):
-    return quantizers.values(self.codes(x)).astype((x.x if isinstance(x, norms.Normed) else x).dtype)
+    codes, total = self.codes_and_total(x)
+    return quantizers.values(codes).astype(total.dtype)
 
 
 def converted(specification: dict[str, Any], groups: list[tuple[int, int]]) -> dict[str, Any]:

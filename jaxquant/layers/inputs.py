@@ -36,10 +36,16 @@ class Pending(NamedTuple):
 
   Whoever quantizes the activation recomputes it in the backward pass from `arrays`, which are read there anyway,
   instead of storing it beside its quantized copy.
+
+  Attributes:
+    function, arrays: see above.
+    gate: the name of a nonlinearity where the function is that of the first half of a single array times the second,
+      for a reader that can do that on the way to its codes.
   """
 
   function: Callable[..., Any]
   arrays: tuple[Any, ...]
+  gate: str | None = None
 
   def compute(self):
     """The activation [..., features]."""
@@ -71,12 +77,20 @@ def prepare(specification: dict | None, x) -> Activation:
   if unknown := set(specification) - set(ENTRIES):
     raise ValueError(f'unknown entries {sorted(unknown)} in an input specification; there are {", ".join(ENTRIES)}')
   if isinstance(x, Pending):
+    if set(specification) == {'quantizer'} and x.gate in getattr(specification['quantizer'], 'gates', ()):
+      return _quantized(specification['quantizer'], x)
     return jax.checkpoint(lambda *arrays: _apply(specification, x.function(*arrays)))(*x.arrays)
   if isinstance(x, norms.Normed):
     if takes_norms(specification):
       return _quantized(specification['quantizer'], x)
     x = x.compute()
   return _apply(specification, x)
+
+
+def prepare_total(specification: dict, x: norms.Normed) -> tuple[Activation, Any]:
+  """The normalized activation, prepared by what `takes_norms`, and the array, perhaps a sum, that the norm is of."""
+  codes, total = specification['quantizer'].codes_and_total(x)
+  return Activation(quantizers.values(codes).astype(total.dtype), codes), total
 
 
 def takes_norms(specification: dict | None) -> bool:

@@ -7,11 +7,32 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 
+class Sum(NamedTuple):
+  """A sum of the residual stream not computed yet, for a norm's reader that can do that, too.
+
+  Attributes:
+    x, y: floating [..., features], of one dtype.
+  """
+
+  x: Any
+  y: Any
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """That of both."""
+    return self.x.shape
+
+
+def summed(x):
+  """The array that x is, or the sum."""
+  return x.x + x.y if isinstance(x, Sum) else x
+
+
 class Normed(NamedTuple):
   """A normalization not computed yet, for a reader that can do it on the way to its codes.
 
   Attributes:
-    x: floating [..., features].
+    x: floating [..., features], or a `Sum`.
     kind: `rms` or `layer`.
     epsilon: added to the mean square, or to the variance.
     scale: float32 [features].
@@ -26,12 +47,13 @@ class Normed(NamedTuple):
 
   def compute(self):
     """The activation [..., features] in the dtype of `x`."""
-    wide = self.x.astype(jnp.float32)
+    x = summed(self.x)
+    wide = x.astype(jnp.float32)
     if self.kind == 'layer':
       wide -= jnp.mean(wide, axis=-1, keepdims=True)
     wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
     wide *= self.scale
-    return (wide if self.bias is None else wide + self.bias).astype(self.x.dtype)
+    return (wide if self.bias is None else wide + self.bias).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):

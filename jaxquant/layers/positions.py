@@ -47,17 +47,10 @@ def rotary_angles(positions, head_dim: int, rotation: Rotation):
     rotation: the frequencies.
 
   Returns:
-    (cos, sin), float32 [..., tokens, 1, head_dim / 2], to broadcast over heads.
+    (cos, sin), float32 [..., tokens, 1, head_dim / 2], to broadcast over heads (kernels.attention.rotate).
   """
   angles = positions[..., None, None].astype(jnp.float32) * rotation.frequencies(head_dim)
   return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x, angles):
-  """Rotates x [..., tokens, heads, head_dim] by `angles` of `rotary_angles`, in float32 (arXiv:2104.09864)."""
-  cos, sin = angles
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

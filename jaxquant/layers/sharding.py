@@ -34,6 +34,11 @@ def constrain_replicated(x):
   return jax.lax.with_sharding_constraint(x, jax.tree.map(lambda _: PartitionSpec(), x))
 
 
+def on_one_device() -> bool:
+  """Whether nothing that is traced is split over the devices of a mesh in scope, as a Pallas kernel cannot be."""
+  return jax.sharding.get_abstract_mesh().size <= 1
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   """A whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())

@@ -39,18 +39,18 @@ class MLP(nn.Module):
     dense = lambda features, name, **kwargs: linear.Linear(
         features, use_bias=config.mlp_bias, implementation=self.implementation, taps=self.taps, name=name, **kwargs)
     params = self.variables.get('params', {})
-    prepared = tap.prepare(self, self.taps, params.get('input'), x)
+    prepared = x if isinstance(x, inputs.Activation) else tap.prepare(self, self.taps, params.get('input'), x)
     activation = ACTIVATIONS[config.activation]
-    joined = 'gate_up' in params  # for a device (layers.device_kernels)
-    if joined:
-      gate, up = jnp.split(dense(2 * config.feed_forward, 'gate_up')(prepared), 2, axis=-1)
+    gated = lambda gate, up: activation(gate) * up
+    if 'gate_up' in params:  # joined for a device (layers.device_kernels)
+      both = dense(2 * config.feed_forward, 'gate_up')(prepared)
+      hidden = inputs.Pending(lambda both: gated(*jnp.split(both, 2, axis=-1)), (both,), config.activation)
     else:
       up = dense(config.feed_forward, 'up')(prepared)
-    if config.gated:
-      gate = gate if joined else dense(config.feed_forward, 'gate')(prepared)
-      hidden = inputs.Pending(lambda gate, up: activation(gate) * up, (gate, up))
-    else:
-      hidden = inputs.Pending(activation, (up,))
+      if config.gated:
+        hidden = inputs.Pending(gated, (dense(config.feed_forward, 'gate')(prepared), up))
+      else:
+        hidden = inputs.Pending(activation, (up,))
     return dense(config.width, 'down', initializer=residual_initializer(config))(hidden)
 
 
@@ -83,28 +83,42 @@ class Block(nn.Module):
 
   Attributes:
     opening: whether it begins with a norm: all blocks do, but for the first of some post-norm models (OPT-350M).
+    summing: whether it gives the array that its last branch is added to, and not a `norms.Sum` for the next block.
   """
 
   config: model_config.TransformerConfig
   implementation: str = 'simulated'
   taps: tuple[tap.Tap, ...] = ()
   opening: bool = True
+  summing: bool = True
 
   @nn.compact
   def __call__(self, x, positions=None, first=False):
     config = self.config
     for name, make in (('attention', make_attention), ('mlp', MLP)):
-      y = self._normalized(x, name) if self.opening or name != 'attention' else x
+      if self.opening or name != 'attention':
+        y, x = self._normalized(x, name)
+      else:
+        y = x = norms.summed(x)
       residual = self._restored(y, f'{name}_residual') if config.post_norm else x
       module = make(config, self.implementation, self.taps, name=name)
-      x = residual + (module(y, positions, first) if name == 'attention' else module(y))
-    return sharding.constrain_batch(x)
+      x = norms.Sum(residual, module(y, positions, first) if name == 'attention' else module(y))
+    return sharding.constrain_batch(norms.summed(x)) if self.summing else x
 
   def _normalized(self, x, name):
-    """The norm in front of a half of the block, to be computed by its reader if that can and is the only one."""
+    """(the norm in front of a half of the block, the array that it is of).
+
+    It is left to its reader if that can compute it and is the only one; with the sum that it is of, if it is of one.
+    """
     norm = norms.NORMS[self.config.norm](self.config.norm_epsilon, name=f'{name}_norm')
     reader = self.variables.get('params', {}).get(name, {}).get('input')
-    return norm.normed(x) if inputs.takes_norms(reader) and not self.config.post_norm else norm(x)
+    if not inputs.takes_norms(reader) or self.config.post_norm:
+      x = norms.summed(x)
+      return norm(x), x
+    if isinstance(x, norms.Sum) and not self.taps:
+      return inputs.prepare_total(reader, norm.normed(x))
+    x = norms.summed(x)
+    return norm.normed(x), x
 
   def _restored(self, y, name):
     fold = self.variables.get('params', {}).get(name)
@@ -122,11 +136,13 @@ class Layers(nn.Module):
   def __call__(self, x, positions=None, first=False):
     # Blocks that are alike are traced once.
     block = nn.jit(nn.remat(Block, static_argnums=(3,)) if self.config.remat else Block, static_argnums=(3,))
+    # A step is many short kernels, of which sums need not be some; what trains keeps one array a block.
+    summing = positions is None or not sharding.on_one_device()
     for i in range(self.config.layers):
       opening = opens_with_norm(self.config, i)
       taps = tap.within(self.taps, (*self.path, str(i)), _places(self.config))
-      x = block(self.config, self.implementation, taps, opening, name=str(i))(x, positions, first)
-    return x
+      x = block(self.config, self.implementation, taps, opening, summing, name=str(i))(x, positions, first)
+    return norms.summed(x)
 
 
 def _places(config) -> list[str]:

@@ -1,15 +1,13 @@
-"""The implementation `mosaic_gpu` of `kernels.quantize_activations`: a block of threads holds a token in registers.
+"""The implementation `mosaic_gpu` of `kernels.quantize_activations`: a warpgroup holds a token in registers.
 
 A token is read once, 16 bytes a thread at a time, and its codes are written once; nothing but partial results of
-reductions goes through shared memory. Of many tokens, each is a warpgroup's, and as many blocks as the registers allow
-keep the memory busy. Of few, whose time is latency, several warpgroups share each. So that arithmetic does not limit, a
-code takes few instructions: a multiplication and the addition of `_ROUNDS`, next to which numbers of float32 are
-integers, round it, and it is read off the lowest bits.
+reductions goes through shared memory, and as many blocks as the registers allow keep the memory busy. So that
+arithmetic does not limit, a code takes few instructions: a multiplication and the addition of `_ROUNDS`, next to which
+numbers of float32 are integers, round it, and it is read off the lowest bits.
 """
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -29,21 +27,6 @@ _ROUNDS_BITS = 0x4B400000
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
-class Share(NamedTuple):
-  """How warpgroups share a token.
-
-  Attributes:
-    warpgroups: of a token.
-    features: of a warpgroup.
-    stride: features between the first ones of two warpgroups. A smaller one than `features` has slices overlap, whose
-      features both warpgroups compute and one of them counts.
-  """
-
-  warpgroups: int
-  features: int
-  stride: int
-
-
 def quantize(x, **options):
   """(codes, scale, offset, row sums) of tokens; the arguments are checked already.
 
@@ -54,10 +37,9 @@ def quantize(x, **options):
   return lowered(x, **options)
 
 
-def lowered(
-    x, *, bits: int, symmetric: bool, before, static, group_size: int, packed: bool, warpgroups: int | None = None):
-  """The same, for whatever device it is lowered; `warpgroups` of `shares` for a token, None: the rule's choice."""
-  features = x.shape[-1]
+def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, packed: bool, addend=None):
+  """The same, for whatever device it is lowered."""
+  features = preceding.features(before, x.shape[-1])
   if x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
     raise NotImplementedError(f'it takes bfloat16, float16 or float32, not {x.dtype}')
   most = MOST_FEATURES if before.norm is None and before.hadamard == 1 else MOST_TRANSFORMED
@@ -67,43 +49,20 @@ def lowered(
   if group_size != features and (group_size % 8 or 128 * width % group_size and group_size % (128 * width)):
     raise NotImplementedError(
         f'it sums groups that divide {128 * width} features, or whole such runs, not of {group_size}')
-  operands = {'x': x} | {name: getattr(before, name) for name in preceding.VECTORS}
+  if before.gate and math.prod(x.shape[:-1]) > configs.CORES:
+    # Both halves of many tokens would take registers that blocks in flight need.
+    x, before = preceding.gated(*jnp.split(x, 2, axis=-1), before.gate), before._replace(gate=None)
+  operands = {'x': x, 'addend': addend} | {name: getattr(before, name) for name in preceding.VECTORS}
   if static is not None:
     operands |= {'range_scale': static.scale, 'range_offset': static.offset}
 
   fixed = before._replace(**dict.fromkeys(preceding.VECTORS))
   call = functools.partial(
-      _call, bits=bits, symmetric=symmetric, fixed=fixed, group_size=group_size, packed=packed, warpgroups=warpgroups)
-  codes, row_sums, *rest = calls.guarded(call, operands, ('x',))
+      _call, bits=bits, symmetric=symmetric, fixed=fixed, group_size=group_size, packed=packed)
+  codes, row_sums, *rest = calls.guarded(call, operands, ('x', 'addend'))
+  total = None if addend is None else rest.pop(0)
   scale, offset = (*rest, None, None)[:2]
-  return codes, scale, offset, row_sums
-
-
-def shares(features: int, group_size: int, before) -> dict[int, Share]:
-  """The ways to share a token by their warpgroups, of which a larger number has fewer features each."""
-  found = {1: Share(1, features, features)}
-  if before.hadamard > 1:
-    return found  # a transform stays in one warpgroup
-  # Of a whole number of loads, or of the longest ones, in slices that overlap. A norm's sum cannot leave out what is
-  # there twice.
-  step = 128 * _width(features)
-  for count in range(2, 9):
-    even = features % (count * step) == 0
-    size = features // count if even else math.ceil(features / count / 1024) * 1024
-    stride, rest = divmod(features - size, count - 1)
-    if size >= found[max(found)].features or rest or not even and before.norm is not None:
-      continue
-    # Loads start at multiples of their width, and groups, of a warp's features at most, are whole.
-    if stride % (8 if group_size == features else group_size) == 0 and (
-        group_size == features or group_size <= 32 * _width(size)):
-      found[count] = Share(count, size, stride)
-  return found
-
-
-def _share(tokens: int, features: int, group_size: int, before) -> Share:
-  """The rule: where every token has a multiprocessor of its own, few features for each warpgroup."""
-  found = shares(features, group_size, before)
-  return found[max(found)] if tokens <= configs.CORES else found[1]
+  return codes, scale, offset, row_sums, total
 
 
 def _width(features: int) -> int:
@@ -121,13 +80,13 @@ def _inner(features: int, group_size: int, transformed: bool) -> int:
 
 
 # Traced and lowered once for all activations of a model that are alike, and not once a layer.
-@functools.partial(jax.jit, static_argnames=('bits', 'symmetric', 'fixed', 'group_size', 'packed', 'warpgroups'))
-def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed, warpgroups):
-  """Calls the kernel, a block of threads for each token: (codes, row sums, scale, offset) as far as there are.
+@functools.partial(jax.jit, static_argnames=('bits', 'symmetric', 'fixed', 'group_size', 'packed'))
+def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
+  """Calls the kernel, a block of threads for each token: (codes, row sums, total, scale, offset) as far as there are.
 
   Args:
-    operands: `x`, the vectors of `before` and the ends of a static range, by name.
-    bits, symmetric, group_size, packed, warpgroups: see `lowered`.
+    operands: `x`, `addend`, the vectors of `before` and the ends of a static range, by name.
+    bits, symmetric, group_size, packed: see `lowered`.
     fixed: what happens before, without its vectors.
   """
   from jax.experimental import pallas as pl  # pylint: disable=g-import-not-at-top
@@ -135,43 +94,42 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed, warpgro
   from kernels.mosaic import tiles, token_arithmetic, token_registers  # pylint: disable=g-import-not-at-top
   x, before = operands['x'], fixed._replace(**{name: operands[name] for name in preceding.VECTORS})
   static = (operands['range_scale'], operands['range_offset']) if 'range_scale' in operands else None
-  *batch, features = x.shape
+  *batch, given = x.shape
+  features, added = preceding.features(before, given), [] if operands['addend'] is None else [operands['addend']]
   tokens, groups = math.prod(batch), features // group_size
-  share = (shares(features, group_size, fixed)[warpgroups] if warpgroups else
-           _share(tokens, features, group_size, fixed))
-  overlap = share.features - share.stride if share.warpgroups > 1 else 0
-  width = _width(share.features)
-  places = token_registers.Places(share.features, width, _inner(features, group_size, before.hadamard > 1))
+  places = token_registers.Places(features, _width(features), _inner(features, group_size, before.hadamard > 1))
   names = [name for name in preceding.VECTORS if getattr(before, name) is not None]
   known = [] if static is None else [end for end in static if end is not None]
   dynamic = 0 if static is not None else 1 if symmetric else 2
   exchanged = places.exchanged(before.hadamard)
   means = {None: 0, 'rms': 1, 'layer': 2}[before.norm]
+  # All of memory's latency at once, where there is no more than that and registers allow. Else vectors are loaded when
+  # they are needed: registers that wait for the mean of a norm would cost blocks in flight.
+  at_once = tokens <= configs.CORES and features * (1 + len(names)) <= MOST_FEATURES
 
   def kernel(x_gmem, *refs):
+    addend_gmems, refs = refs[: len(added)], refs[len(added) :]
     vectors, refs = refs[: len(names)], refs[len(names) :]
     known_refs, (codes_gmem, sums_gmem, *refs) = refs[: len(known)], refs[len(known) :]
+    total_gmems, refs = refs[: len(added)], refs[len(added) :]
     numbers_gmem, (extremes_smem, sums_smem, *refs) = refs[:dynamic], refs[dynamic:]
     means_smem, scratch = iter(refs[:means]), refs[means:]
-    token, warpgroup = lax.axis_index('token'), lax.axis_index('warpgroup')
-    window = pl.ds(warpgroup * share.stride, share.features)
+    token = lax.axis_index('token')
     load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
-    load_vector = lambda ref: load(ref.at[window])
-    values = load(x_gmem.at[token, window])
-    if share.warpgroups > 1:  # all of memory's latency at once
-      vectors, load_vector = [load_vector(vector) for vector in vectors], lambda vector: vector
-    # Else vectors are loaded when they are needed: registers that wait for the mean of a norm would cost blocks in
-    # flight.
-    here = before._replace(**dict(zip(names, vectors)))
+    narrow = lambda values, dtype: token_arithmetic.narrow(values, dtype, places)
+    combined = lambda arrays, kinds, scratch: token_arithmetic.combined(arrays, kinds, places, scratch)
+    values = load(x_gmem.at[token, pl.ds(0, features)])
+    vectors = [load(vector) for vector in vectors] if at_once else vectors
+    for addend_gmem, total_gmem in zip(addend_gmems, total_gmems):
+      values = narrow(values.astype(jnp.float32) + load(addend_gmem.at[token]).astype(jnp.float32), x.dtype)
+      total_gmem[token] = values
+    if before.gate:
+      values = values, load(x_gmem.at[token, pl.ds(features, features)])
     values = preceding.apply(
-        values, here, lambda values, block: token_registers.butterflies(values, places, block, *scratch), load_vector,
-        lambda values, dtype: token_arithmetic.narrow(values, dtype, places),
-        lambda values, power: token_arithmetic.total(
-            values, power, places, share.warpgroups, next(means_smem)) / features)
-
-    def combined(arrays, kinds, scratch, first=None):
-      return token_arithmetic.combined(arrays, kinds, places, share.warpgroups, scratch, first)
-
+        values, before._replace(**dict(zip(names, vectors))),
+        lambda values, block: token_registers.butterflies(values, places, block, *scratch),
+        (lambda vector: vector) if at_once else load, narrow,
+        lambda values, power: token_arithmetic.total(values, power, places, next(means_smem)) / features)
     if static is not None:
       codes, bias = _static_codes(values, bits, *(ref[0] for ref in known_refs))
       numbers = ()
@@ -179,31 +137,28 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed, warpgro
       codes, bias, *numbers = _symmetric_codes(values, bits, *combined([jnp.abs(values)], ('max',), extremes_smem))
     else:
       codes, bias, *numbers = _affine_codes(values, bits, *combined([values] * 2, ('min', 'max'), extremes_smem))
-    window = pl.ds(warpgroup * (share.stride // 2), share.features // 2) if packed else window
-    codes_gmem[token, window] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
+    codes_gmem[token] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
     for ref, number in zip(numbers_gmem, numbers):
       ref[token] = number
     # Sums wrap around, and so does what the bias adds to them.
     excess = jnp.int32((group_size * bias + 2**31) % 2**32 - 2**31)
     if groups == 1:
-      first = jnp.where(warpgroup > 0, overlap, 0) if overlap else None
-      sums_gmem[token] = combined([codes], ('sum',), sums_smem, first)[0] - excess
+      sums_gmem[token] = combined([codes], ('sum',), sums_smem)[0] - excess
     else:
-      window = pl.ds(warpgroup * (share.stride // group_size), share.features // group_size)
-      sums_gmem[token, window] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
+      sums_gmem[token] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
 
   of_tokens = lambda dtype, *shape: jax.ShapeDtypeStruct((tokens, *shape), dtype)
   results = plgpu.kernel(
       kernel,
       out_type=(of_tokens(jnp.int8, features // 2 if packed else features),
-                of_tokens(jnp.int32, *(() if groups == 1 else (groups,))), *[of_tokens(jnp.float32)] * dynamic),
+                of_tokens(jnp.int32, *(() if groups == 1 else (groups,))),
+                *[of_tokens(x.dtype, features)] * len(added), *[of_tokens(jnp.float32)] * dynamic),
       scratch_types=[
-          plgpu.SMEM((2, 32), jnp.int32), plgpu.SMEM((1, 32), jnp.int32),
-          *[plgpu.SMEM((token_arithmetic.total_scratch(features, width, share.warpgroups),), jnp.float32)] * means,
+          plgpu.SMEM((2, 4), jnp.int32), plgpu.SMEM((1, 4), jnp.int32), *[plgpu.SMEM((1, 4), jnp.float32)] * means,
           *[plgpu.SMEM((features,), jnp.float32)] * exchanged],
-      grid=(tokens,), grid_names=('token',), num_threads=share.warpgroups, thread_name='warpgroup',
-      compiler_params=tiles.PARAMS,
-  )(x.reshape(tokens, features), *(getattr(before, name).astype(jnp.float32) for name in names),
+      grid=(tokens,), grid_names=('token',), compiler_params=tiles.PARAMS,
+  )(*(a.reshape(tokens, given) for a in (x, *added)),
+    *(getattr(before, name).astype(jnp.float32) for name in names),
     *(jnp.asarray(end, jnp.float32).reshape(1) for end in known))
   return tuple(a.reshape(*batch, -1) for a in results)
 

@@ -10,7 +10,7 @@ from kernels import prepack
 
 # The kernels rely on the Mosaic of this version; what later ones take away shows when their modules are imported.
 _OLDEST_JAX = (0, 10, 2)
-_KERNELS = ('decode', 'prefill', 'token_registers')
+_KERNELS = ('decode', 'decode_attention', 'prefill', 'token_registers')
 
 
 def check_device() -> None:
@@ -62,7 +62,7 @@ def guarded(run, operands: dict, of_tokens: tuple[str, ...]):
   Args:
     run: takes the operands; those of tokens may have leading axes.
     operands: arrays or None by name; the first of `of_tokens` has the most axes.
-    of_tokens: names of the operands that belong to tokens.
+    of_tokens: names of the operands that belong to tokens; where there are none, every map is a loop.
   """
   mapped = jax.custom_batching.custom_vmap(run)
   mapped.def_vmap(lambda size, batched, operands: _mapped(mapped, of_tokens, size, batched[0], operands))
@@ -77,8 +77,8 @@ def _no_derivative(primals, tangents):
 
 def _mapped(run, of_tokens, size: int, batched: dict, operands: dict):
   """More tokens for the same weights where only activations are mapped, else one product after another."""
-  first, *_ = of_tokens
-  if batched[first] and not any(mapped for name, mapped in batched.items() if name not in of_tokens):
+  first = of_tokens[0] if of_tokens else None
+  if first and batched[first] and not any(mapped for name, mapped in batched.items() if name not in of_tokens):
     rank = operands[first].ndim
 
     def with_axis(name):

@@ -9,8 +9,15 @@ from kernels import prepack
 CORES = 132
 # Bytes of shared memory that a block of threads may have, less what barriers and alignment take.
 SHARED_MEMORY = 232_448 - 2048
+# Bytes that a multiprocessor has for its blocks, each of which takes some beside its own.
+_OF_MULTIPROCESSOR, _OF_BLOCK = 233_472, 1024 + 2048
 # Inputs that a step has at least: a row of operands is contiguous over 64 bytes.
 LEAST_STEP = 64
+
+
+def shared_memory_beside(blocks: int) -> int:
+  """Bytes of shared memory of each of so many blocks of threads on a multiprocessor, less what is taken beside it."""
+  return _OF_MULTIPROCESSOR // blocks - _OF_BLOCK
 
 
 def _per_byte(layout: prepack.Layout) -> int:
@@ -86,10 +93,8 @@ class Decode:
     warpgroups: that compute; one more copies.
     split: blocks of threads that share the inputs, up to 8.
     float8: as above.
-    fold: 1, 2 or 4 runs of the inputs that the rows of a matrix instruction hold of 64, 32 or 16 outputs, so that there
-      are more blocks; a step has `tile_k` inputs of each run. With one scale an output and without `split` only.
-    direct: whether results go from registers to memory, and not through shared memory; without `split` only.
-    rehearsed: whether what follows the sums runs once before they are there, so that its instructions are at hand.
+    fold: 1, or 2 for two runs of the inputs in the rows of a matrix instruction, which so has 32 outputs, and of which
+      there are twice as many blocks; a step has `tile_k` inputs of each run. Without `split` only.
     shared: whether a block takes the registers that it needs, so that another one may be on its multiprocessor, and not
       all that there are.
   """
@@ -104,8 +109,6 @@ class Decode:
   split: int = 1
   float8: bool = False
   fold: int = 1
-  direct: bool = False
-  rehearsed: bool = False
   shared: bool = False
 
   @property
@@ -123,7 +126,7 @@ class Decode:
     step = (self.fold * self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
     step += _scales(self.TILE_N, self.fold * max(32, self.tile_m), self.tile_k / group if group else 0, two_level)
     partial = 4 * self.TILE_N * self.tile_m
-    return self.stages * self.warpgroups * step + partial * (max(1, self.partial_sums) + 1)
+    return self.stages * self.warpgroups * step + partial * max(1, self.partial_sums)
 
 
 _KINDS = {'prefill': Prefill, 'decode': Decode}

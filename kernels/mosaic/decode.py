@@ -1,8 +1,9 @@
 """The product of 8-bit codes for few tokens: bound by the bytes of the weights, which are read once.
 
-Computes y^T = W x^T for 64 outputs a block of threads. The inputs are dealt out in steps to the warpgroups of a block
-and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster; each warpgroup sums its
-own steps from its own stages, and the first one of the cluster adds the integers up, which is exact in any order.
+Computes y^T = W x^T for 64 outputs a block of threads, or 32. The inputs are dealt out in steps to the warpgroups of a
+block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or to `fold` runs
+in the rows of the matrix instruction. Each warpgroup sums its own steps from its own stages; the first one of the
+cluster adds the integers up, which is exact in any order, and stores results from its registers.
 """
 
 import jax
@@ -34,21 +35,20 @@ def matmul(
     unpacking: `products.Unpacking` of codes whose integers depend on their output or group, or None.
 
   Returns:
-    [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.
+    [M, N] of `out_dtype`.
   """
   (tokens, inputs), outputs = x.shape, w.shape[0]
   product = products.Product(x, w, groups, layout, config.tile_k, unpacking, config.fold)
   warpgroups, stages, fold = config.warpgroups, config.stages, config.fold
   steps, lanes = inputs // fold // config.tile_k, warpgroups * config.split
-  chunk = (epilogue.Chunk(config.outputs, config.tile_m, 1, True) if config.direct else
-           epilogue.Chunk.of(out_dtype, config.TILE_N, config.tile_m))
+  chunk = epilogue.Chunk(config.outputs, config.tile_m, 1, True)
   shape = config.TILE_N, fold * config.tile_m
   vectors, of_tokens = terms.vectors(), terms.of_tokens()
 
   def kernel(*refs):
     gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
     vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
-    *smems, tokens_smem, out_smem, sums_smem, full, free, summed, scales = refs
+    *smems, tokens_smem, sums_smem, full, free, summed, scales = refs
     group, block = lax.axis_index('group'), lax.axis_index('split') if config.split > 1 else 0
     n, m = lax.axis_index('outputs') * config.outputs, lax.axis_index('tokens') * config.tile_m
 
@@ -96,74 +96,58 @@ def matmul(
                              partial_sums.layout(fold))
       held = product.held(gmems, n, config.TILE_N)
 
-      def run(count, last):
-        """Sums `count` steps and adds them up; stores if this is the `last` time."""
-        def loop(body, carry):
-          def step(turn, carry):
-            slot = lax.rem(turn, stages) * warpgroups + group
-            plgpu.barrier_wait(full.at[slot])
-            carry = body(slot, carry)
-            plgpu.barrier_arrive(free.at[slot])
-            return carry
+      def loop(body, carry):
+        def step(turn, carry):
+          slot = lax.rem(turn, stages) * warpgroups + group
+          plgpu.barrier_wait(full.at[slot])
+          carry = body(slot, carry)
+          plgpu.barrier_arrive(free.at[slot])
+          return carry
 
-          return lax.fori_loop(0, count, step, carry)
+        return lax.fori_loop(0, turns(lane), step, carry)
 
-        sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, held, products.Turns())
-        if config.split > 1:
-          @pl.when(lane > 0)
-          def _():
-            plgpu.async_store_smem(
-                sums, sums_smem.at[lane - 1], summed, cluster_idx=0, cluster_dim='split', optimized=False)
-        elif config.partial_sums:
-          own = lanes - config.partial_sums  # the first warpgroup's, which stay in its registers
+      sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, held, products.Turns())
+      if config.partial_sums:
+        first = lanes - config.partial_sums  # of one run, the first warpgroup's stay in its registers
 
-          @pl.when(lane >= own)
-          def _():
-            partial_sums.publish(sums, sums_smem.at[lane - own], fold)
-          # Its arrival keeps others from being a phase ahead of it.
-          plgpu.barrier_arrive(summed)
-
-        @pl.when(lane == 0)
+        @pl.when(lane >= first)
         def _():
-          total = sums
-          if config.partial_sums:
-            plgpu.barrier_wait(summed)
           if config.split > 1:
-            for other in range(lanes - 1):
-              total += tiles.load(sums_smem.at[other], plgpu.Layout.WGMMA, optimized=False)
-          elif config.partial_sums:
-            total = partial_sums.add_up(sums, sums_smem, fold, config.partial_sums)
-          if config.direct:
-            result = epilogue.apply(total, loaded, chunk, 0).astype(out_dtype)
-            partial_sums.store(result, out_gmem, fold, n, m, jnp.where(last, tokens, 0))
+            plgpu.async_store_smem(
+                sums, sums_smem.at[lane - first], summed, cluster_idx=0, cluster_dim='split', optimized=False)
           else:
-            epilogue.store(total, loaded, out_gmem, out_smem, chunk, n, m)
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            partial_sums.publish(sums, sums_smem.at[lane - first], fold)
+            plgpu.barrier_arrive(summed)
 
-      if config.rehearsed:
-        @pl.loop(0, 2)
-        def _(time):
-          run(turns(lane) * time, time == 1)
-      else:
-        run(turns(lane), True)
+      @pl.when(lane == 0)
+      def _():
+        total = sums
+        if config.partial_sums:
+          plgpu.barrier_wait(summed)
+        if config.split > 1:
+          for other in range(config.partial_sums):
+            total += tiles.load(sums_smem.at[other], plgpu.Layout.WGMMA, optimized=False)
+        elif config.partial_sums:
+          total = partial_sums.add_up(sums, sums_smem, fold, config.partial_sums)
+        result = epilogue.apply(total, loaded, chunk, 0).astype(out_dtype)
+        partial_sums.store(result, out_gmem, fold, n, m)
 
     lax.cond(group == warpgroups, copy, compute)
 
   call = plgpu.kernel(
       kernel,
-      out_type=jax.ShapeDtypeStruct(chunk.shape(tokens, outputs, config.tile_m), out_dtype),
+      out_type=jax.ShapeDtypeStruct((tokens, outputs), out_dtype),
       scratch_types=(
           *product.buffers(stages * warpgroups, *shape),
           plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
-          plgpu.SMEM((8,), out_dtype) if config.direct else tiles.smem(chunk.buffer, out_dtype),
-          (plgpu.SMEM((lanes - 1, *shape), product.dtype) if config.split > 1 else
+          (plgpu.SMEM((config.partial_sums, *shape), product.dtype) if config.split > 1 else
            partial_sums.buffer(config.partial_sums, config.tile_m, product.dtype)),
           plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=1, num_barriers=stages * warpgroups),
-          plgpu.Barrier(num_arrivals=lanes - 1 if config.split > 1 else lanes),
+          plgpu.Barrier(num_arrivals=max(1, config.partial_sums)),
           plgpu.Barrier(num_arrivals=max(1, len(of_tokens)))),
       grid=(outputs // config.outputs, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
       num_threads=warpgroups + 1, thread_name='group', compiler_params=tiles.PARAMS,
       # Blocks find their places in clusters by divisions.
       **dict(cluster=(config.split,), cluster_names=('split',)) if config.split > 1 else {})
-  return chunk.restore(call(*product.arrays, *vectors))
+  return call(*product.arrays, *vectors)

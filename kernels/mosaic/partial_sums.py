@@ -10,7 +10,6 @@ import functools
 
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import fragmented_array
-from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
@@ -18,19 +17,16 @@ from jax.extend.mlir.dialects import memref
 from jax.extend.mlir.dialects import scf
 from jax.extend.mlir.dialects import vector
 
-_WARPS, _THREADS = 4, 128
+from kernels.mosaic import threads
 
 
 def layout(fold: int):
-  """Where a warpgroup has [64 / fold, tokens] after `add_up`: as in a tile of 64 rows that has no more than these."""
+  """Where a warpgroup has [64 / fold, tokens] after `add_up`: of two runs, half of the warps have what the others have.
+  """
   if fold == 1:
     return plgpu.Layout.WGMMA
-  warps = _WARPS // fold
-  tiles = [(16 * warps, 8), (16, 8), (8, 8), (2,)]
-  replicated = fragmented_array.Replicated(fold)
-  if warps == 1:
-    return plgpu.Layout.TILED(fragmented_array.Tiling(tuple(tiles[1:])), (replicated,), (-3, -2), -1)
-  return plgpu.Layout.TILED(fragmented_array.Tiling(tuple(tiles)), (replicated, -7), (-3, -2), -1)
+  tiling = fragmented_array.Tiling(((32, 8), (16, 8), (8, 8), (2,)))
+  return plgpu.Layout.TILED(tiling, (fragmented_array.Replicated(2), -7), (-3, -2), -1)
 
 
 def buffer(count: int, tokens: int, dtype):
@@ -49,17 +45,17 @@ def publish(sums, buffer, fold: int) -> None:
   @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA, plgpu.RefType()))
   def write(ctx, array, buffer):
     del ctx
-    thread = _thread()
-    run = arith.divui(thread, _constant(_THREADS // fold))
+    thread = threads.number()
+    run = arith.divui(thread, threads.constant(threads.WARPGROUP // fold))
     registers = array.registers.reshape(fold, -1, 2)  # by run of the columns, 8 columns, half of the rows
     for block in range(registers.shape[1]):
       numbers = []
       for half in range(2):
         chosen = registers[0, block, half]
         for other in range(1, fold):
-          here = arith.cmpi(arith.CmpIPredicate.eq, run, _constant(other))
+          here = arith.cmpi(arith.CmpIPredicate.eq, run, threads.constant(other))
           chosen = arith.select(here, registers[other, block, half], chosen)
-        numbers += [_element(chosen, i) for i in range(2)]
+        numbers += [threads.element(chosen, i) for i in range(2)]
       vector.store(vector.from_elements(_vector(array), numbers), buffer, [_place(thread, block)])
 
   write(sums, buffer)
@@ -82,20 +78,20 @@ def add_up(sums, buffer, fold: int, count: int):
       return_type=plgpu.ShapeDtypeStruct(shape, sums.dtype, layout=layout(fold)))
   def read(ctx, array, buffer):
     del ctx
-    thread, of_run = _thread(), _THREADS // fold
-    first = arith.remui(thread, _constant(of_run))
+    thread, of_run = threads.number(), threads.WARPGROUP // fold
+    first = arith.remui(thread, threads.constant(of_run))
     add = arith.addi if isinstance(array.mlir_dtype, ir.IntegerType) else arith.addf
     wanted = layout(fold).to_mgpu()
     own = array.registers.reshape(fold, -1, 2)
     results = []
     for block in range(own.shape[1]):
-      found = [] if fold > 1 else [[_element(own[0, block, half], i) for half in range(2) for i in range(2)]]
+      found = [] if fold > 1 else [[threads.element(own[0, block, half], i) for half in range(2) for i in range(2)]]
       for source in range(count):
         for run in range(fold):
-          index = _place(arith.addi(first, _constant(run * of_run)), block)
+          index = _place(arith.addi(first, threads.constant(run * of_run)), block)
           row = arith.constant(ir.IndexType.get(), source)
           loaded = vector.load(_vector(array), buffer, [row, index])
-          found.append([_element(loaded, i) for i in range(4)])
+          found.append([threads.element(loaded, i) for i in range(4)])
       numbers = functools.reduce(lambda a, b: [add(*pair) for pair in zip(a, b)], found)
       kind = ir.VectorType.get((2,), array.mlir_dtype)
       results += [vector.from_elements(kind, numbers[:2]), vector.from_elements(kind, numbers[2:])]
@@ -106,39 +102,38 @@ def add_up(sums, buffer, fold: int, count: int):
   return read(sums, buffer)
 
 
-def store(values, out, fold: int, n, m, count) -> None:
+def store(values, out, fold: int, n, m) -> None:
   """Stores results from registers.
 
   Args:
     values: [64 / fold, tokens] in `layout`, of the dtype of the result.
-    out: reference to [M, N].
+    out: reference to [M, N]; tokens from M on are not stored.
     fold: runs of inputs.
     n, m: first output and first token.
-    count: int32 scalar, tokens that there are.
   """
-  splat = plgpu.Layout.WG_SPLAT
+  splat, tokens = plgpu.Layout.WG_SPLAT, out.shape[0]
 
-  @plgpu.inline_mgpu(arg_types=(layout(fold), plgpu.RefType(), splat, splat, splat))
+  @plgpu.inline_mgpu(arg_types=(layout(fold), plgpu.RefType(), splat, splat))
   def write(ctx, array, out, *scalars):
     del ctx
-    n, m, count = (scalar.registers.item() for scalar in scalars)
-    thread = _thread()
-    warp, lane = arith.divui(thread, _constant(32)), arith.remui(thread, _constant(32))
+    n, m = (scalar.registers.item() for scalar in scalars)
+    thread = threads.number()
+    warp, lane = arith.divui(thread, threads.constant(32)), arith.remui(thread, threads.constant(32))
     # Of warps that have the same, the first ones store.
-    mine = arith.cmpi(arith.CmpIPredicate.ult, warp, _constant(_WARPS // fold))
-    row = arith.addi(arith.muli(warp, _constant(16)), arith.divui(lane, _constant(4)))
-    column = arith.muli(arith.remui(lane, _constant(4)), _constant(2))
+    mine = arith.cmpi(arith.CmpIPredicate.ult, warp, threads.constant(threads.WARPS // fold))
+    row = arith.addi(arith.muli(warp, threads.constant(16)), arith.divui(lane, threads.constant(4)))
+    column = arith.muli(arith.remui(lane, threads.constant(4)), threads.constant(2))
     for index, register in enumerate(array.registers.flat):
       block, half = divmod(index, 2)
       for i in range(2):
-        token = arith.addi(arith.addi(m, column), _constant(8 * block + i))
-        there = arith.andi(mine, arith.cmpi(arith.CmpIPredicate.ult, token, count))
-        output = arith.addi(arith.addi(n, row), _constant(8 * half))
+        token = arith.addi(arith.addi(m, column), threads.constant(8 * block + i))
+        there = arith.andi(mine, arith.cmpi(arith.CmpIPredicate.ult, token, threads.constant(tokens)))
+        output = arith.addi(arith.addi(n, row), threads.constant(8 * half))
         with ir.InsertionPoint(scf.IfOp(there).then_block):
-          memref.store(_element(register, i), out, [_index(token), _index(output)])
+          memref.store(threads.element(register, i), out, [threads.index(token), threads.index(output)])
           scf.yield_([])
 
-  write(values, out, n, m, count)
+  write(values, out, n, m)
 
 
 def side_by_side(vectors):
@@ -160,26 +155,10 @@ def side_by_side(vectors):
   return join(*vectors)
 
 
-def _thread():
-  return arith.remui(utils.thread_idx(), _constant(_THREADS))
-
-
 def _place(thread, block: int):
   """Where a thread's four numbers of a block of 8 columns are: side by side, as those of neighbors."""
-  return _index(arith.muli(arith.addi(thread, _constant(block * _THREADS)), _constant(4)))
+  return threads.index(arith.muli(arith.addi(thread, threads.constant(block * threads.WARPGROUP)), threads.constant(4)))
 
 
 def _vector(array):
   return ir.VectorType.get((4,), array.mlir_dtype)
-
-
-def _index(number):
-  return arith.index_cast(ir.IndexType.get(), number)
-
-
-def _element(register, place: int):
-  return vector.extract(register, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([place]))
-
-
-def _constant(value: int):
-  return mgpu.c(value, ir.IntegerType.get_signless(32))

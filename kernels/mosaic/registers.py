@@ -12,6 +12,8 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 import jax.numpy as jnp
 
+from kernels.mosaic import threads
+
 _BYTES = plgpu.Layout.WGMMA_8BIT
 # A number for each row of the above, in the threads that hold the row.
 _OF_ROWS = plgpu.Layout.WGMMA.reduce(1)
@@ -46,7 +48,7 @@ def int4_as_float8(packed):
   mask = 0x0F0F0F0F
 
   def words(word):
-    word = arith.xori(word, _constant(0x88888888))
+    word = arith.xori(word, threads.constant(0x88888888))
     return _and(word, mask), _and(_shift_right(word, 4), mask)
 
   return _unpack(packed, words, jnp.float8_e4m3fn)
@@ -67,14 +69,14 @@ def int4_times(packed, multipliers):
     int8 [rows, K].
   """
   def constants(multiplier):
-    return multiplier, arith.subi(_constant(0x80808080), arith.muli(multiplier, _constant(0x08080808)))
+    return multiplier, arith.subi(threads.constant(0x80808080), arith.muli(multiplier, threads.constant(0x08080808)))
 
   def words(word, *prepared):
     found = []
     for half, (multiplier, first) in zip((word, _shift_right(word, 4)), prepared):
       # The mask stands before the inversion, so that both are one operation of three operands.
-      above = arith.xori(_and(half, 0x0F0F0F0F), _constant(0x08080808))
-      found.append(arith.xori(arith.addi(arith.muli(above, multiplier), first), _constant(0x80808080)))
+      above = arith.xori(_and(half, 0x0F0F0F0F), threads.constant(0x08080808))
+      found.append(arith.xori(arith.addi(arith.muli(above, multiplier), first), threads.constant(0x80808080)))
     return found
 
   return _unpack(packed, words, jnp.int8, multipliers, constants)
@@ -100,13 +102,14 @@ def dint4_times_2(packed, zero_points, per_step: int):
   def table(zero_point):
     """The low 7 bits of the integers of all codes, four in a word."""
     # From 128 on up, so that no byte borrows from the next.
-    first = arith.subi(_constant(0x80808080), arith.muli(zero_point, _constant(per_step * ones)))
-    quarters = [arith.addi(first, _constant(per_step * (0x03020100 + 4 * quarter * ones))) for quarter in range(4)]
+    first = arith.subi(threads.constant(0x80808080), arith.muli(zero_point, threads.constant(per_step * ones)))
+    quarters = [arith.addi(first, threads.constant(per_step * (0x03020100 + 4 * quarter * ones)))
+                for quarter in range(4)]
     *quarters, last = (_and(quarter, 0x7F7F7F7F) for quarter in quarters)
-    return *quarters, arith.ori(_and(last, 0x0000FFFF), _constant(0x7F010000))
+    return *quarters, arith.ori(_and(last, 0x0000FFFF), threads.constant(0x7F010000))
 
   def words(word, *tables):
-    other = arith.xori(word, _constant(0x88888888))
+    other = arith.xori(word, threads.constant(0x88888888))
     found = []
     for shift, (first, second, third, fourth) in zip((0, 16), tables):
       places, others = (_shift_right(w, shift) if shift else w for w in (word, other))
@@ -136,7 +139,7 @@ def _unpack(packed, words, dtype, vectors=(), prepare=None):
   def unpack(ctx, array, *vectors):
     del ctx
     # By tile of 64 rows and by half of the 16 of a warp.
-    prepared = [{(row, half): prepare(utils.bitcast(entry, _i32()))
+    prepared = [{(row, half): prepare(utils.bitcast(entry, threads.i32()))
                  for (row, _, half, *_), entry in _enumerate(vector.registers)} for vector in vectors]
     element = ir.IntegerType.get_signless(8) if dtype == jnp.int8 else ir.Float8E4M3FNType.get()
     vector = ir.VectorType.get((4,), element)
@@ -147,7 +150,7 @@ def _unpack(packed, words, dtype, vectors=(), prepare=None):
         row, *rest = index
         blocks = 4 * run + half, 4 * run + 2 + half
         of_blocks = [prepared[block // width][row, rest[2]] for block in blocks] if prepared else ()
-        for target, word in zip(blocks, words(utils.bitcast(register, _i32()), *of_blocks)):
+        for target, word in zip(blocks, words(utils.bitcast(register, threads.i32()), *of_blocks)):
           registers[(row, target, *rest)] = utils.bitcast(word, vector)
     return mgpu.FragmentedArray(
         _registers=registers, _layout=array.layout, _is_signed=True if dtype == jnp.int8 else None)
@@ -165,7 +168,7 @@ def only(weights, first: int, count: int):
     registers = array.registers.copy()
     for index, register in _enumerate(registers):
       if not first <= 16 * index[1] < first + count:
-        registers[index] = utils.bitcast(_constant(0), register.type)
+        registers[index] = utils.bitcast(threads.constant(0), register.type)
     return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=array.is_signed)
 
   return clear(weights)
@@ -190,39 +193,31 @@ def int4_as_bfloat16(packed):
   def unpack(ctx, array):
     del ctx
     vector = ir.VectorType.get((2,), ir.BF16Type.get())
-    bias = utils.bitcast(_constant(0x43084308), vector)
+    bias = utils.bitcast(threads.constant(0x43084308), vector)
     registers = array.registers.repeat(4, axis=1)  # blocks of 16 bytes become 4 blocks of 8 columns
     for block in range(array.registers.shape[1]):
       for (row, *rest), register in _enumerate(array.registers[:, block]):
-        word = utils.bitcast(register, _i32())
+        word = utils.bitcast(register, threads.i32())
         for pair in range(4):
           shifted = _shift_right(word, 4 * pair) if pair else word
           # ((shifted & 0x000F000F) ^ 8) | 0x4300 in one operation of three operands.
-          biased = arith.xori(_and(shifted, 0x000F000F), _constant(0x43084308))
+          biased = arith.xori(_and(shifted, 0x000F000F), threads.constant(0x43084308))
           registers[(row, 4 * block + pair, *rest)] = arith.subf(utils.bitcast(biased, vector), bias)
     return mgpu.FragmentedArray(_registers=registers, _layout=layout.to_mgpu(), _is_signed=None)
 
   return unpack(packed)
 
 
-def _i32():
-  return ir.IntegerType.get_signless(32)
-
-
-def _constant(bits: int):
-  return mgpu.c(bits - (1 << 32) if bits >> 31 else bits, _i32())
-
-
 def _and(word, mask: int):
-  return arith.andi(word, _constant(mask))
+  return arith.andi(word, threads.constant(mask))
 
 
 def _shift_left(word, bits: int):
-  return arith.shli(word, _constant(bits))
+  return arith.shli(word, threads.constant(bits))
 
 
 def _shift_right(word, bits: int):
-  return arith.shrui(word, _constant(bits))
+  return arith.shrui(word, threads.constant(bits))
 
 
 def _enumerate(registers):

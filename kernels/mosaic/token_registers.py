@@ -20,7 +20,7 @@ from jax.extend.mlir.dialects import math
 from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
-_THREADS, _LANES = 128, 32
+from kernels.mosaic import threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Places:
   @property
   def run(self) -> int:
     """Features after which the pattern repeats."""
-    return _THREADS * self.width * self.inner
+    return threads.WARPGROUP * self.width * self.inner
 
   def _sizes(self) -> tuple[int, ...]:
     """Features of all threads, of a warp, of two lanes, of their loads, of one load."""
@@ -74,7 +74,7 @@ class Places:
 
   def exchanged(self, block: int) -> bool:
     """Whether `butterflies` of such blocks go through shared memory."""
-    return block > _LANES * self.width * self.inner
+    return block > threads.LANES * self.width * self.inner
 
   def rounds(self, block: int) -> list[tuple[str, int]]:
     """For every round of a transform what pairs are apart: `neighbor`, `load`, `lane` or `thread`, and how many."""
@@ -106,8 +106,8 @@ def butterflies(x, places: Places, block: int, scratch=None):
       return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.float32, layout=layout))
   def transform(ctx, array, *refs):
     del ctx
-    thread = _thread()
-    values = [[_element(register, i) for i in range(places.width)] for register in array.registers.flat]
+    thread = threads.number()
+    values = [[threads.element(register, i) for i in range(places.width)] for register in array.registers.flat]
     for kind, distance in rounds:
       if kind == 'neighbor':
         values = [_local(numbers, distance) for numbers in values]
@@ -152,10 +152,10 @@ def pack(codes, places: Places):
     registers = array.registers.copy()  # of the same shape
     words = []
     for register in array.registers.flat:
-      word = arith.andi(_element(register, 0), _constant(15))
+      word = arith.andi(threads.element(register, 0), threads.constant(15))
       for place in range(1, places.width):
-        nibble = arith.shli(arith.andi(_element(register, place), _constant(15)), _constant(4 * place))
-        word = arith.ori(word, nibble)
+        nibble = arith.andi(threads.element(register, place), threads.constant(15))
+        word = arith.ori(word, arith.shli(nibble, threads.constant(4 * place)))
       if places.width < 8:
         word = arith.trunci(ir.IntegerType.get_signless(4 * places.width), word)
       words.append(utils.bitcast(word, ir.VectorType.get((places.width // 2,), ir.IntegerType.get_signless(8))))
@@ -191,9 +191,9 @@ def _across_warps(values, scratch, thread, distances):
   places = [(i, first) for i in range(len(values)) for first in range(0, width, part)]
 
   def index(of_thread, i, first):
-    offset = i * _THREADS * width + first * _THREADS
+    offset = i * threads.WARPGROUP * width + first * threads.WARPGROUP
     return arith.index_cast(
-        ir.IndexType.get(), arith.addi(arith.muli(of_thread, _constant(part)), _constant(offset)))
+        ir.IndexType.get(), arith.addi(arith.muli(of_thread, threads.constant(part)), threads.constant(offset)))
 
   for i, first in places:
     vector.store(vector.from_elements(words, values[i][first : first + part]), scratch, [index(thread, i, first)])
@@ -202,10 +202,10 @@ def _across_warps(values, scratch, thread, distances):
 
   def read(of_thread, i, first):
     loaded = vector.load(words, scratch, [index(of_thread, i, first)])
-    return [_element(loaded, place) for place in range(part)]
+    return [threads.element(loaded, place) for place in range(part)]
 
   def other(of, distance):
-    return arith.xori(of, _constant(distance))
+    return arith.xori(of, threads.constant(distance))
 
   result = [list(numbers) for numbers in values]
   combine = lambda mine, yours, sign: [math.fma(a, sign, b) for a, b in zip(mine, yours)]
@@ -222,21 +222,6 @@ def _across_warps(values, scratch, thread, distances):
 
 def _sign(thread, distance: int):
   """-1.0 where the thread is the upper one of two that are `distance` apart, else 1.0."""
-  upper = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(thread, _constant(distance)), _constant(0))
+  upper = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(thread, threads.constant(distance)), threads.constant(0))
   number = lambda value: mgpu.c(value, ir.F32Type.get())
   return arith.select(upper, number(-1.0), number(1.0))
-
-
-def _thread():
-  """The number of a thread in its warpgroup, which is the whole block."""
-  strided = mgpu.WGStridedFragLayout((_THREADS,), 1)
-  return arith.index_cast(ir.IntegerType.get_signless(32), next(strided.linear_thread_idxs()))
-
-
-def _element(register, place: int):
-  return vector.extract(
-      register, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([place]))
-
-
-def _constant(value: int):
-  return mgpu.c(value, ir.IntegerType.get_signless(32))

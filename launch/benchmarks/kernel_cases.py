@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import kernels
 from kernels import prepack
 from kernels.mosaic import activations
+from kernels.mosaic import attention
 from kernels.mosaic import matmul
 from kernels.mosaic import weight_only
 
@@ -72,10 +73,13 @@ def every() -> list[Case]:
       *itertools.starmap(_two_level, itertools.product([small], [few, many], [64, 32])),
       *itertools.starmap(_plain, itertools.product([small], [1, 16, 64, 128], [None, 128], [False, True])),
       *itertools.starmap(_plain, itertools.product([_SIZES[2]], [1, 64, 128], [128], [True])),
+      *itertools.starmap(_attention, [(1, 32, 32, 128), (16, 32, 32, 2048), (16, 32, 8, 2048)]),
       *itertools.starmap(_quantization, [
           ('int8', {}), ('uint8, sums of 128', dict(symmetric=False, group_size=128)),
           ('int4 packed', dict(bits=4, packed=True)), ('int8 static', dict(static=True)),
           ('int8 of an RMSNorm', dict(norm='rms')), ('int8 of a LayerNorm', dict(norm='layer')),
+          ('int8 of an RMSNorm of a sum', dict(norm='rms', tokens=16, added=True)),
+          ('int8 behind a gate', dict(gate='silu', tokens=16)),
           ('int8 of a Hadamard transform of 128', dict(hadamard=128)),
           ('int8 of a Hadamard transform of 4096', dict(hadamard=4096))])]
 
@@ -108,19 +112,32 @@ def _plain(size, tokens, group, w_offset) -> Case:
   return Case(_name('W4A16', size, tokens, group, w_offset), call, operands)
 
 
+def _attention(rows, heads, kv_heads, slots) -> Case:
+  """Attention of a token of each row over the cache."""
+  of, dim, dtype = jax.ShapeDtypeStruct, 128, jnp.bfloat16
+  operands = dict(
+      qkv=of((rows, heads + 2 * kv_heads, dim), dtype), keys=of((rows, kv_heads, slots, dim), dtype),
+      values=of((rows, kv_heads, dim, slots), dtype), positions=of((rows,), jnp.int32),
+      angles=(of((rows, dim // 2), jnp.float32),) * 2)
+  call = lambda operands: attention.lowered(**operands, window=None)
+  return Case(f'attention of {rows} x {heads} heads over {kv_heads} x {slots}', call, operands)
+
+
 def _quantization(name, options) -> Case:
   """Activations to codes."""
-  options, tokens, features = dict(options), 8192, 4096
+  options, features = dict(options), 4096
+  tokens, added, gate = options.pop('tokens', 8192), options.pop('added', False), options.pop('gate', None)
   norm, static, hadamard = options.pop('norm', None), options.pop('static', False), options.pop('hadamard', 1)
   vector, scalar = jax.ShapeDtypeStruct((features,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
   operands = dict(
-      x=jax.ShapeDtypeStruct((tokens, features), jnp.bfloat16), gain=vector if norm else None,
+      x=jax.ShapeDtypeStruct((tokens, 2 * features if gate else features), jnp.bfloat16),
+      addend=jax.ShapeDtypeStruct((tokens, features), jnp.bfloat16) if added else None, gain=vector if norm else None,
       bias=vector if norm == 'layer' else None, scale=scalar if static else None)
 
   def call(operands):
-    before = kernels.Before(norm, operands['gain'], operands['bias'], hadamard=hadamard)
+    before = kernels.Before(norm, operands['gain'], operands['bias'], hadamard=hadamard, gate=gate)
     known = kernels.StaticRange(operands['scale']) if static else None
-    defaults = dict(bits=8, symmetric=True, group_size=features, packed=False)
+    defaults = dict(bits=8, symmetric=True, group_size=features, packed=False, addend=operands['addend'])
     return activations.lowered(operands['x'], before=before, static=known, **defaults | options)
 
   return Case(f'{name}, {tokens} x {features}', call, operands)

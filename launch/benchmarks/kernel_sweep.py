@@ -1,6 +1,5 @@
 """Tries configurations of kernels and files the fastest ones."""
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -16,6 +15,10 @@ from launch import workdir
 from launch.benchmarks import kernel_columns
 from launch.benchmarks import kernel_programs
 from launch.benchmarks import kernel_timing
+
+
+# Of few tokens: `split`, `fold` and `shared`.
+_BLOCKS = (1, 1, False), (1, 1, True), (1, 2, False), (1, 2, True), (2, 1, False), (4, 1, False)
 
 
 def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str, Any]]:
@@ -73,16 +76,12 @@ def candidates(problem: tuning.Problem) -> list[Any]:
   float8 = (False, True) if problem.group and problem.four_bits else (False,)
   if problem.tokens <= 128:
     tile_m = min(64, max(8, 1 << (problem.tokens - 1).bit_length()))
-    tile_ms = (tile_m, 16) if tile_m < 16 else (tile_m,)
-    for tile_m, tile_k, stages, warpgroups, split, f8 in itertools.product(
-        tile_ms, (*steps, 512), (2, 4, 6), (1, 2, 4), (1, 2, 4), float8):
-      found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8))
-      if split == 1:
-        found += [dataclasses.replace(found[-1], fold=fold, direct=True, rehearsed=rehearsed, shared=shared)
-                  for fold, rehearsed, shared in itertools.product((1, 2, 4), (False, True), (False, True))]
+    for tile_k, stages, warpgroups, (split, fold, shared), f8 in itertools.product(
+        (*steps, 512), (2, 4, 8), (1, 2), _BLOCKS, float8):
+      found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8, fold, shared))
     if problem.layout is not prepack.Layout.INT4_WIDE:
       found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
-                for tile_m, tile_k, warpgroups, f8 in itertools.product(tile_ms, (256, 512), (1, 2), float8)]
+                for tile_k, warpgroups, f8 in itertools.product((256, 512), (1, 2), float8)]
   if problem.tokens >= 64 and problem.layout is not prepack.Layout.INT4_WIDE:
     tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.scaled else (
         (64, 64), (64, 128), (64, 192), (64, 256), (128, 64), (128, 128))

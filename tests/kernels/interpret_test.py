@@ -1,15 +1,17 @@
 """The kernels' own bodies, interpreted: pipelines, addresses, terms and the way to memory, with weights of 8 bits.
 
 Weights of 4 bits are unpacked in registers, which the interpreter does not know; `prepack_test` emulates that part.
-Nor does it know sums that cross warpgroups, so that products of few tokens run in one.
+Nor does it know sums that cross warpgroups, so that products of few tokens run in one, or stores of single registers.
 """
 
+import contextlib
 import unittest
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,27 @@ from kernels import prepack
 from kernels import tuning
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
+from kernels.mosaic import partial_sums
 from tests import product_cases
+
+
+def _store(values, out, fold, n, m):
+  """What `partial_sums.store` does, in arrays."""
+  del fold
+  for token in range(values.shape[1]):
+    @pl.when(m + token < out.shape[0])
+    def _(token=token):
+      out[m + token, pl.ds(n, values.shape[0])] = values[:, token]
+
+
+def _interpreted(config):
+  """Has products run in a configuration, on two multiprocessors: pipelines run on from one tile into the next."""
+  stack = contextlib.ExitStack()
+  for context in (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
+                  mock.patch.object(partial_sums, 'store', _store),
+                  plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())):
+    stack.enter_context(context)
+  return stack
 
 
 @unittest.skipUnless(hasattr(plgpu, 'force_gpu_interpret_mode'), 'this jax does not interpret Mosaic')
@@ -35,12 +57,10 @@ class InterpretTest(parameterized.TestCase):
       (configs.Prefill(tile_m=64, stages=2), (72, 384, 256), 'both, per token', jnp.float32, 3),
       (configs.Decode(tile_m=8, tile_k=64, stages=2, warpgroups=1), (5, 640, 128), 'w', jnp.float32, 10))
   def test_products(self, config, shape, offsets, dtype, groups=1):
-    # Two multiprocessors take several tiles each, so that pipelines run on from one tile into the next.
     arguments = product_cases.problem(bits=(8, 8), groups=(1, groups), offsets=offsets, bias=True, shape=shape)
     want, size = product_cases.reference(arguments)
     operands = dict.fromkeys(['x_offset', 'w_offset', 'row_sums', 'column_sums']) | jax.tree.map(jnp.asarray, arguments)
-    with (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
-          plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())):
+    with _interpreted(config):
       got = matmul.lowered(operands, layout=kernels.Layout.CODES, x_bits=8, w_bits=8, out_dtype=dtype)
     self.assertEqual((got.shape, got.dtype), (want.shape, dtype))
     rounding = float(jnp.finfo(dtype).eps) / 2
@@ -61,8 +81,7 @@ class InterpretTest(parameterized.TestCase):
             *(jnp.asarray(arguments[name]) for name in ('w_codes', 'w_scale', 'w_offset')))}
 
     def run(**others):
-      with (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
-            plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())):
+      with _interpreted(config):
         return np.asarray(matmul.lowered(
             operands | others, layout=kernels.Layout.CODES, x_bits=8, w_bits=8, out_dtype=jnp.float32), np.float64)
 

@@ -51,9 +51,8 @@ class LoweringTest(parameterized.TestCase):
       configs.Prefill(cluster=2), configs.Prefill(128, 128, stages=5, cluster=2, panel=1),
       configs.Prefill(64, 128, 128, 4, warpgroups=3), configs.Prefill(64, 64, 256, 3), configs.Decode(8, 256, 6, 2, 4),
       configs.Decode(64, 128, 4, 2, 2), configs.Decode(16, 256, 2, 4, 8), configs.Decode(8, 256, 4, 4),
-      configs.Decode(8, 256, 4, 2, direct=True), configs.Decode(64, 128, 2, 2, direct=True, rehearsed=True),
-      configs.Decode(8, 256, 4, 2, direct=True, fold=2, shared=True),
-      configs.Decode(32, 128, 2, 1, direct=True, fold=4, rehearsed=True))
+      configs.Decode(64, 128, 2, 1, shared=True), configs.Decode(8, 256, 4, 2, fold=2, shared=True),
+      configs.Decode(32, 128, 2, 1, fold=2))
   def test_configurations_that_a_sweep_tries(self, config):
     tokens, outputs = config.tile_m * 2, 1536
     with tuning.forced(lambda _: config):
@@ -112,7 +111,7 @@ class LoweringTest(parameterized.TestCase):
       arguments = _arguments(20, 256, 1024, layout, groups=groups,
                              w_offset=offsets and layout is not kernels.Layout.DINT4)
     for tile_k in (group, 2 * group):
-      config = configs.Decode(16, tile_k, 2, 2, direct=True, fold=2)
+      config = configs.Decode(16, tile_k, 2, 2, fold=2)
       with tuning.forced(lambda _, config=config: config):
         text = _lower(arguments, layout=layout, w_bits=8 if 'two_level' in options else kernel_cases.BITS[layout])
         self.assertIn('mosaic_gpu', text)
@@ -267,13 +266,10 @@ class TuningTest(parameterized.TestCase):
       (_PROBLEM, configs.Decode(tile_k=512), 'steps of 512 inputs do not divide 384'),
       (_PROBLEM, configs.Decode(tile_k=0), 'steps of 0 inputs do not divide 384'),
       (_PROBLEM, configs.Decode(tile_k=32), '64 inputs not a step'),
-      (_PROBLEM, configs.Decode(tile_k=128, fold=2, direct=True), '2 runs of steps of 128 do not divide 384'),
-      (_PROBLEM, configs.Decode(tile_k=128, fold=3, direct=True), '3 runs'),
-      (_PROBLEM._replace(group=64, inputs=512), configs.Decode(tile_k=64, fold=4, direct=True), 'rows of 4 runs'),
-      (_PROBLEM._replace(layout=kernels.Layout.DINT4), configs.Decode(tile_k=64, fold=2, direct=True), 'of 2 runs'),
-      (_PROBLEM, configs.Decode(tile_k=64, fold=2), 'registers store the results'),
-      (_PROBLEM, configs.Decode(tile_k=128, split=2, direct=True), 'without clusters'),
-      (_PROBLEM, configs.Decode(tile_k=128, rehearsed=True), 'only then there is a rehearsal'),
+      (_PROBLEM, configs.Decode(tile_k=128, fold=2), '2 runs of steps of 128 do not divide 384'),
+      (_PROBLEM, configs.Decode(tile_k=128, fold=3), '3 runs'),
+      (_PROBLEM, configs.Decode(tile_k=64, fold=2, split=2), 'not to both'),
+      (_PROBLEM._replace(layout=kernels.Layout.DINT4), configs.Decode(tile_k=64, fold=2), 'of 2 runs'),
       (_PROBLEM._replace(group=128), configs.Decode(tile_k=64), '128 inputs not a step'),
       (_PROBLEM, dataclasses.replace(_FITTING, float8=True), 'only groups of 4-bit codes by 4-bit codes'),
       (_PROBLEM._replace(group=128), dataclasses.replace(_FITTING, float8=True), 'only groups of 4-bit codes'),

@@ -19,10 +19,9 @@ _DECODE = [
     for tile_m, tile_k, warpgroups, split in (
         (8, 256, 4, 1), (8, 128, 4, 4), (16, 256, 2, 2), (32, 256, 1, 8), (64, 128, 2, 1), (64, 256, 1, 2))
 ] + [
-    configs.Decode(tile_m, tile_k, 2, warpgroups, fold=fold, direct=True, rehearsed=rehearsed, shared=shared)
-    for tile_m, tile_k, warpgroups, fold, rehearsed, shared in (
-        (8, 256, 2, 1, True, True), (16, 128, 4, 2, False, True), (64, 128, 1, 2, True, False),
-        (32, 128, 2, 4, False, False), (64, 128, 2, 1, False, False))]
+    configs.Decode(tile_m, tile_k, 2, warpgroups, fold=fold, shared=shared)
+    for tile_m, tile_k, warpgroups, fold, shared in (
+        (8, 256, 1, 1, True), (16, 128, 4, 2, True), (64, 128, 1, 2, False), (32, 256, 2, 2, True))]
 _PREFILL = [
     configs.Prefill(tile_n=tile_n, tile_m=tile_m, tile_k=tile_k, stages=stages, warpgroups=warpgroups, panel=panel)
     for tile_n, tile_m, tile_k, stages, warpgroups, panel in (

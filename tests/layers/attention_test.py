@@ -11,6 +11,7 @@ from jaxquant.layers import inputs
 from jaxquant.layers import positions
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
+from kernels import attention as kernel
 from tests import networks
 
 _BATCH, _TOKENS, _HEADS, _KV_HEADS, _DIM = 2, 7, 4, 2, 6
@@ -102,7 +103,7 @@ class AttentionTest(parameterized.TestCase):
     q, k, v = map(heads, 'qkv')
     if rope_theta:
       angles = positions.rotary_angles(jnp.arange(_TOKENS), _DIM, positions.Rotation(rope_theta))
-      q, k = (positions.rotate(jnp.float32(a), angles) for a in (q, k))
+      q, k = (kernel.rotate(jnp.float32(a), angles) for a in (q, k))
     return project('o', _reference(q, k, v, quantized).reshape(_BATCH, _TOKENS, -1))
 
   def _params(self):

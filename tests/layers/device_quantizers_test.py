@@ -67,6 +67,36 @@ class DeviceQuantizerTest(parameterized.TestCase):
     want = jit(inputs.prepare)(converted, jit(lambda x: normed._replace(x=x).compute())(normed.x))
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
+  @parameterized.parameters(jnp.float32, jnp.bfloat16)
+  def test_a_sum_that_a_norm_is_of_may_be_left_to_it(self, dtype):
+    converted = device_quantizers.converted(_specification('uint8'), [(96, 1)])
+    x, y = (_random(2, 5, 96, seed=seed).astype(dtype) for seed in (1, 2))
+    normed = norms.Normed(norms.Sum(x, y), 'rms', 1e-5, 1 + _random(96, seed=3) / 4)
+    jit = networks.unoptimized_jit
+    got, total = jit(lambda x, y: inputs.prepare_total(converted, normed._replace(x=norms.Sum(x, y))))(x, y)
+    np.testing.assert_array_equal(total, x + y)
+    want = jit(lambda x: inputs.prepare(converted, normed._replace(x=x)))(x + y)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    np.testing.assert_array_equal(normed.compute(), normed._replace(x=x + y).compute())
+
+  @parameterized.parameters(((), True), (('gather',), False))
+  def test_a_gate_in_front_may_be_left_to_it(self, entries, left):
+    specification = _specification('int8', **dict.fromkeys(entries, jnp.arange(96)[::-1]))
+    converted = device_quantizers.converted(specification, [(96, 1)])
+    called = []
+
+    def function(both):
+      called.append(both)
+      gate, up = jnp.split(both, 2, axis=-1)
+      return jax.nn.silu(gate) * up
+
+    both = _random(2, 5, 192)
+    got = inputs.prepare(converted, inputs.Pending(function, (both,), 'silu'))
+    self.assertEqual(not called, left)
+    want = inputs.prepare(specification, function(both))
+    np.testing.assert_allclose(got.values, want.values, rtol=0, atol=1.01 * np.max(want.codes.scale))
+    np.testing.assert_allclose(got.codes.scale, want.codes.scale, rtol=1e-6)
+
   @parameterized.parameters(('llama', True), ('opt', True), ('bert', False))
   def test_blocks_leave_norms_to_it_that_nothing_else_reads(self, style, left):
     params, config = networks.params(style), networks.config(style)

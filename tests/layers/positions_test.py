@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.layers import positions
+from kernels import attention
 from tests import networks
 
 
 @functools.partial(networks.quick_jit, static_argnames='theta')
 def _rotate(x, where, theta: float = 10_000.0):
   """Rotates x [tokens, heads, head_dim] to the positions `where` [tokens]."""
-  return positions.rotate(x, positions.rotary_angles(where, x.shape[-1], positions.Rotation(theta)))
+  return attention.rotate(x, positions.rotary_angles(where, x.shape[-1], positions.Rotation(theta)))
 
 
 class PositionsTest(absltest.TestCase):

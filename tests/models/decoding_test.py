@@ -1,6 +1,7 @@
 """Decoding with a cache gives the logits of the whole forward, token by token, whatever family and whatever tree."""
 
 import dataclasses
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -8,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import kernels
 from jaxquant import errors
 from jaxquant.layers import attention
+from jaxquant.layers import device_kernels
+from jaxquant.layers import inputs
 from jaxquant.models import decoding
 from jaxquant.models import staging
 from jaxquant.numerics import formats
@@ -103,6 +107,24 @@ class DecodingTest(parameterized.TestCase):
     got = self._assert_decodes(made, config)
     plain = networks.evaluator(config, jit=networks.quick_jit)(params, networks.tokens(len(_LENGTHS)))
     self.assertGreater(np.abs(got - plain).max(), 0.01)
+
+  @parameterized.parameters(
+      ('llama', True), ('mistral', True), ('qwen3', True), ('gpt2', True), ('bloom', False),
+      ('llama', False, 'operands'))
+  def test_steps_of_single_tokens_in_one_kernel(self, style, taken, kind=None):
+    config, params = networks.config(style), networks.params(style)
+    made = _TREES[kind](params, config) if kind else params
+    with mock.patch.object(kernels, 'decode_attention', wraps=kernels.decode_attention) as called:
+      self._assert_decodes(made, config, implementation='auto')
+    self.assertEqual(called.call_count > 0, taken)
+
+  def test_trees_that_are_laid_out(self):
+    config = networks.config('llama', layers=2)
+    params = _at_sites(_packed(networks.params('llama', 2)), config, quantizers.DynamicQuantizer(formats.parse('int8')))
+    laid_out = device_kernels.laid_out(params)
+    with mock.patch.object(inputs, 'prepare_total', wraps=inputs.prepare_total) as totals:
+      self._assert_decodes(laid_out, config, implementation='auto')
+    self.assertGreater(totals.call_count, 0)
 
   def test_configurations_that_rematerialize(self):
     self._assert_decodes(networks.params('llama'), dataclasses.replace(networks.config('llama'), remat=True))

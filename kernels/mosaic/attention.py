@@ -1,0 +1,55 @@
+"""The implementation `mosaic_gpu` of `kernels.decode_attention`: what it takes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from kernels.mosaic import calls
+from kernels.mosaic import configs
+
+# Features of a head.
+_DIM = 128
+# Slots that are copied at once.
+TILE = 64
+# Queries that may share keys: each is rotated by itself.
+_MOST_SHARING = 8
+# Slots beyond which blocks that leave half of the GPU idle take longer than XLA, which divides slots among more.
+_MOST_ALONE = 1024
+
+
+def attend(qkv, keys, values, positions, angles, window):
+  """`attention.decode_attention` on Hopper; the arguments are checked already.
+
+  Raises:
+    NotImplementedError: not on this device, not for this problem, or under differentiation.
+  """
+  calls.check_device()
+  return lowered(qkv, keys, values, positions, angles, window)
+
+
+def lowered(qkv, keys, values, positions, angles, window):
+  """The same, for whatever device it is lowered."""
+  batch, kv_heads, slots, dim = keys.shape
+  if qkv.dtype not in (jnp.bfloat16, jnp.float16):
+    raise NotImplementedError(f'it takes bfloat16 or float16, not {qkv.dtype}')
+  if dim != _DIM:
+    raise NotImplementedError(f'it takes heads of {_DIM} features, not of {dim}')
+  if (sharing := qkv.shape[1] // kv_heads - 2) > _MOST_SHARING:
+    raise NotImplementedError(f'it takes at most {_MOST_SHARING} queries that share keys, not {sharing}')
+  if slots % TILE or not batch:
+    raise NotImplementedError(f'it takes rows of a multiple of {TILE} slots, not {batch} of {slots}')
+  if slots > _MOST_ALONE and 2 * batch * kv_heads < configs.CORES:
+    raise NotImplementedError(
+        f'it takes at most {_MOST_ALONE} slots of so few rows and heads, {batch} and {kv_heads}, not {slots}')
+  operands = dict(qkv=qkv, keys=keys, values=values, positions=positions, angles=angles)
+  return calls.guarded(functools.partial(_call, window=window), operands, ())
+
+
+# Traced and lowered once for all layers of a model that are alike, and not once a layer.
+@functools.partial(jax.jit, static_argnames='window')
+def _call(operands: dict, *, window):
+  """Calls the kernel."""
+  # It imports much of Mosaic, which a process without a GPU need not load.
+  from kernels.mosaic import decode_attention  # pylint: disable=g-import-not-at-top
+  return decode_attention.attend(**operands, window=window)

@@ -1,0 +1,34 @@
+"""What is said of single threads and their registers, below arrays of Mosaic."""
+
+from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.mosaic.gpu import utils
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
+from jax.extend.mlir.dialects import vector
+
+LANES, WARPS, WARPGROUP = 32, 4, 128
+
+
+def i32():
+  """The type of a word."""
+  return ir.IntegerType.get_signless(32)
+
+
+def constant(value: int):
+  """A word, given as a signed number or by its bits."""
+  return mgpu.c(value - (1 << 32) if value >> 31 > 0 else value, i32())
+
+
+def number():
+  """The number of a thread in its warpgroup, a word."""
+  return arith.remui(utils.thread_idx(), constant(WARPGROUP))
+
+
+def index(word):
+  """A word as an index into memory."""
+  return arith.index_cast(ir.IndexType.get(), word)
+
+
+def element(register, place: int):
+  """An element of a vector."""
+  return vector.extract(register, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([place]))

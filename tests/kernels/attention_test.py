@@ -1,0 +1,129 @@
+"""Attention of single tokens over the cache that they join: values against float64, and the cache to the last bit."""
+
+import functools
+import unittest
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+
+import kernels
+from kernels.mosaic import attention as mosaic
+from kernels.mosaic import decode_attention
+from tests import attention_cases
+from tests import gpus
+
+_lowered = lambda arguments: mosaic.lowered(**{'angles': None, 'window': None} | arguments)
+
+
+def _abstract(rows, heads, kv_heads, slots, *, dim=128, dtype=jnp.bfloat16, rotated=True):
+  of = jax.ShapeDtypeStruct
+  return dict(
+      qkv=of((rows, heads + 2 * kv_heads, dim), dtype), keys=of((rows, kv_heads, slots, dim), dtype),
+      values=of((rows, kv_heads, dim, slots), dtype), positions=of((rows,), jnp.int32),
+      angles=(of((rows, dim // 2), jnp.float32),) * 2 if rotated else None)
+
+
+class XlaTest(attention_cases.AttentionCases):
+
+  def attend(self, arguments):
+    window = arguments.get('window')
+    rest = {name: value for name, value in arguments.items() if name != 'window'}
+    return jax.jit(functools.partial(kernels.decode_attention, window=window))(**rest)
+
+  def test_numbers_of_32_bits(self):
+    self.compare(attention_cases.step((2, 4, 2, 24), dtype=jnp.float32))
+
+  @parameterized.parameters(
+      (dict(implementation='cuda'), ValueError, "unknown implementation 'cuda'; there are xla, mosaic_gpu"),
+      (dict(window=0), ValueError, 'a window has at least one token, not 0'),
+      (dict(qkv=np.ones((2, 8, 128), np.int8)), ValueError, r'qkv must be floating .* not int8 \[2, 8, 128\]'),
+      (dict(qkv=np.ones((2, 4, 128), np.float32)), ValueError, 'do not fit qkv of shape'),
+      (dict(keys=np.ones((2, 64, 128), np.float32)), ValueError, 'do not fit qkv of shape'),
+      (dict(values=np.ones((2, 2, 64, 128), np.float32)), ValueError, r'values must be float32 \[2, 2, 128, 64\]'),
+      (dict(positions=np.ones(2, np.float32)), ValueError, r'positions must be int32 \[2\], not float32 \[2\]'),
+      (dict(angles=(np.ones((2, 64), np.float32), np.ones((2, 1), np.float32))), ValueError, 'sine must be float32'),
+      (dict(implementation='mosaic_gpu'), NotImplementedError, 'compute capability 9.0, and this is cpu'))
+  def test_refuses(self, options, error, message):
+    arguments = attention_cases.step((2, 4, 2, 64), dtype=jnp.float32)
+    with self.assertRaisesRegex(error, message):
+      kernels.decode_attention(**arguments | options)
+
+
+@unittest.skipUnless(hasattr(plgpu, 'force_gpu_interpret_mode'), 'this jax does not interpret Mosaic')
+class InterpretTest(attention_cases.AttentionCases):
+  """Interprets the kernel's body, but for products with operands in registers, which the interpreter does not know."""
+
+  def attend(self, arguments):
+    def multiplied(total, pairs):
+      return total + sum(jnp.dot(array, ref[...], preferred_element_type=jnp.float32) for array, ref in pairs)
+
+    known = mock.patch.object(decode_attention, 'multiplied', multiplied)
+    with known, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+      return _lowered(arguments)
+
+
+@gpus.needed
+class MosaicTest(attention_cases.AttentionCases):
+
+  def attend(self, arguments):
+    window = arguments.get('window')
+    rest = {name: value for name, value in arguments.items() if name != 'window'}
+    call = functools.partial(kernels.decode_attention, window=window, implementation='mosaic_gpu')
+    return jax.jit(call)(**rest)
+
+  @parameterized.parameters((1, 32, 32, 128), (16, 32, 32, 128), (64, 32, 8, 256), (2, 32, 32, 2048), (3, 8, 8, 1024))
+  def test_steps_of_models(self, *shape):
+    self.compare(attention_cases.step(shape))
+
+  def test_a_race_would_change_the_values(self):
+    arguments = attention_cases.step((64, 32, 32, 512))
+    first, *others = (self.attend(arguments) for _ in range(5))
+    for other in others:
+      jax.tree.map(np.testing.assert_array_equal, other, first)
+
+
+class LoweringTest(parameterized.TestCase):
+
+  def _text(self, arguments, window=None):
+    call = jax.jit(lambda arguments: _lowered(arguments | {'window': window}))
+    return call.trace(arguments).lower(lowering_platforms=('cuda',)).as_text()
+
+  @parameterized.product(
+      shape=[(1, 32, 32, 128), (16, 32, 8, 2048), (64, 8, 1, 64)], rotated=[False, True],
+      dtype=[jnp.bfloat16, jnp.float16])
+  def test_shapes_for_cuda(self, shape, rotated, dtype):
+    text = self._text(_abstract(*shape, dtype=dtype, rotated=rotated), None if rotated else 9)
+    self.assertEqual(text.count('custom_call @mosaic_gpu'), 1)
+    # The cache is written in place.
+    self.assertEqual(text.count('output_operand_alias<'), 2)
+
+  def test_under_vmap(self):
+    arguments = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((3, *a.shape), a.dtype), _abstract(2, 4, 4, 64))
+    text = jax.jit(jax.vmap(_lowered)).trace(arguments).lower(lowering_platforms=('cuda',)).as_text()
+    self.assertEqual(text.count('custom_call @mosaic_gpu'), 1)
+
+  def test_it_has_no_derivative(self):
+    arguments = attention_cases.step((1, 2, 2, 64))
+    with self.assertRaisesRegex(NotImplementedError, 'it has no derivative'):
+      jax.grad(lambda qkv: jnp.sum(_lowered(arguments | {'qkv': qkv})[0].astype(jnp.float32)))(arguments['qkv'])
+
+  @parameterized.parameters(
+      (_abstract(1, 2, 2, 64, dtype=jnp.float32), 'bfloat16 or float16, not float32'),
+      (_abstract(1, 2, 2, 64, dim=64), 'heads of 128 features, not of 64'),
+      (_abstract(1, 9, 1, 64), 'at most 8 queries that share keys, not 9'),
+      (_abstract(1, 2, 2, 72), 'a multiple of 64 slots, not 1 of 72'),
+      (_abstract(0, 2, 2, 64), 'not 0 of 64'),
+      (_abstract(1, 32, 32, 2048), 'at most 1024 slots of so few rows and heads, 1 and 32, not 2048'))
+  def test_what_it_does_not_take(self, arguments, message):
+    with self.assertRaisesRegex(NotImplementedError, message):
+      jax.eval_shape(_lowered, arguments)
+
+
+if __name__ == '__main__':
+  absltest.main()
