@@ -2,8 +2,9 @@
 
 Softmax is computed on the way over the slots (FlashAttention, arXiv:2205.14135). It begins with the token itself, which
 so need not come back from the cache that it is written to; what is copied from its slot, whether of before or after,
-does not count. The matrix instruction takes 64 rows of queries, of which there are as many as heads share keys; the
-tensor cores have time for the others, and no row has a part in another.
+does not count. The rows of a matrix instruction are slots and then features, and its columns the queries that share
+keys, 8 or fewer: all that a thread holds of them takes few registers, so that four blocks share a multiprocessor, and
+one copies while another computes.
 """
 
 import functools
@@ -19,102 +20,124 @@ from kernels.mosaic import attention
 from kernels.mosaic import configs
 from kernels.mosaic import tiles
 
-_TILE, _ROWS = attention.TILE, 64
-_OF_ROWS = plgpu.Layout.WGMMA.reduce(1)
-_OF_FEATURES = plgpu.Layout.WGMMA.reduce(0)
+_TILE, _COLUMNS = attention.TILE, 8
+_OF_FEATURES = plgpu.Layout.WGMMA.reduce(1)
+# Tiles of 16 KB, of keys or of values, that a multiprocessor has room for, and the most of them that help a block.
+_ROOM, _MOST_STAGES = 13, 8
+# Blocks of a multiprocessor: with three tiles each, as many bytes are on their way as with fewer blocks.
+_MOST_BLOCKS = 4
 
 
 def attend(qkv, keys, values, positions, angles, *, window: int | None):
   """The arguments and results of `kernels.decode_attention`; heads of 128 features, dtypes of 16 bits."""
   batch, kv_heads, slots, dim = keys.shape
   heads, dtype = qkv.shape[1] - 2 * kv_heads, qkv.dtype
-  sharing, half = heads // kv_heads, dim // 2
-  # Copies in flight: with two, two blocks share a multiprocessor; where there are not so many, one has its memory.
-  stages = min(slots // _TILE, 2 if batch * kv_heads > configs.CORES else 4)
+  sharing, half, count = heads // kv_heads, dim // 2, slots // _TILE
+  beside = min(_MOST_BLOCKS, pl.cdiv(batch * kv_heads, configs.CORES))
+  stages = min(2 * count, _MOST_STAGES, _ROOM // beside)
+  # Where blocks leave memory idle, it costs less to read a tile in vain than to wait for the position first.
+  least = min(count, 2 if beside == 1 else 1)
   scale = math.log2(math.e) / math.sqrt(dim)  # exponents are of 2
 
   def kernel(qkv_gmem, positions_gmem, *refs):
     angle_gmems, (keys_gmem, values_gmem, out_gmem, *refs) = refs[: len(angles or ())], refs[len(angles or ()) :]
-    keys_smem, values_smem, key_smem, out_smem, full = refs
+    tiles_smem, queries_smem, weights_smem, full = refs
     row, head = lax.axis_index('row'), lax.axis_index('head')
-
-    def copy(step):
-      slot, window_of_slots = lax.rem(step, stages), pl.ds(step * _TILE, _TILE)
-      plgpu.copy_gmem_to_smem(keys_gmem.at[row, head, window_of_slots], keys_smem.at[slot], full.at[slot])
-      plgpu.copy_gmem_to_smem(values_gmem.at[row, head, :, window_of_slots], values_smem.at[slot], full.at[slot])
-
-    copy(jnp.int32(0))  # before its position is known, a token has one before it
     position = positions_gmem[row]
-    steps = lax.clamp(1, pl.cdiv(position, _TILE), slots // _TILE)
-    for step in range(1, stages):
-      pl.when(step < steps)(functools.partial(copy, jnp.int32(step)))
 
-    load = lambda ref, layout=_OF_FEATURES: tiles.load(ref, layout, optimized=False)
-    wide = lambda a: a.astype(jnp.float32)
-    along = lambda vector: lax.broadcast_in_dim(vector, (_ROWS, *vector.shape), [1])
-    of_rows = lambda vector, like: lax.broadcast_in_dim(vector, like.shape, [0])
+    def copy(item: int, first=0):
+      """Starts to copy an item: keys and values of a tile in turn, from tile `first` on."""
+      tile, slot = first + item // 2, lax.rem(2 * first + item, stages)
+      of_tile = pl.ds(tile * _TILE, _TILE)
+      for begin in (0, half):
+        part = pl.ds(begin, half)
+        source = values_gmem.at[row, head, part, of_tile] if item % 2 else keys_gmem.at[row, head, of_tile, part]
+        plgpu.copy_gmem_to_smem(source, tiles_smem.at[slot, part], full.at[slot])
+
+    start = jnp.int32(0)
+    for item in range(min(stages, 2 * least)):
+      copy(item, start)
+
+    # All of memory's latency at once, before anything waits for the position.
+    load = lambda ref: tiles.load(ref, _OF_FEATURES, optimized=False)
+    halves = lambda ref: [load(ref.at[pl.ds(begin, half)]) for begin in (0, half)]
     turns = [load(ref.at[row]) for ref in angle_gmems]
+    queries = [halves(qkv_gmem.at[row, head * sharing + i]) for i in range(sharing)]
+    new_key = halves(qkv_gmem.at[row, heads + head])
+    new_value = load(qkv_gmem.at[row, heads + kv_heads + head])
 
-    def rotated(index):
+    steps = lax.clamp(least, pl.cdiv(position, _TILE), count)
+    for item in range(2 * least, stages):
+      pl.when(item // 2 < steps)(functools.partial(copy, item, start))
+
+    wide = lambda a: a.astype(jnp.float32)
+    across = lambda features: lax.broadcast_in_dim(features, (*features.shape, _COLUMNS), [0])
+    down = lambda queries, rows: lax.broadcast_in_dim(queries, (rows, _COLUMNS), [1])
+    iota = lambda rows, axis: plgpu.broadcasted_iota(jnp.int32, (rows, _COLUMNS), axis, layout=plgpu.Layout.WGMMA)
+
+    def turned(a):
+      """In the dtype of operands, with two numbers of a column side by side, as rows of memory have them."""
+      a = plgpu.layout_cast(a.astype(dtype), plgpu.Layout.WGMMA)  # inference does not find it
+      return plgpu.layout_cast(a, plgpu.Layout.WGMMA_TRANSPOSED)
+
+    def rotated(parts):
       """The halves of a query or a key."""
-      first, second = (load(qkv_gmem.at[row, index, pl.ds(begin, half)]) for begin in (0, half))
       if not turns:
-        return first, second
-      (cos, sin), first, second = turns, wide(first), wide(second)
-      return (first * cos - second * sin).astype(dtype), (second * cos + first * sin).astype(dtype)
+        return parts
+      (cos, sin), (first, second) = turns, map(wide, parts)
+      return [(first * cos - second * sin).astype(dtype), (second * cos + first * sin).astype(dtype)]
 
-    queries = [along(part) for part in rotated(head * sharing)]
-    if sharing > 1:
-      of_head = plgpu.broadcasted_iota(jnp.int32, (_ROWS, half), 0, layout=plgpu.Layout.WGMMA)
-      for i in range(1, sharing):
-        others = [along(part) for part in rotated(head * sharing + i)]
-        queries = [jnp.where(of_head == i, wide(other), wide(part)).astype(dtype)
-                   for part, other in zip(queries, others)]
-
-    new_key, new_value = rotated(heads + head), qkv_gmem.at[row, heads + kv_heads + head]
-    most = sum(jnp.sum(wide(query) * wide(along(part)), axis=1) for query, part in zip(queries, new_key)) * scale
-    total = plgpu.layout_cast(jnp.full((_ROWS,), 1, jnp.float32), _OF_ROWS)
-    mixed = along(wide(load(new_value)))
-    nothing = plgpu.layout_cast(jnp.zeros((_ROWS, _TILE), jnp.float32), plgpu.Layout.WGMMA)
-
+    new_key = rotated(new_key)
     last = lax.min(position, slots - 1)  # a row may be gone on with behind its end, in vain
     for begin, part in zip((0, half), new_key):
-      key_smem[pl.ds(begin, half)] = part
+      keys_gmem[row, head, last, pl.ds(begin, half)] = part
+    values_gmem[row, head, :, last] = new_value
+
+    columns = [wide(across(part)) for part in rotated(queries[0])]  # those that are left over repeat it
+    for i in range(1, sharing):
+      columns = [jnp.where(iota(half, 1) == i, wide(across(other)), part)
+                 for part, other in zip(columns, rotated(queries[i]))]
+    for begin, part in zip((0, half), columns):
+      queries_smem.at[:, pl.ds(begin, half)].T[...] = turned(part)
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(key_smem, keys_gmem.at[row, head, last])
-    values_gmem[row, head, :, last] = load(new_value, plgpu.Layout.WG_STRIDED((dim,), vec_size=1))
+
+    most = scale * jnp.sum(sum(part * wide(across(key)) for part, key in zip(columns, new_key)), axis=0)
+    zeros = plgpu.layout_cast(jnp.zeros((_TILE, _COLUMNS), jnp.float32), plgpu.Layout.WGMMA)
+    total = zeros + 1 / _TILE  # every row adds up its own; the weight of the token, 1, is shared among them
 
     def step(index, carry):
       mixed, most, total = carry
-      slot = lax.rem(index, stages)
-      plgpu.barrier_wait(full.at[slot])
-      scores = scale * multiplied(nothing, [
-          (part, keys_smem.at[slot, :, pl.ds(begin, half)].T) for begin, part in zip((0, half), queries)])
-      before = position - index * _TILE - plgpu.broadcasted_iota(
-          jnp.int32, (_ROWS, _TILE), 1, layout=plgpu.Layout.WGMMA)
+      key_slot, value_slot = (lax.rem(2 * index + i, stages) for i in range(2))
+      plgpu.barrier_wait(full.at[key_slot])
+      scores = scale * multiplied(zeros, [
+          (tiles_smem.at[key_slot, part], queries_smem.at[:, part].T) for part in (pl.ds(0, half), pl.ds(half, half))])
+      before = position - index * _TILE - iota(_TILE, 0)
       seen = before > 0 if window is None else (before > 0) & (before < window)
       scores = jnp.where(seen, scores, -jnp.inf)
-      above = lax.max(most, jnp.max(scores, axis=1))
-      faded, weights = jnp.exp2(most - above), jnp.exp2(scores - of_rows(above, scores))
-      mixed = multiplied(mixed * of_rows(faded, mixed), [(weights.astype(dtype), values_smem.at[slot].T)])
+      above = lax.max(most, jnp.max(scores, axis=0))
+      faded, weights = jnp.exp2(most - above), jnp.exp2(scores - down(above, _TILE))
+      weights_smem.T[...] = turned(weights)
+      plgpu.commit_smem()  # all threads have read the keys, too
+      pl.when(index + stages // 2 < steps)(functools.partial(copy, stages, index))
+      plgpu.barrier_wait(full.at[value_slot])
+      mixed = multiplied(mixed * down(faded, dim), [(tiles_smem.at[value_slot], weights_smem.T)])
 
-      @pl.when(index + stages < steps)
+      @pl.when(index + (stages + 1) // 2 < steps)
       def _():
         plgpu.commit_smem()  # all threads have read what is replaced
-        copy(index + stages)
+        copy(stages + 1, index)
 
-      return mixed, above, total * faded + jnp.sum(weights, axis=1)
+      return mixed, above, total * down(faded, _TILE) + weights
 
-    mixed, _, total = lax.fori_loop(0, steps, step, (mixed, most, total))
-    out_smem[...] = (mixed / of_rows(total, mixed)).astype(dtype)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(
-        out_smem.at[pl.ds(0, sharing)], out_gmem.at[row, pl.ds(head * sharing, sharing)])
-    plgpu.wait_smem_to_gmem(0)
+    mixed, _, total = lax.fori_loop(0, steps, step, (wide(across(new_value)), most, total))
+    mixed *= down(1 / jnp.sum(total, axis=0), dim)
+    for i in range(sharing):
+      column = jnp.sum(jnp.where(iota(dim, 1) == i, mixed, 0.), axis=1)
+      out_gmem[row, head * sharing + i] = column.astype(dtype)
 
   scratch = (
-      tiles.smem((stages, _TILE, dim), dtype, half), tiles.smem((stages, dim, _TILE), dtype),
-      plgpu.SMEM((dim,), dtype), plgpu.SMEM((_ROWS, dim), dtype), plgpu.Barrier(num_arrivals=2, num_barriers=stages))
+      tiles.smem((stages, dim, _TILE), dtype), tiles.smem((_COLUMNS, dim), dtype, half),
+      tiles.smem((_COLUMNS, _TILE), dtype), plgpu.Barrier(num_arrivals=2, num_barriers=stages))
   call = pl.kernel(
       lambda *refs: pl.run_scoped(functools.partial(kernel, *refs), *scratch),
       out_type=jax.ShapeDtypeStruct((batch, heads, dim), dtype),
@@ -129,9 +152,9 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
 
 
 def multiplied(total, pairs):
-  """float32 `total`, in the layout of an accumulator, and the products of arrays with references to shared memory."""
+  """float32 `total`, in the layout of an accumulator, and the products of pairs of references to shared memory."""
   def run(accumulator):
-    for array, ref in pairs:
-      plgpu.wgmma(accumulator, array, ref)
+    for pair in pairs:
+      plgpu.wgmma(accumulator, *pair)
 
   return pl.run_state(run)(plgpu.ACC.init(total))

@@ -56,15 +56,22 @@ class XlaTest(attention_cases.AttentionCases):
 
 @unittest.skipUnless(hasattr(plgpu, 'force_gpu_interpret_mode'), 'this jax does not interpret Mosaic')
 class InterpretTest(attention_cases.AttentionCases):
-  """Interprets the kernel's body, but for products with operands in registers, which the interpreter does not know."""
+  """Interprets the kernel's body, but for products, which the interpreter does not know."""
 
   def attend(self, arguments):
     def multiplied(total, pairs):
-      return total + sum(jnp.dot(array, ref[...], preferred_element_type=jnp.float32) for array, ref in pairs)
+      return total + sum(jnp.dot(a[...], b[...], preferred_element_type=jnp.float32) for a, b in pairs)
 
     known = mock.patch.object(decode_attention, 'multiplied', multiplied)
     with known, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
       return _lowered(arguments)
+
+  @parameterized.parameters(3, 4, 6, 8)
+  def test_tiles_take_turns_in_memory(self, stages):
+    # Not by jit, which keeps what is traced.
+    traced = mock.patch.object(mosaic, '_call', mosaic._call.__wrapped__)  # pylint: disable=protected-access
+    with traced, mock.patch.object(decode_attention, '_MOST_STAGES', stages):
+      self.compare(attention_cases.step((2, 2, 1, 384), positions=[383, 130]))
 
 
 @gpus.needed
@@ -76,7 +83,9 @@ class MosaicTest(attention_cases.AttentionCases):
     call = functools.partial(kernels.decode_attention, window=window, implementation='mosaic_gpu')
     return jax.jit(call)(**rest)
 
-  @parameterized.parameters((1, 32, 32, 128), (16, 32, 32, 128), (64, 32, 8, 256), (2, 32, 32, 2048), (3, 8, 8, 1024))
+  @parameterized.parameters(
+      (1, 32, 32, 128), (16, 32, 32, 128), (64, 32, 8, 256), (2, 32, 32, 2048), (3, 8, 8, 1024), (5, 32, 32, 512),
+      (9, 32, 32, 384))
   def test_steps_of_models(self, *shape):
     self.compare(attention_cases.step(shape))
 
