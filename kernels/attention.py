@@ -25,7 +25,7 @@ def decode_attention(qkv, keys, values, positions, *, angles=None, window: int |
       then becomes of the last one.
     angles: (cosine, sine), each float32 [batch, head_dim / 2], by which queries and keys turn; None for no rotation.
     window: tokens that a token attends to, itself included; None: all up to it.
-    implementation: `xla`; `mosaic_gpu`, one kernel, which reads no slots behind the token's, and rounds weights before
+    implementation: `xla`; `mosaic_gpu`, one kernel, which reads few slots behind the token's, and rounds weights before
       they are divided by their sum; None: the fastest that takes the problem on this device.
 
   Returns:

@@ -109,8 +109,8 @@ def _decode_misfit(problem: Problem, config: configs.Decode) -> str | None:
     return f'{config.fold} runs of steps of {config.tile_k} do not divide {problem.inputs} inputs'
   if config.fold > 1 and config.split > 1:
     return 'inputs are dealt out to rows of an instruction or to blocks of a cluster, not to both'
-  if config.fold > 1 and problem.layout is prepack.Layout.DINT4 and problem.group is None:
-    return 'zero points of outputs do not go into rows of 2 runs of inputs'
+  if config.fold > 1 and problem.group is None and (problem.two_level or problem.layout is prepack.Layout.DINT4):
+    return 'zero points and multipliers of outputs do not go into rows of 2 runs of inputs'
   return None
 
 

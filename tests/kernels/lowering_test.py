@@ -270,6 +270,7 @@ class TuningTest(parameterized.TestCase):
       (_PROBLEM, configs.Decode(tile_k=128, fold=3), '3 runs'),
       (_PROBLEM, configs.Decode(tile_k=64, fold=2, split=2), 'not to both'),
       (_PROBLEM._replace(layout=kernels.Layout.DINT4), configs.Decode(tile_k=64, fold=2), 'of 2 runs'),
+      (_PROBLEM._replace(two_level=True), configs.Decode(tile_k=64, fold=2), 'of 2 runs'),
       (_PROBLEM._replace(group=128), configs.Decode(tile_k=64), '128 inputs not a step'),
       (_PROBLEM, dataclasses.replace(_FITTING, float8=True), 'only groups of 4-bit codes by 4-bit codes'),
       (_PROBLEM._replace(group=128), dataclasses.replace(_FITTING, float8=True), 'only groups of 4-bit codes'),
