@@ -17,9 +17,9 @@ def get_config():
   config = opt_26m.get_config()
   config.name = 'bert_26m'
   config.model.update(activation='gelu', causal=False, post_norm=True, token_types=2, max_length=128)
-  # What is hidden is learned in many small steps, and where its neighbors are from many short sequences: the same tokens
-  # in 2,500 steps of 96 x 512 at 5e-4 taught no more than how frequent tokens are (perplexity 450). Post-norm blocks
-  # train at lower rates only (arXiv:2002.04745).
+  # What is hidden is learned in many small steps, and where its neighbors are from many short sequences: the same
+  # tokens in 2,500 steps of 96 x 512 at 5e-4 taught no more than how frequent tokens are (perplexity 450). Post-norm
+  # blocks train at lower rates only (arXiv:2002.04745).
   config.training.update(steps=10_000, batch_size=96, length=128, log_every=400, save_every=10_000)
   config.optimizer.update(learning_rate=1e-3, warmup_steps=1000)
   return config
