@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from kernels import checks
 
 NORMS = ('rms', 'layer')
-# Nonlinearities of float32, of operations that every implementation has.
-GATES = {'silu': lambda x: x / (1 + jnp.exp(-x))}
+# Nonlinearities of float32, as models have them, of operations that every implementation has.
+GATES = {'silu': lambda x: x * jax.lax.logistic(x)}
 VECTORS = ('gain', 'bias', 'shift', 'scale')
 
 

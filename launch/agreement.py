@@ -41,6 +41,11 @@ def agree(function: Callable[[], Any]) -> Any:
   return value
 
 
+def of_first(number: int) -> int:
+  """The number that process 0 has, which every process asks for at this point."""
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def _first_failure(failure: Exception | None) -> tuple[int, str, int]:
   """The first process that failed, why, and its exit code; the message is empty if none did."""
   row = np.zeros(_MESSAGE_BYTES, np.uint8)

@@ -1,30 +1,25 @@
 """The flag --config=FILE[:argument] and its overrides --config.a.b=value, with mistakes named."""
 
 import difflib
-import os
 import re
-import runpy
 import sys
-import traceback
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
 from jaxquant import errors
+from launch import python_file
 
 
 class _Parser(flags.ArgumentParser):
   """Runs a configuration file; raises `flags.Error` for whatever goes wrong in it, and overrides of unknown keys."""
 
   def parse(self, argument):
-    file, *rest = argument.split(':', 1)
-    if not os.path.isfile(file):
-      raise flags.Error(f'--config={argument}: there is no file {file!r}')
     try:
-      config = runpy.run_path(file)['get_config'](*rest)
-    except Exception as error:
-      raise flags.Error(f'--config={argument}: {_reason(error, file)}') from error
+      config = python_file.call('config', argument, 'get_config')
+    except errors.UserError as error:
+      raise flags.Error(str(error)) from error
     if not isinstance(config, ml_collections.ConfigDict):
       raise flags.Error(f'--config={argument}: get_config() returns {type(config).__name__}, not a ConfigDict')
     config.lock()
@@ -45,19 +40,6 @@ def value(example: str) -> ml_collections.ConfigDict:
   if _CONFIG.value is None:
     raise errors.UserError(f'--config=FILE is needed, for instance --config={example}')
   return _CONFIG.value
-
-
-def _reason(error: Exception, file: str) -> str:
-  """What went wrong and in which line of the file, without a trace."""
-  if isinstance(error, KeyError) and error.args == ('get_config',):
-    return 'the file defines no get_config()'
-  if isinstance(error, SyntaxError):
-    return f'line {error.lineno}: {error.msg}'
-  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-           if os.path.abspath(frame.filename) == os.path.abspath(file)]
-  text = ' '.join(str(error).split())
-  kind = '' if isinstance(error, errors.UserError) else f'{type(error).__name__}: '
-  return f'line {lines[-1]}: {kind}{text}' if lines else text
 
 
 def _check_key(config: ml_collections.ConfigDict, path: str, flag: str) -> None:

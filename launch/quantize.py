@@ -6,43 +6,26 @@
 The model is a workdir, or a Hugging Face directory; the blocks of the latter are loaded one at a time.
 """
 
-import dataclasses
 import time
 
-from absl import flags
 import jax
 
-from jaxquant import errors
-from jaxquant.calibration import driver
-from jaxquant.calibration import memory
-from jaxquant.calibration import stores
-from jaxquant.evaluation import precisions
 from jaxquant.interop import manifest
-from jaxquant.interop import source as source_lib
 from jaxquant.layers import sharding
-from jaxquant.models import staging
-from jaxquant.numerics import formats
-from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
-from jaxquant.training import block_store
 from jaxquant.training import checkpoints
-from jaxquant.transforms import recipes
 from launch import agreement
 from launch import calibration
 from launch import config_flag
-from launch import mixed_precision
 from launch import model_flags
 from launch import models
+from launch import post_training
 from launch import progress
 from launch import runtime
 from launch import scoring
-from launch import settings
-from launch import validation
 from launch import workdir as workdirs
 
 _CALIBRATION = calibration.define_texts()
-
-_AXES = {'inputs': -2, 'outputs': -1}
 
 
 def main() -> None:
@@ -53,19 +36,16 @@ def main() -> None:
   with jax.set_mesh(sharding.data_mesh()):
     model, workdir = agreement.agree(lambda: _open(config))
     loaded, description = model.blocks(say.error)
-    params, recipe, learned = prepare(loaded, model, config)
+    params, recipe, learned = post_training.prepare(loaded, model, config)
     say(description + (f'; {len(learned)} sites keep their learned ranges' if learned else ''))
     texts = model_flags.texts(model.tokenizer())
-    batches = calibration.batches(
-        calibration.tokens(_CALIBRATION.value, model), config.calibration_windows,
-        config.calibration_length or calibration.length(model), config.seed)
-    run = _fingerprint(params, batches, [model.architecture, config.to_dict()])
-    result, store = _calibrated(params, recipe, batches, model, config, workdir, run, say)
+    batches = post_training.windows(config, model, calibration.tokens(_CALIBRATION.value, model))
+    result, store, run = post_training.calibrated(params, recipe, batches, model, config, workdir, say)
     workdir.write_decisions(result.decisions)
     _save(workdir, model, result, {'run': run, **_provenance(model, config)}, say)
     evaluations = [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))
                    for text in texts]
-  sizes = {'float32': 4 * trees.size(_abstract(loaded)), 'stored': scoring.stored_bytes(result.params)}
+  sizes = {'float32': 4 * trees.size(post_training.abstract(loaded)), 'stored': scoring.stored_bytes(result.params)}
   say(f'{sizes["stored"] / 1e6:.2f} MB, in float32 {sizes["float32"] / 1e6:.2f} MB')
   progress.finish(workdir, {
       'evaluations': evaluations, 'bytes': sizes,
@@ -73,152 +53,16 @@ def main() -> None:
   store.clear()
 
 
-def prepare(params, model, config):
-  """What the driver needs.
-
-  Args:
-    params: a float tree, perhaps with learned ranges and kernel quantizers, or a source, which has neither.
-    model: the model it is of.
-    config: as `settings.quantize` makes it.
-
-  Returns:
-    (params, recipe, kept): the tree or source as the driver gets it, the recipe, and the sites that keep their learned
-    ranges.
-
-  Raises:
-    UserError: the tree is quantized already, a grid does not fit a kernel, or ranges were learned for other bits.
-  """
-  tree = _abstract(params)
-  if path := models.quantized_linear(tree):
-    raise errors.UserError(f'{model.path} is quantized already: {path} holds integer codes')
-  if not isinstance(params, stores.Source):
-    params = tree = trees.without(params, 'kernel_quantizer')
-  mode, learned = _mode(config), trees.inputs(tree)
-  made = recipe(config, None if learned else mode)
-  if made.weight is not None:
-    if not (linears := trees.matching(made.weight_pattern, trees.linears(tree))):
-      raise errors.UserError(f'config.weight_pattern {made.weight_pattern!r} matches no linear layer')
-    if 'clip_search' in made.methods and not trees.matching(made.clip_pattern, linears):
-      raise errors.UserError(f'config.clip_pattern {made.clip_pattern!r} matches no linear layer that is quantized')
-    for path in linears:
-      made.weight.check(trees.get(tree, path)['kernel'].shape, path)
-  for site in learned if mode == 'static' else ():
-    if (bits := getattr(trees.get(tree, site)['quantizer'], 'bits', None)) != config.activations:
-      raise errors.UserError(
-          f'config.activations is {config.activations}, but {site} of {model.path} ' + (
-              f'has learned its range for {bits} bits; 16 leaves activations clipped to it, without codes'
-              if bits else 'has a dynamic range'))
-  if learned and mode != 'static':
-    # What was learned stays as a clip: the model was trained with it.
-    params = precisions.with_inputs(
-        params, learned, precisions.Precision(config.weights, config.activations, mode), learned=True)
-  return params, made, learned if mode == 'static' else ()
-
-
-def recipe(config, mode) -> recipes.Recipe:
-  """The recipe of a configuration; without a mode, activations are left as the tree has them."""
-  activation = {'static': config.activations, 'dynamic': None}.get(mode)
-  if mode == 'dynamic':
-    activation = quantizers.DynamicQuantizer(
-        formats.parse(f'{config.activation_kind}{config.activations}'), config.activation_group_size,
-        config.activation_per_tensor)
-  if config.two_level and config.weights == 16:
-    raise errors.UserError('config.two_level is for weights that are quantized, and those of 16 bits are not')
-  weight = None if config.weights == 16 else _grid(config, f'{config.weight_kind}{config.weights}')
-  methods = tuple(config.methods)
-  return recipes.Recipe(
-      methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
-      allocated=config.allocation.bits is not None, weight_pattern=config.weight_pattern,
-      clip_pattern=config.clip_pattern, activation=activation, site_patterns=tuple(config.site_patterns),
-      values=None if config.value_bits == 16 else config.value_bits, ranges=config.ranges, percentile=config.percentile,
-      align_zero=config.align_zero)
-
-
-def budget(config) -> mixed_precision.Budget | None:
-  """What a configuration asks of an allocation of bits, if it asks for one."""
-  asked = config.allocation
-  return None if asked.bits is None else mixed_precision.Budget(
-      asked.bits, tuple(_grid(config, name) for name in asked.candidates), asked.score, config.weight_pattern)
-
-
-def _grid(config, name):
-  """The grid of the format called `name`, in the configuration's groups."""
-  plain = quantizers.WeightQuantizer(formats.parse(name), _AXES[config.group_along], config.group_size)
-  try:
-    return dataclasses.replace(plain, two_level=config.two_level)
-  except errors.UserError as error:
-    raise errors.UserError(f'config.two_level: {error}') from None
-
-
-def _calibrated(params, made, batches, model, config, workdir, identity, say):
-  """(result of the driver, store of its last run); says the memory that all of it takes first."""
-  stages, sites, asked = staging.staged(model.decoder), staging.model_sites(model.decoder), budget(config)
-  if asked is not None and isinstance(params, stores.Source):
-    params = params.assemble({})  # bits are traded between all blocks
-  runs = [(params, made.steps(sites))]
-  if asked is not None:
-    runs = [(params, made.folds(sites) + asked.steps()), (asked.cheapest(params, stages), made.rounding())]
-  needed = max((memory.estimate(tree, stages, steps, batches) for tree, steps in runs), key=lambda each: each.total)
-  say(f'memory {needed}')
-  agreement.agree(lambda: needed.check((jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')))
-
-  workdir.drop_records_after(0, model.variant, model.seed)
-  log = lambda record: workdir.log({'variant': model.variant, 'seed': model.seed, **record})
-
-  def run(params, steps, folder, done):
-    store = block_store.BlockStore(folder, identity, say.error)
-    return driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say, log, done)), store
-
-  if asked is None:
-    return run(params, runs[0][1], workdir.blocks, 'calibrated')
-  # Bits are traded between all blocks, so that all of them are folded and scored before the first one is rounded.
-  folded = driver.Result(params, {})
-  if runs[0][1]:
-    folded, _ = run(params, runs[0][1], workdir.blocks / 'scored', 'scored' if asked.steps() else 'folded')
-  chosen, decisions = asked.allocate(folded, model.decoder, batches)
-  say(f'bits by {asked.score}, at most {asked.bits} stored per weight:\n{chosen.table()}')
-  result, store = run(chosen.written(folded.params), runs[1][1], workdir.blocks, 'calibrated')
-  return result._replace(decisions=driver.merged(decisions, result.decisions)), store
-
-
 def _open(config):
   """The model and the workdir of the flags; raises `UserError` for whatever can be known to fail later on."""
-  validation.check(config, settings.quantize())
-  if _mode(config) not in precisions.MODES:
-    raise errors.UserError(f'config.activation_mode is {config.activation_mode!r}; '
-                           f'there are {", ".join(precisions.MODES)}')
-  if config.group_along not in _AXES:
-    raise errors.UserError(f'config.group_along is {config.group_along!r}; there are {", ".join(_AXES)}')
+  post_training.check(config)
   model = model_flags.model(to_be_written=True)
-  if model.methods:
-    raise errors.UserError(f'{model.path} is quantized already, by {models.method(model.methods)}')
+  post_training.check_fit(config, model)
   calibration.check(_CALIBRATION.value, model)
-  if (config.calibration_length or 0) > model.decoder.max_length:
-    raise errors.UserError(f'config.calibration_length {config.calibration_length} exceeds the model\'s '
-                           f'{model.decoder.max_length}')
-  params = jax.eval_shape(lambda tree: prepare(tree, model, config)[0], model.abstract())
-  if (asked := budget(config)) is not None:
-    asked.cheapest(params, staging.staged(model.decoder))
   return model, workdirs.Workdir(runtime.WORKDIR.value, {
       'name': f'{model.path.name} quantized', 'model': model.architecture, 'ptq': config.to_dict(),
       'source': model_flags.source(model),
       'training': {'length': model.length}})
-
-
-def _abstract(params):
-  """The tree as shapes; `params` may be a source of it."""
-  return params.abstract() if isinstance(params, stores.Source) else jax.eval_shape(lambda tree: tree, params)
-
-
-def _fingerprint(params, batches, configuration) -> str:
-  """What the result of a calibration follows from (`block_store.fingerprint`), also where a source is to be read."""
-  if isinstance(params, source_lib.DirectorySource):
-    return block_store.fingerprint({}, batches, [params.directory.fingerprint(), *configuration])
-  return block_store.fingerprint(params, batches, configuration)
-
-
-def _mode(config) -> str:
-  return config.activation_mode if config.activations < 16 else 'none'
 
 
 def _provenance(model, config) -> dict:

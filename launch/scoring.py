@@ -66,13 +66,18 @@ def check_weights(params: Any, weights: int, weight_pattern: str, group_size: in
 def evaluate(
     params: Any, model: models.Model, text: corpora.Text, say: progress.Printer, *,
     precision: precisions.Precision | None = None, length: int | None = None, batch_size: int = 32,
-    implementation: str = 'simulated', method: str | None = None) -> dict[str, Any]:
-  """Scores a text: one record of `results.json`'s `evaluations`; also says it in a line."""
+    implementation: str = 'simulated', method: str | None = None, row: str | None = None) -> dict[str, Any]:
+  """Scores a text: one record of `results.json`'s `evaluations`; also says it in a line.
+
+  `row` is what it is called there, if not by the model's variant.
+  """
   precision = precision or described(params)
   score = perplexity.score(
       params, model.decoder, text.tokens, text.num_bytes, length=length or model.length, batch_size=batch_size,
       implementation=implementation, mesh=sharding.data_mesh())
-  return record(score, precision, text.name, model.variant, model.seed, say, method or models.method(model.methods))
+  made = record(
+      score, precision, text.name, model.variant, model.seed, say, method or models.method(model.methods))
+  return made if row is None else {**made, 'row': row}
 
 
 def evaluate_task(

@@ -97,7 +97,8 @@ def precision_table(
 
   Args:
     evaluations: the `evaluations` of a `results.json`. Of several with the same variant, method, precision and seed the
-      last counts. Methods other than 'none' and 'rtn' get a row of their own, `variant + method`.
+      last counts. Methods other than 'none' and 'rtn' get a row of their own, `variant + method`, and so does what
+      has a name of its own, its `row`.
     dataset: which dataset; may be None if there is only one.
     metric: one of `METRICS`.
 
@@ -117,7 +118,8 @@ def precision_table(
   for evaluation in evaluations:
     if metric in evaluation and _dataset(evaluation) == dataset:
       variant, method = records.variant(evaluation), str(evaluation.get('method') or 'none')
-      key = variant, variant if method in _PLAIN_METHODS else f'{variant} + {method}'
+      key = variant, str(evaluation.get('row') or (
+          variant if method in _PLAIN_METHODS else f'{variant} + {method}'))
       by_seed = values.setdefault(key, {}).setdefault(precision(evaluation), {})
       by_seed[evaluation.get('seed', 0)] = records.number(evaluation[metric])
   order = list(dict.fromkeys(variant for variant, _ in values))

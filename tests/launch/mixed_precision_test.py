@@ -18,7 +18,7 @@ from jaxquant.transforms import grids
 from launch import calibration
 from launch import mixed_precision
 from launch import models
-from launch import quantize
+from launch import post_training
 from tests import launching
 from tests import networks
 
@@ -99,8 +99,8 @@ class MixedPrecisionTest(absltest.TestCase):
     config = importlib.import_module('configs.ptq.allocation_gptq_w4a16_g64').get_config()
     model = models.find(str(launching.trained()), 'baseline')
     config.update(methods=('awq', 'gptq'), **_OPTIONS)
-    asked, stages = quantize.budget(config), staging.staged(model.decoder)
-    folds = quantize.recipe(config, None).folds(staging.model_sites(model.decoder))
+    asked, stages = post_training.budget(config), staging.staged(model.decoder)
+    folds = post_training.recipe(config, None).folds(staging.model_sites(model.decoder))
     batches = calibration.batches(model.training_tokens(), 8, model.length, seed=0)
     params, _ = model.load()
     measured = lambda steps: driver.run(params, stages, [*steps, *asked.steps()], batches).decisions

@@ -13,7 +13,7 @@ from jaxquant.models import validate
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import trees
 from jaxquant.numerics import two_level
-from launch import quantize
+from launch import post_training
 from launch import settings
 from launch import validation
 from tests import networks
@@ -35,7 +35,7 @@ class ConfigsTest(parameterized.TestCase):
   def test_describes_a_recipe(self, name):
     config = _config(name)
     validation.check(config, settings.quantize())
-    recipe = quantize.recipe(config, config.activation_mode if config.activations < 16 else None)
+    recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
     steps = recipe.steps(staging.model_sites(networks.config('llama')))
     self.assertLen(steps, len(config.methods) + (config.activations < 16) + (config.value_bits < 16))
     self.assertIn(f'--config=configs/ptq/{name}.py', importlib.import_module(f'configs.ptq.{name}').__doc__)
@@ -45,7 +45,7 @@ class ConfigsTest(parameterized.TestCase):
     params, architecture = networks.params(style), networks.config(style)
     config = _config(name)
     config.group_size = 8 if config.group_size else None
-    recipe = quantize.recipe(config, config.activation_mode if config.activations < 16 else None)
+    recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
     result = driver.run(
         params, staging.staged(architecture), recipe.steps(staging.model_sites(architecture)), [networks.tokens(6)])
     validate.validate(result.params, architecture)
@@ -63,7 +63,7 @@ class ConfigsTest(parameterized.TestCase):
     config.update(group_size=8, two_level=True, **changes)
     config.gptq.static_groups = True
     validation.check(config, settings.quantize())
-    recipe = quantize.recipe(config, config.activation_mode if config.activations < 16 else None)
+    recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
     result = driver.run(
         params, staging.staged(architecture), recipe.steps(staging.model_sites(architecture)), [networks.tokens(6)])
     for path in trees.linears(params):
@@ -85,7 +85,7 @@ class ConfigsTest(parameterized.TestCase):
   def test_outlier_suppression_folds_where_it_was_published_to(self, name, argument, style, want):
     config = _config(f'outlier_suppression_{name}', *argument)
     sites = staging.model_sites(networks.config(style))
-    (pattern, _), = quantize.recipe(config, config.activation_mode).folds(sites)[0].rules
+    (pattern, _), = post_training.recipe(config, config.activation_mode).folds(sites)[0].rules
     claimed = trees.matching(pattern, [site.name for site in sites])
     self.assertEqual(claimed, tuple(f'layers/0/{site}' for site in want))
 
@@ -98,7 +98,7 @@ class ConfigsTest(parameterized.TestCase):
     params, architecture = networks.params(style), networks.config(style)
     config = _config(name)
     config.update(group_size=8, weight_pattern=r'layers/.*/(q|k|v|down)')
-    steps = quantize.recipe(config, None).steps(staging.model_sites(architecture))
+    steps = post_training.recipe(config, None).steps(staging.model_sites(architecture))
     awq, clipped = (driver.run(params, staging.staged(architecture), steps[:count], [networks.tokens(6)])
                     for count in (1, 2))
     changed = [path for path in trees.linears(params) if not jnp.array_equal(

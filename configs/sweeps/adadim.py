@@ -1,0 +1,24 @@
+"""AdaDim (arXiv:2309.15531): groups of 128 along inputs, along outputs, or chosen linear by linear, at 3 and 4 bits.
+
+  python -m launch.sweep --rows=configs/sweeps/adadim.py --model=DIR --text=FILE --workdir=OUT
+"""
+
+import itertools
+
+from configs.ptq import adadim_gptq_w3a16_g128
+from configs.ptq import adadim_rtn_w3a16_g128
+
+_ROUNDINGS = {'round_to_nearest': adadim_rtn_w3a16_g128, 'gptq': adadim_gptq_w3a16_g128}
+_AXES = {'along inputs': {}, 'along outputs': {'group_along': 'outputs'}, 'adadim': None}
+
+
+def get_rows():
+  """The configurations by name."""
+  rows = {}
+  for bits, (rounding, base), (axis, changes) in itertools.product((3, 4), _ROUNDINGS.items(), _AXES.items()):
+    config = base.get_config()
+    config.weights = bits
+    if changes is not None:
+      config.update(methods=(rounding,), **changes)
+    rows[f'{bits} bits, {rounding}, {axis}'] = config
+  return rows

@@ -1,0 +1,35 @@
+"""Outlier Suppression+ (arXiv:2304.09145): shift and scale, apart and together, beside SmoothQuant and nothing.
+
+  python -m launch.sweep --rows=configs/sweeps/outlier_suppression.py:opt --model=DIR --text=FILE --workdir=OUT
+
+The argument is the kind of the model: opt (the default), llama, whose norms take no shift, or bert, at 8 bits too and
+with ranges of tokens beside those of the tensor; static ranges of 4 bits also without the sites that no norm produces.
+"""
+
+import itertools
+
+from configs.ptq import outlier_suppression_w6a6
+
+_NORMS = r'layers/\d+/(attention|mlp)/input'
+
+
+def get_rows(family: str = 'opt'):
+  """The configurations by name."""
+  def row(bits, **changes):
+    config = outlier_suppression_w6a6.get_config('opt' if family == 'bert' else family)
+    config.update(weights=bits, activations=bits)
+    config.update_from_flattened_dict(changes)
+    return config
+
+  rounded, smooth = {'methods': ('round_to_nearest',)}, {'methods': ('smooth_quant', 'round_to_nearest')}
+  alone = {'shift alone': {'outlier_suppression.scale': False}, 'scale alone': {'outlier_suppression.shift': False}}
+  others = {} if family == 'bert' else {
+      'SmoothQuant': smooth, 'SmoothQuant, searched': {**smooth, 'smooth_quant.search': True}}
+  ways = {'nothing': rounded, **others, **(alone if family != 'llama' else {}), 'Outlier Suppression+': {}}
+  bits, modes = ((4, 6, 8), ('static', 'dynamic')) if family == 'bert' else ((4, 6), ('static',))
+  rows = {f'{bit} bits, {mode}, {way}': row(bit, activation_mode=mode, **changes)
+          for bit, mode, (way, changes) in itertools.product(bits, modes, ways.items())}
+  if family == 'bert':
+    rows |= {f'4 bits, static at norms, {way}': row(4, site_patterns=(_NORMS,), **changes)
+             for way, changes in ways.items()}
+  return rows

@@ -1,0 +1,140 @@
+"""Quantizes a model in many ways and compares what comes of it: a row for each, of which only figures are kept.
+
+  python -m launch.sweep --model=DIR --rows=configs/sweeps/w4a4.py:opt --text=FILE --workdir=OUT \
+    [--only=PATTERN --part=1/4 --length=128 --calibration=FILE]
+
+A file of rows defines get_rows(argument), which returns {name: a configuration of launch.quantize}. The model as it is
+comes before them. Interrupted, a sweep goes on behind the last row that was scored.
+"""
+
+import re
+import time
+from typing import Any
+
+from absl import flags
+import jax
+
+from jaxquant import errors
+from jaxquant.evaluation import batching
+from jaxquant.layers import device_kernels
+from jaxquant.layers import sharding
+from launch import agreement
+from launch import calibration
+from launch import model_flags
+from launch import models
+from launch import post_training
+from launch import progress
+from launch import python_file
+from launch import runtime
+from launch import scoring
+from launch import workdir as workdirs
+
+_ROWS = flags.DEFINE_string('rows', None, 'Python file of rows, and what its get_rows is called with: FILE[:ARGUMENT].')
+_ONLY = flags.DEFINE_string('only', '.*', 'Rows to measure: a regular expression on the whole name.')
+_PART = flags.DEFINE_string(
+    'part', '1/1', 'Which of how many launches this is, 2/4 for instance, that share the rows; each has its workdir.')
+_LENGTHS = flags.DEFINE_multi_integer(
+    'length', [], 'Tokens of a window to score texts at; several are several datasets. That of training by default.')
+_CALIBRATION = calibration.define_texts()
+_IMPLEMENTATION = scoring.define_implementation()
+
+
+def main() -> None:
+  """Measures the rows of the flags."""
+  started = time.monotonic()
+  say = progress.Printer()
+  with jax.set_mesh(sharding.data_mesh()):
+    model, rows, lengths, workdir = agreement.agree(_open)
+    results = {'evaluations': [], 'seconds': 0, **workdir.read_results()}
+    evaluations, seconds = results['evaluations'], results['seconds']
+    names = [None, *rows]  # in this order
+    done = agreement.of_first(len({evaluation.get('row') for evaluation in evaluations}))
+    params, description = model.load(say.error)
+    say(description)
+    texts = model_flags.texts(model.tokenizer())
+    tokens = calibration.tokens(_CALIBRATION.value, model) if done < len(names) else None
+    for number, name in enumerate(names[done:], done + 1):
+      say(f'row {number}/{len(names)}: {name or "the model as it is"}')
+      tree, store = _quantized(params, rows[name], model, tokens, workdir, say) if name else (params, None)
+      evaluations = evaluations + _scored(tree, name, rows.get(name), model, texts, lengths, say)
+      results = {'evaluations': evaluations, 'environment': workdirs.environment(),
+                 'seconds': seconds + time.monotonic() - started}
+      workdir.write_results(results)
+      if store is not None:
+        store.clear()
+  progress.finish(workdir, results, say)
+
+
+def _quantized(params, config, model, tokens, workdir, say):
+  """(the tree that a configuration makes of the model, the store of its blocks)."""
+  prepared, recipe, _ = post_training.prepare(params, model, config)
+  windows = post_training.windows(config, model, tokens)
+  result, store, _ = post_training.calibrated(prepared, recipe, windows, model, config, workdir, say)
+  return result.params, store
+
+
+def _scored(tree, name, config, model, texts, lengths, say) -> list[dict[str, Any]]:
+  """A record for each text and length; a text is called by its length too where there are several."""
+  tree, records = device_kernels.prepared(tree, _IMPLEMENTATION.value), []
+  for length in lengths:
+    for text in texts:
+      named = text if len(lengths) == 1 else text._replace(name=f'{text.name} at {length}')
+      records.append(scoring.evaluate(
+          tree, model, named, say, length=length, batch_size=min(32, max(1, batching.BATCH_TOKENS // length)),
+          implementation=_IMPLEMENTATION.value, row=name,
+          method=None if config is None else models.method(config.methods)))
+  return records
+
+
+def _open():
+  """The model, the rows, the lengths and the workdir of the flags; `UserError` for what can be known to fail."""
+  if not model_flags.text_names():
+    raise errors.UserError('--text=FILE is needed: what to score')
+  scoring.check_implementation(_IMPLEMENTATION.value, '--implementation')
+  rows = _mine(read(_ROWS.value))
+  model = model_flags.model()
+  calibration.check(_CALIBRATION.value, model)
+  for name, config in rows.items():
+    try:
+      post_training.check(config)
+      post_training.check_fit(config, model)
+    except errors.UserError as error:
+      raise errors.UserError(f'row {name!r}: {error}') from error
+  lengths = _LENGTHS.value or [model.length]
+  for length in lengths:
+    if not 2 <= length <= model.decoder.max_length:
+      raise errors.UserError(f'--length={length} does not lie between 2 and the model\'s {model.decoder.max_length}')
+  return model, rows, lengths, workdirs.Workdir(runtime.WORKDIR.value, {
+      'name': f'sweep of {model.path.name}', 'model': model.architecture, 'texts': model_flags.text_names(),
+      'rows': {name: config.to_dict() for name, config in rows.items()}, 'source': model_flags.source(model),
+      'lengths': lengths, 'calibration': list(_CALIBRATION.value), 'implementation': _IMPLEMENTATION.value,
+      'training': {'length': model.length}})
+
+
+def read(argument: str | None) -> dict[str, Any]:
+  """The rows of FILE[:ARGUMENT], by name; raises `UserError` for whatever is wrong with the file."""
+  if not argument:
+    raise errors.UserError('--rows=FILE is needed, for instance --rows=configs/sweeps/w4a4.py')
+  rows = python_file.call('rows', argument, 'get_rows')
+  if not isinstance(rows, dict) or not rows or not all(hasattr(config, 'to_dict') for config in rows.values()):
+    raise errors.UserError(f'--rows={argument}: get_rows() returns no configurations by name')
+  return rows
+
+
+def _mine(rows: dict[str, Any]) -> dict[str, Any]:
+  """Those that --only and --part ask for."""
+  try:
+    chosen = [name for name in rows if re.fullmatch(_ONLY.value, name)]
+  except re.error as error:
+    raise errors.UserError(f'--only={_ONLY.value} is not a regular expression ({error})') from None
+  part = re.fullmatch(r'(\d+)/(\d+)', _PART.value)
+  if not part or not 1 <= int(part[1]) <= int(part[2]):
+    raise errors.UserError(f'--part={_PART.value} is not one part of several, such as 2/4')
+  if not (chosen := chosen[int(part[1]) - 1 :: int(part[2])]):
+    raise errors.UserError(
+        f'--only={_ONLY.value} --part={_PART.value} leaves none of {len(rows)} rows, such as {next(iter(rows))!r}')
+  return {name: rows[name] for name in chosen}
+
+
+if __name__ == '__main__':
+  runtime.launch(main)

@@ -1,0 +1,124 @@
+"""launch.sweep: a figure for each row, the same as launch.quantize's, continued behind the last one."""
+
+import importlib
+import json
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from jaxquant.models import staging
+from launch import post_training
+from tests import launching
+from tests import networks
+from tests import source
+
+_ROWS = '''
+from configs.ptq import gptq_w4a4
+from configs.ptq import rtn_w4a4
+
+
+def get_rows(windows='8'):
+  rows = {'rounded': rtn_w4a4.get_config(), 'fed back': gptq_w4a4.get_config(), 'eight': rtn_w4a4.get_config()}
+  for config in rows.values():
+    config.calibration_windows = int(windows)
+  rows['eight'].update(weights=8, activations=16)
+  return rows
+'''
+# A file of rows, and what its get_rows is called with: each kind of model that it is made for.
+_FILES = [(path.stem, argument) for path in sorted((source.ROOT / 'configs' / 'sweeps').glob('*.py')) for argument in {
+    'aqas': ['16', '4'], 'outlier_suppression': ['opt', 'llama', 'bert'], 'slac': ['8,16'], 'w4a4': ['opt', 'llama'],
+}.get(path.stem, [None])]
+
+
+class SweepTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.rows = launching.folder() / 'rows.py'
+    cls.rows.write_text(_ROWS)
+    cls.flags = [f'--model={launching.trained()}', f'--rows={cls.rows}',
+                 f'--text={launching.folder() / "validation.txt"}']
+    cls.straight = launching.folder() / 'swept'
+    cls.finished = launching.run('sweep', *cls.flags, f'--workdir={cls.straight}')
+
+  def setUp(self):
+    super().setUp()
+    self.assertEqual(self.finished.code, 0, self.finished.error)
+    self.workdir = launching.folder() / self.id()
+
+  def perplexities(self, workdir: pathlib.Path) -> dict[str | None, float]:
+    """Perplexity by row."""
+    return {entry.get('row'): entry['perplexity'] for entry in launching.evaluations(workdir)}
+
+  def test_a_row_is_what_quantize_scores(self):
+    self.assertEqual(list(self.perplexities(self.straight)), [None, 'rounded', 'fed back', 'eight'])
+    finished = launching.run('quantize', '--config=configs/ptq/gptq_w4a4.py', '--config.calibration_windows=8',
+                             self.flags[0], self.flags[2], f'--workdir={self.workdir}')
+    self.assertEqual(finished.code, 0, finished.error)
+    self.assertEqual(self.perplexities(self.straight)['fed back'], self.perplexities(self.workdir)[None])
+
+  def test_the_table_and_the_page_have_a_row_for_each(self):
+    page = (self.straight / 'report.html').read_text()
+    for name in ('rounded', 'fed back', 'eight'):
+      self.assertRegex(self.finished.output, rf'\n{name} +[\d.,–]')
+      self.assertIn(name, page)
+    self.assertFalse((self.straight / 'blocks').exists())
+
+  def test_continues_behind_the_last_row(self):
+    results = json.loads((self.straight / 'results.json').read_text())
+    launching.run('sweep', *self.flags, f'--workdir={self.workdir}', '--rows=nothing.py')  # leaves nothing behind
+    self.assertFalse(self.workdir.exists())
+    self.workdir.mkdir()
+    (self.workdir / 'config.json').write_text((self.straight / 'config.json').read_text())
+    (self.workdir / 'results.json').write_text(json.dumps({**results, 'evaluations': results['evaluations'][:3]}))
+    finished = launching.run('sweep', *self.flags, f'--workdir={self.workdir}')
+    self.assertEqual(finished.code, 0, finished.error)
+    self.assertEqual([line for line in finished.output.splitlines() if line.startswith('row ')], ['row 4/4: eight'])
+    self.assertEqual(self.perplexities(self.workdir), self.perplexities(self.straight))
+
+  def test_parts_and_lengths(self):
+    finished = launching.run('sweep', *self.flags, f'--workdir={self.workdir}', '--only=.*e.*', '--part=2/3',
+                             '--length=8', '--length=16')
+    self.assertEqual(finished.code, 0, finished.error)
+    told = [(entry.get('row'), entry['dataset'].rpartition(' at ')[2]) for entry in launching.evaluations(self.workdir)]
+    self.assertEqual(told, [(None, '8'), (None, '16'), ('fed back', '8'), ('fed back', '16')])
+
+  @parameterized.parameters(
+      (['--rows='], '--rows=FILE is needed'),
+      (['--rows=nothing.py'], "there is no file 'nothing.py'"),
+      (['--rows=configs/quickstart.py'], 'defines no get_rows()'),
+      (['--rows={rows}:many'], "invalid literal for int() with base 10: 'many'"),
+      (['--rows={rows}:0'], "row 'rounded': config.calibration_windows is 0; it must be at least 1"),
+      (['--only=(', ], '--only=( is not a regular expression'),
+      (['--only=none'], "leaves none of 3 rows, such as 'rounded'"),
+      (['--part=4/3'], '--part=4/3 is not one part of several'),
+      (['--length=1'], '--length=1 does not lie between 2'))
+  def test_a_mistake_is_one_line(self, flags, message):
+    flags = [flag.format(rows=self.rows) for flag in flags]
+    finished = launching.run('sweep', *self.flags, f'--workdir={self.workdir}', *flags)
+    self.assertEqual(finished.code, 2)
+    self.assertIn(message, finished.error)
+    self.assertLen(finished.error.splitlines(), 1)
+    self.assertFalse(self.workdir.exists())
+
+
+class RowsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_FILES)
+  def test_rows_are_recipes(self, name, argument):
+    module = importlib.import_module(f'configs.sweeps.{name}')
+    rows = module.get_rows(*([] if argument is None else [argument]))
+    self.assertGreater(len(rows), 1)
+    style = argument if argument in ('opt', 'bert') else 'llama'
+    for config in rows.values():
+      post_training.check(config)
+      mode = config.activation_mode if config.activations < 16 else None
+      post_training.recipe(config, mode).steps(staging.model_sites(networks.config(style)))
+    self.assertLen({json.dumps(config.to_dict(), sort_keys=True) for config in rows.values()}, len(rows))
+    self.assertIn(f'--rows=configs/sweeps/{name}.py', module.__doc__)
+
+
+if __name__ == '__main__':
+  absltest.main()
