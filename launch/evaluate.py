@@ -23,7 +23,6 @@ import jax
 from jaxquant import errors
 from jaxquant.evaluation import batching
 from jaxquant.evaluation import precisions
-from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
 from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
@@ -36,7 +35,7 @@ from launch import runtime
 from launch import scoring
 from launch import workdir as workdirs
 
-_TASKS = flags.DEFINE_multi_string('tasks', [], 'Tasks to score: JSON Lines files, or directories of them.')
+_TASKS = scoring.define_tasks()
 _LENGTH = flags.DEFINE_integer(
     'length', None, 'Tokens of a window; by default the context length, of training for a workdir.')
 _BATCH = flags.DEFINE_integer(
@@ -77,14 +76,9 @@ def _open():
   found = tasks.read(_TASKS.value)
   model = model_flags.model()
   length = model.length if _LENGTH.value is None else _LENGTH.value
-  if not 2 <= length <= model.decoder.max_length:
-    raise errors.UserError(f'--length={length} does not lie between 2 and the model\'s {model.decoder.max_length}')
+  scoring.check_length(length, model)
   asked = _asked(model)
-  tokenizer = model.tokenizer()
-  encoded = [(task, task_scores.encode(task, tokenizer)) for task in found]
-  for task, pairs in encoded:
-    task_scores.check(model.decoder, task, pairs, length)
-  return model, encoded, length, asked, workdirs.Workdir(runtime.WORKDIR.value, {
+  return model, scoring.encoded(found, model, length), length, asked, workdirs.Workdir(runtime.WORKDIR.value, {
       'name': f'evaluation of {model.path.name}', 'model': model.architecture, 'texts': model_flags.text_names(),
       'tasks': list(_TASKS.value), 'source': model_flags.source(model), 'length': length,
       'precisions': [precision.name for precision in asked], 'calibration': list(_CALIBRATION.value),

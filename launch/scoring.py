@@ -37,6 +37,27 @@ def define_implementation() -> flags.FlagHolder[str]:
       'for Hopper; auto, the fastest for the problem on this device.')
 
 
+def define_tasks() -> flags.FlagHolder[list[str]]:
+  """Defines the flag of tasks to score."""
+  return flags.DEFINE_multi_string('tasks', [], 'Tasks to score: JSON Lines files, or directories of them.')
+
+
+def check_length(length: int, model: models.Model) -> None:
+  """Raises `UserError` for windows that the model has no context for, or that leave nothing to predict."""
+  if not 2 <= length <= model.decoder.max_length:
+    raise errors.UserError(f'--length={length} does not lie between 2 and the model\'s {model.decoder.max_length}')
+
+
+def encoded(
+    found: list[tasks.Task], model: models.Model, length: int) -> list[tuple[tasks.Task, list[likelihood.Pair]]]:
+  """Tasks with their tokens; raises `UserError` for one that the model cannot be scored on in windows of `length`."""
+  tokenizer = model.tokenizer()
+  pairs = [(task, task_scores.encode(task, tokenizer)) for task in found]
+  for task, of_task in pairs:
+    task_scores.check(model.decoder, task, of_task, length)
+  return pairs
+
+
 def check_implementation(name: str, where: str) -> None:
   """Raises `UserError`, naming the flag or key `where` it stands, for an implementation that cannot run here."""
   if name not in IMPLEMENTATIONS:
@@ -77,20 +98,23 @@ def evaluate(
       implementation=implementation, mesh=sharding.data_mesh())
   made = record(
       score, precision, text.name, model.variant, model.seed, say, method or models.method(model.methods))
-  return made if row is None else {**made, 'row': row}
+  return {**made, **_named(row)}
 
 
 def evaluate_task(
     params: Any, model: models.Model, task: tasks.Task, pairs: list[likelihood.Pair], say: progress.Printer, *,
-    precision: precisions.Precision, length: int, batch_tokens: int, implementation: str) -> dict[str, Any]:
-  """Scores a task, whose tokens are `pairs`: one record of `results.json`'s `evaluations`; also says it in a line."""
+    length: int, batch_tokens: int, implementation: str, precision: precisions.Precision | None = None,
+    method: str | None = None, row: str | None = None) -> dict[str, Any]:
+  """The same for a task, whose tokens are `pairs`."""
+  precision = precision or described(params)
   tokenizer = model.tokenizer()
   found = task_scores.score(
       params, model.decoder, tokenizer, task, pairs, length=length, stop=end_tokens(model, tokenizer),
       batch_tokens=batch_tokens, implementation=implementation, mesh=sharding.data_mesh())
   figures = ', '.join(f'{name.replace("_", " ")} {value:.4g}' for name, value in found.items())
   say(f'{model.variant} seed {model.seed} {task.name} {precision.name}: {figures}')
-  return {**_described(precision, task.name, model.variant, model.seed, models.method(model.methods)), **found}
+  method = method or models.method(model.methods)
+  return {**_described(precision, task.name, model.variant, model.seed, method), **found, **_named(row)}
 
 
 def record(
@@ -101,6 +125,10 @@ def record(
       f'{score.bits_per_byte:.4f} bits per byte')
   return {**_described(precision, dataset, variant, seed, method), 'perplexity': score.perplexity,
           'bits_per_byte': score.bits_per_byte, 'tokens': score.tokens}
+
+
+def _named(row: str | None) -> dict[str, str]:
+  return {} if row is None else {'row': row}
 
 
 def _described(precision, dataset, variant, seed, method):

@@ -1,25 +1,29 @@
 """Quantizes a model in many ways and compares what comes of it: a row for each, of which only figures are kept.
 
   python -m launch.sweep --model=DIR --rows=configs/sweeps/w4a4.py:opt --text=FILE --workdir=OUT \
-    [--only=PATTERN --part=1/4 --length=128 --calibration=FILE]
+    [--only=PATTERN --part=1/4 --length=128 --tasks=FILE_OR_DIR --calibration=FILE]
 
 A file of rows defines get_rows(argument), which returns {name: a configuration of launch.quantize}. The model as it is
 comes before them. Interrupted, a sweep goes on behind the last row that was scored.
 """
 
+import itertools
 import re
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 import jax
 
 from jaxquant import errors
 from jaxquant.evaluation import batching
+from jaxquant.evaluation import tasks
 from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
 from launch import agreement
 from launch import calibration
+from launch import corpora
 from launch import model_flags
 from launch import models
 from launch import post_training
@@ -35,8 +39,17 @@ _PART = flags.DEFINE_string(
     'part', '1/1', 'Which of how many launches this is, 2/4 for instance, that share the rows; each has its workdir.')
 _LENGTHS = flags.DEFINE_multi_integer(
     'length', [], 'Tokens of a window to score texts at; several are several datasets. That of training by default.')
+_TASKS = scoring.define_tasks()
 _CALIBRATION = calibration.define_texts()
 _IMPLEMENTATION = scoring.define_implementation()
+
+
+class _Asked(NamedTuple):
+  """What each row is scored on: texts at lengths, and tasks with their tokens."""
+
+  texts: Sequence[corpora.Text]
+  lengths: Sequence[int]
+  tasks: list
 
 
 def main() -> None:
@@ -44,19 +57,19 @@ def main() -> None:
   started = time.monotonic()
   say = progress.Printer()
   with jax.set_mesh(sharding.data_mesh()):
-    model, rows, lengths, workdir = agreement.agree(_open)
+    model, rows, asked, workdir = agreement.agree(_open)
     results = {'evaluations': [], 'seconds': 0, **workdir.read_results()}
     evaluations, seconds = results['evaluations'], results['seconds']
     names = [None, *rows]  # in this order
     done = agreement.of_first(len({evaluation.get('row') for evaluation in evaluations}))
     params, description = model.load(say.error)
     say(description)
-    texts = model_flags.texts(model.tokenizer())
+    asked = asked._replace(texts=model_flags.texts(model.tokenizer()))
     tokens = calibration.tokens(_CALIBRATION.value, model) if done < len(names) else None
     for number, name in enumerate(names[done:], done + 1):
       say(f'row {number}/{len(names)}: {name or "the model as it is"}')
       tree, store = _quantized(params, rows[name], model, tokens, workdir, say) if name else (params, None)
-      evaluations = evaluations + _scored(tree, name, rows.get(name), model, texts, lengths, say)
+      evaluations = evaluations + _scored(tree, name, rows.get(name), model, asked, say)
       results = {'evaluations': evaluations, 'environment': workdirs.environment(),
                  'seconds': seconds + time.monotonic() - started}
       workdir.write_results(results)
@@ -73,25 +86,28 @@ def _quantized(params, config, model, tokens, workdir, say):
   return result.params, store
 
 
-def _scored(tree, name, config, model, texts, lengths, say) -> list[dict[str, Any]]:
-  """A record for each text and length; a text is called by its length too where there are several."""
+def _scored(tree, name, config, model, asked, say) -> list[dict[str, Any]]:
+  """A record for each text at each length, by which it is called too where there are several, and for each task."""
   tree, records = device_kernels.prepared(tree, _IMPLEMENTATION.value), []
-  for length in lengths:
-    for text in texts:
-      named = text if len(lengths) == 1 else text._replace(name=f'{text.name} at {length}')
-      records.append(scoring.evaluate(
-          tree, model, named, say, length=length, batch_size=min(32, max(1, batching.BATCH_TOKENS // length)),
-          implementation=_IMPLEMENTATION.value, row=name,
-          method=None if config is None else models.method(config.methods)))
+  options = {'implementation': _IMPLEMENTATION.value, 'row': name,
+             'method': None if config is None else models.method(config.methods)}
+  for length, text in itertools.product(asked.lengths, asked.texts):
+    if len(asked.lengths) > 1:
+      text = text._replace(name=f'{text.name} at {length}')
+    batch_size = min(32, max(1, batching.BATCH_TOKENS // length))
+    records.append(scoring.evaluate(tree, model, text, say, length=length, batch_size=batch_size, **options))
+  for task, pairs in asked.tasks:
+    records.append(scoring.evaluate_task(
+        tree, model, task, pairs, say, length=model.length, batch_tokens=batching.BATCH_TOKENS, **options))
   return records
 
 
 def _open():
-  """The model, the rows, the lengths and the workdir of the flags; `UserError` for what can be known to fail."""
-  if not model_flags.text_names():
-    raise errors.UserError('--text=FILE is needed: what to score')
+  """The model, the rows, what to score and the workdir of the flags; `UserError` for what can be known to fail."""
+  if not model_flags.text_names() and not _TASKS.value:
+    raise errors.UserError('--text=FILE or --tasks=FILE_OR_DIR is needed: what to score')
   scoring.check_implementation(_IMPLEMENTATION.value, '--implementation')
-  rows = _mine(read(_ROWS.value))
+  rows, found = _mine(read(_ROWS.value)), tasks.read(_TASKS.value)
   model = model_flags.model()
   calibration.check(_CALIBRATION.value, model)
   for name, config in rows.items():
@@ -102,13 +118,13 @@ def _open():
       raise errors.UserError(f'row {name!r}: {error}') from error
   lengths = _LENGTHS.value or [model.length]
   for length in lengths:
-    if not 2 <= length <= model.decoder.max_length:
-      raise errors.UserError(f'--length={length} does not lie between 2 and the model\'s {model.decoder.max_length}')
-  return model, rows, lengths, workdirs.Workdir(runtime.WORKDIR.value, {
+    scoring.check_length(length, model)
+  encoded = scoring.encoded(found, model, model.length)
+  return model, rows, _Asked((), lengths, encoded), workdirs.Workdir(runtime.WORKDIR.value, {
       'name': f'sweep of {model.path.name}', 'model': model.architecture, 'texts': model_flags.text_names(),
-      'rows': {name: config.to_dict() for name, config in rows.items()}, 'source': model_flags.source(model),
-      'lengths': lengths, 'calibration': list(_CALIBRATION.value), 'implementation': _IMPLEMENTATION.value,
-      'training': {'length': model.length}})
+      'tasks': list(_TASKS.value), 'rows': {name: config.to_dict() for name, config in rows.items()},
+      'source': model_flags.source(model), 'lengths': lengths, 'calibration': list(_CALIBRATION.value),
+      'implementation': _IMPLEMENTATION.value, 'training': {'length': model.length}})
 
 
 def read(argument: str | None) -> dict[str, Any]:

@@ -3,15 +3,7 @@
   python -m launch.quantize --config=configs/ptq/slac_w4a8.py:128 --model=DIR --workdir=OUT
 
 The number is the length of the calibration windows; their count keeps the tokens the same as 128 windows of 2,048. The
-sweep, with every result scored on texts at the same lengths and on tasks:
-
-  for of in 64 128 512 2048; do
-    python -m launch.quantize --config=configs/ptq/slac_w4a8.py:$of --model=DIR --workdir=OUT/$of
-    for at in 64 128 512 2048; do
-      python -m launch.evaluate --model=OUT/$of --text=TEXT --length=$at --workdir=OUT/$of-at-$at
-    done
-    python -m launch.evaluate --model=OUT/$of --tasks=TASKS --workdir=OUT/$of-tasks
-  done
+sweep, with every result scored on texts at the same lengths and on tasks, is configs/sweeps/slac.py.
 
 A length above the model's own is refused. Any other configuration is swept with --config.calibration_length=64
 --config.calibration_windows=4096 and so on. Expected: best where the length matches that of the evaluation. Published

@@ -17,7 +17,7 @@ def get_rows():
   rows = {}
   for bits, (rounding, base), (axis, changes) in itertools.product((3, 4), _ROUNDINGS.items(), _AXES.items()):
     config = base.get_config()
-    config.weights = bits
+    config.update(weights=bits, calibration_windows=128)
     if changes is not None:
       config.update(methods=(rounding,), **changes)
     rows[f'{bits} bits, {rounding}, {axis}'] = config

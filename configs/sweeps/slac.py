@@ -1,7 +1,7 @@
 """SLAC (arXiv:2311.05161, section 3.2): windows of calibration as long as those of the task, or longer, or shorter.
 
   python -m launch.sweep --rows=configs/sweeps/slac.py:64,128,512 --length=64 --length=128 --length=512 --model=DIR \
-    --text=FILE --workdir=OUT
+    --text=FILE --tasks=FILE_OR_DIR --workdir=OUT
 
 The argument lists the lengths, of as many tokens in all (slac_w4a8). Expected: best where the lengths of calibration
 and of scoring are the same, more so with GPTQ alone than with AQAS before it.

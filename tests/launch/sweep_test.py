@@ -78,6 +78,14 @@ class SweepTest(parameterized.TestCase):
     self.assertEqual([line for line in finished.output.splitlines() if line.startswith('row ')], ['row 4/4: eight'])
     self.assertEqual(self.perplexities(self.workdir), self.perplexities(self.straight))
 
+  def test_tasks(self):
+    task = launching.folder() / 'words.jsonl'
+    task.write_text('{"text": "some words to end with one"}\n')
+    finished = launching.run('sweep', *self.flags[:2], f'--tasks={task}', '--only=rounded', f'--workdir={self.workdir}')
+    self.assertEqual(finished.code, 0, finished.error)
+    self.assertEqual([(entry.get('row'), entry['dataset']) for entry in launching.evaluations(self.workdir)],
+                     [(None, 'words'), ('rounded', 'words')])
+
   def test_parts_and_lengths(self):
     finished = launching.run('sweep', *self.flags, f'--workdir={self.workdir}', '--only=.*e.*', '--part=2/3',
                              '--length=8', '--length=16')
