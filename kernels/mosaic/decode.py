@@ -28,11 +28,11 @@ def matmul(
     x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `tile_k` times `fold`.
     w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`, `DINT4`), N a multiple of 64.
     terms: the epilogue's vectors.
-    groups: `products.Groups`, or None for one scale an output.
+    groups: `factors.Groups`, or None for one scale an output.
     layout: of `w`.
     out_dtype: bfloat16, float16 or float32.
     config: the tiling.
-    unpacking: `products.Unpacking` of codes whose integers depend on their output or group, or None.
+    unpacking: `factors.Unpacking` of codes whose integers depend on their output or group, or None.
 
   Returns:
     [M, N] of `out_dtype`.

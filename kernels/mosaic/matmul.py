@@ -93,7 +93,7 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
 def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special):
   """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
   # Kernels import much of Mosaic, which a process without a GPU need not load.
-  from kernels.mosaic import decode, epilogue, prefill, products, registers  # pylint: disable=g-import-not-at-top
+  from kernels.mosaic import decode, epilogue, factors, prefill, registers  # pylint: disable=g-import-not-at-top
   x, w, w_scale, w_offset, x_scale, x_offset, bias, row_sums, column_sums = (operands[name] for name in (
       'x_codes', 'w_codes', 'w_scale', 'w_offset', 'x_scale', 'x_offset', 'bias', 'row_sums', 'column_sums'))
   w_zero_point, w_multiplier = operands.get('w_zero_point'), operands.get('w_multiplier')
@@ -122,7 +122,7 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
     row_sums = _row_sums(x if row_sums is None else row_sums, x, tokens, 1 if group is None else inputs // group)
   repeat = lambda v: jnp.pad(
       jnp.repeat(v, inputs // len(v) // group, axis=0), ((0, 0), (0, len(w) - v.shape[1])))
-  unpacking = lambda v, unpack: products.Unpacking(calls.fit(v[0], len(w)) if group is None else repeat(v), unpack)
+  unpacking = lambda v, unpack: factors.Unpacking(calls.fit(v[0], len(w)) if group is None else repeat(v), unpack)
   factor, unpacked = 1.0, None
   if config.float8:  # the operand is (code + 8) / 512
     x, factor = x.astype(jnp.float8_e4m3fn), 512.0
@@ -144,7 +144,7 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
       of_token = row_sums.reshape(*batch, 1) * x_scale
       rank_one.append((of_outputs(w_offset[0]), of_tokens(of_token)))
   else:
-    scaled = products.Groups(repeat(w_scale), factor=factor)
+    scaled = factors.Groups(repeat(w_scale), factor=factor)
     if w_offset is not None:
       scaled = dataclasses.replace(
           scaled, offset=repeat(w_offset), row_sums=jnp.pad(row_sums.T, ((0, 0), (0, max(covered, 32) - tokens))))

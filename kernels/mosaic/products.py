@@ -5,7 +5,6 @@ integers that go into the weights. With scales of groups, the sums of each start
 float32, while the tensor cores are at the next group of the same step.
 """
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -15,6 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from kernels import prepack
+from kernels.mosaic import factors
 from kernels.mosaic import partial_sums
 from kernels.mosaic import registers
 from kernels.mosaic import tiles
@@ -25,40 +25,6 @@ _LEAST = 32
 _LEAST_BYTES = 64
 _OF_OUTPUTS = plgpu.Layout.WGMMA.reduce(1)
 _OF_TOKENS = plgpu.Layout.WGMMA.reduce(0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Groups:
-  """Scales of G groups of inputs: sums over groups of scale[g, n] * sums[g, n, m] + offset[g, n] * row_sum[g, m].
-
-  Attributes:
-    scale: float32 [G, N]; a step has one group or several.
-    offset: float32 [G, N], or None for zero.
-    row_sums: float32 [G, M], M in whole tiles and at least 32, or None with `offset`.
-    factor: a Python number that belongs to the scales.
-  """
-
-  scale: Any
-  offset: Any = None
-  row_sums: Any = None
-  factor: float = 1.0
-
-  def arrays(self) -> list[Any]:
-    """The arrays there are, in the order in which a kernel gets them."""
-    return [array for array in (self.scale, self.offset, self.row_sums) if array is not None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Unpacking:
-  """How codes become integers that depend on their output, or on the group of inputs: their zero points, multipliers.
-
-  Attributes:
-    values: int32 [N], or [G, N] for G groups of inputs, those of the scales where these have groups.
-    unpack: (int8 [rows, K / 2], int32 [rows] for each of equal parts of the K columns) -> the operand, int8 [rows, K].
-  """
-
-  values: Any
-  unpack: Callable[[Any, list[Any]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +66,8 @@ class Product:
     copied: of these arrays, all but what unpacking needs of whole outputs.
   """
 
-  def __init__(self, x, w, groups: Groups | None, layout: prepack.Layout, tile_k: int,
-               unpacking: Unpacking | None = None, fold: int = 1):
+  def __init__(self, x, w, groups: factors.Groups | None, layout: prepack.Layout, tile_k: int,
+               unpacking: factors.Unpacking | None = None, fold: int = 1):
     """With `fold` runs of the inputs, steps have `tile_k` of each: see `partial_sums`."""
     self.arrays = [x, w] + (groups.arrays() if groups else []) + ([unpacking.values] if unpacking else [])
     self.copied = len(self.arrays) - (unpacking is not None and unpacking.values.ndim == 1)

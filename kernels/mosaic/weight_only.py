@@ -55,7 +55,7 @@ def _run(operands: dict, *, layout, out_dtype):
 @functools.partial(jax.jit, static_argnames=('layout', 'group', 'out_dtype', 'config'))
 def _call(operands: dict, *, layout, group, out_dtype, config):
   """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
-  from kernels.mosaic import decode, epilogue, products  # pylint: disable=g-import-not-at-top
+  from kernels.mosaic import decode, epilogue, factors  # pylint: disable=g-import-not-at-top
   x, w, w_scale, w_offset, bias = (operands[name] for name in ('x', 'w_codes', 'w_scale', 'w_offset', 'bias'))
   *batch, inputs = x.shape
   outputs = w.shape[1] if layout is prepack.Layout.CODES else w_scale.shape[1]
@@ -76,7 +76,7 @@ def _call(operands: dict, *, layout, group, out_dtype, config):
     repeat = lambda v: None if v is None else jnp.repeat(wide(v), inputs // groups // group, axis=0)
     row_sums = None if w_offset is None else jnp.pad(
         sums(inputs // group), ((0, 0), (0, max(covered, 32) - tokens)))
-    scaled = products.Groups(repeat(w_scale), repeat(w_offset), row_sums)
+    scaled = factors.Groups(repeat(w_scale), repeat(w_offset), row_sums)
   bias = None if bias is None else calls.fit(bias.astype(jnp.float32), len(w))
   x = jnp.pad(x, ((0, rows - tokens), (0, length - inputs)))
   y = decode.matmul(x, w, epilogue.Terms(scale, None, rank_one, bias), scaled, layout=prepack.Layout.INT4_WIDE,
