@@ -27,6 +27,8 @@ _HIGHLIGHTS = re.compile(
     r'context_length|optimizer|learning_rate|weight_decay|dtype|dataset'
 )
 _HIGHLIGHT_LIMIT = 14
+# Groups of settings that none of them is in: options of methods, whether they are used or not.
+_UNTOLD = ('ptq', 'rows')
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
@@ -125,7 +127,8 @@ def _findings(run: records.Run) -> Iterator[str]:
 
 def _highlights(config: Mapping[str, Any]) -> str:
   """The settings that tell one run from another, as name and value."""
-  chosen = [(name, value) for name, value in _flat(config) if _HIGHLIGHTS.fullmatch(name.rpartition('.')[2])]
+  told = {group: value for group, value in config.items() if group not in _UNTOLD}
+  chosen = [(name, value) for name, value in _flat(told) if _HIGHLIGHTS.fullmatch(name.rpartition('.')[2])]
   items = ''.join(
       f'<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>'
       for name, value in chosen[:_HIGHLIGHT_LIMIT]

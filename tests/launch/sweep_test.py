@@ -64,6 +64,8 @@ class SweepTest(parameterized.TestCase):
     for name in ('rounded', 'fed back', 'eight'):
       self.assertRegex(self.finished.output, rf'\n{name} +[\d.,–]')
       self.assertIn(name, page)
+    self.assertIn('<dt>model.width</dt>', page)
+    self.assertNotIn('<dt>rows.', page)  # options of methods, used or not
     self.assertFalse((self.straight / 'blocks').exists())
 
   def test_continues_behind_the_last_row(self):

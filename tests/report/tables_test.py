@@ -87,6 +87,13 @@ class PrecisionTableTest(parameterized.TestCase):
     self.assertEqual(rows[1].ratios['W4A4 static'].mean, 2.0)
     self.assertNotIn('W16A16', rows[1].cells)
 
+  def test_rows_of_a_sweep_are_called_by_their_names_and_share_the_reference_of_their_model(self):
+    evaluations = [_evaluation(10.0, 'a', 16, 16, 'none', method='none')] + [
+        {**_evaluation(value, 'a', method='gptq'), 'row': name} for value, name in ((20.0, 'first'), (30.0, 'second'))]
+    rows = tables.precision_table(evaluations).rows
+    self.assertEqual([row.label for row in rows], ['a', 'first', 'second'])
+    self.assertEqual([row.ratios['W4A4 static'].mean for row in rows[1:]], [2.0, 3.0])
+
   def test_the_last_of_repeated_evaluations_counts(self):
     row, = tables.precision_table([_evaluation(9.0), _evaluation(7.0)]).rows
     self.assertEqual(row.cells['W4A4 static'], (7.0, row.cells['W4A4 static'].deviation, 1))
