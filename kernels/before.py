@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from kernels import checks
 
 NORMS = ('rms', 'layer')
-# Nonlinearities of float32, as models have them, of operations that every implementation has.
-GATES = {'silu': lambda x: x * jax.lax.logistic(x)}
+# Nonlinearities of float32 numbers, of operations that every implementation has; `rounded` takes what a model has as an
+# array by itself to its dtype and back.
+GATES = {'silu': lambda x, rounded: rounded(x * rounded(jax.lax.logistic(x)))}
 VECTORS = ('gain', 'bias', 'shift', 'scale')
 
 
@@ -103,8 +104,9 @@ def apply(
 
 
 def gated(x, y, gate: str, narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype)):
-  """The product of one of `GATES` of x with y, in float32, rounded to their dtype by `narrow`."""
-  return narrow(GATES[gate](x.astype(jnp.float32)) * y.astype(jnp.float32), y.dtype)
+  """The product of one of `GATES` of x with y, in their dtype: rounded by `narrow` wherever a model rounds."""
+  rounded = lambda value: narrow(value, y.dtype).astype(jnp.float32)
+  return narrow(GATES[gate](x.astype(jnp.float32), rounded) * y.astype(jnp.float32), y.dtype)
 
 
 def butterflies(x, block: int):

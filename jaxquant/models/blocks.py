@@ -41,8 +41,7 @@ class MLP(nn.Module):
     params = self.variables.get('params', {})
     prepared = x if isinstance(x, inputs.Activation) else tap.prepare(self, self.taps, params.get('input'), x)
     activation = ACTIVATIONS[config.activation]
-    # In float32, as a kernel computes it (kernels.before), so that every implementation rounds the same number.
-    gated = lambda gate, up: (activation(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(up.dtype)
+    gated = lambda gate, up: activation(gate) * up
     if 'gate_up' in params:  # joined for a device (layers.device_kernels)
       both = dense(2 * config.feed_forward, 'gate_up')(prepared)
       hidden = inputs.Pending(lambda both: gated(*jnp.split(both, 2, axis=-1)), (both,), config.activation)
