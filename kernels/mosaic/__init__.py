@@ -7,6 +7,7 @@
   decode            few tokens
   decode_attention  attention of single tokens
   epilogue          scales, offsets, bias, and the way to memory
+  factors           scales of groups, and integers that codes depend on
   matmul            the implementation `mosaic_gpu` of kernels.quantized_matmul
   partial_sums      sums that are spread over warpgroups and runs of inputs, results stored from registers
   prefill           many tokens

@@ -1,12 +1,10 @@
 """Quantization of activations: the codes are those of the model's quantizers, whoever computes them."""
 
-import unittest
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +18,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from tests import activation_cases
 from tests import gpus
+from tests import interpreting
 
 _DEFAULTS = dict(bits=8, symmetric=True, before=kernels.Before(), static=None, group_size=None, packed=False)
 
@@ -102,7 +101,7 @@ class XlaTest(activation_cases.ActivationCases):
       self.assertEqual(activations.unpack(got.codes).shape, (2, 0, 8))
 
 
-@unittest.skipUnless(hasattr(plgpu, 'force_gpu_interpret_mode'), 'this jax does not interpret Mosaic')
+@interpreting.needed
 class InterpretTest(activation_cases.LikeXlaCases):
   """Interprets the kernel's body, but for what it does with single registers, which the interpreter does not know."""
 
@@ -120,7 +119,7 @@ class InterpretTest(activation_cases.LikeXlaCases):
     # Else XLA, which fuses them into what is stored and into the sums, may round a code once one way and once another.
     once = mock.patch.object(
         mosaic, '_rounded', lambda values: jax.lax.optimization_barrier(values.view(jnp.int32)))
-    with known, alone, once, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+    with known, alone, once, interpreting.kernels():
       result = activations.QuantizedActivations(*_lowered(x, options))
     static = options.get('static')
     return result if static is None else result._replace(scale=static.scale, offset=static.offset)

@@ -1,13 +1,11 @@
 """Attention of single tokens over the cache that they join: values against float64, and the cache to the last bit."""
 
 import functools
-import unittest
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +14,7 @@ from kernels.mosaic import attention as mosaic
 from kernels.mosaic import decode_attention
 from tests import attention_cases
 from tests import gpus
+from tests import interpreting
 
 _lowered = lambda arguments: mosaic.lowered(**{'angles': None, 'window': None} | arguments)
 
@@ -54,7 +53,7 @@ class XlaTest(attention_cases.AttentionCases):
       kernels.decode_attention(**arguments | options)
 
 
-@unittest.skipUnless(hasattr(plgpu, 'force_gpu_interpret_mode'), 'this jax does not interpret Mosaic')
+@interpreting.needed
 class InterpretTest(attention_cases.AttentionCases):
   """Interprets the kernel's body, but for products, which the interpreter does not know."""
 
@@ -63,7 +62,7 @@ class InterpretTest(attention_cases.AttentionCases):
       return total + sum(jnp.dot(a[...], b[...], preferred_element_type=jnp.float32) for a, b in pairs)
 
     known = mock.patch.object(decode_attention, 'multiplied', multiplied)
-    with known, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+    with known, interpreting.kernels():
       return _lowered(arguments)
 
   @parameterized.parameters(3, 4, 6, 8)

@@ -5,14 +5,12 @@ Nor does it know sums that cross warpgroups, so that products of few tokens run 
 """
 
 import contextlib
-import unittest
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,6 +20,7 @@ from kernels import tuning
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
 from kernels.mosaic import partial_sums
+from tests import interpreting
 from tests import product_cases
 
 
@@ -39,12 +38,12 @@ def _interpreted(config):
   stack = contextlib.ExitStack()
   for context in (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
                   mock.patch.object(partial_sums, 'store', _store),
-                  plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())):
+                  interpreting.kernels()):
     stack.enter_context(context)
   return stack
 
 
-@unittest.skipUnless(hasattr(plgpu, 'force_gpu_interpret_mode'), 'this jax does not interpret Mosaic')
+@interpreting.needed
 class InterpretTest(parameterized.TestCase):
 
   @parameterized.parameters(
