@@ -4,7 +4,8 @@
     [--only=PATTERN --part=1/4 --length=128 --tasks=FILE_OR_DIR --calibration=FILE]
 
 A file of rows defines get_rows(argument), which returns {name: a configuration of launch.quantize}. The model as it is
-comes before them. Interrupted, a sweep goes on behind the last row that was scored.
+comes before them. Interrupted, a sweep goes on with the rows that are not scored yet. A row whose methods refuse the
+model is left out, and named in the end.
 """
 
 import itertools
@@ -60,15 +61,24 @@ def main() -> None:
     model, rows, asked, workdir = agreement.agree(_open)
     results = {'evaluations': [], 'seconds': 0, **workdir.read_results()}
     evaluations, seconds = results['evaluations'], results['seconds']
-    names = [None, *rows]  # in this order
-    done = agreement.of_first(len({evaluation.get('row') for evaluation in evaluations}))
     params, description = model.load(say.error)
     say(description)
-    asked = asked._replace(texts=model_flags.texts(model.tokenizer()))
-    tokens = calibration.tokens(_CALIBRATION.value, model) if done < len(names) else None
-    for number, name in enumerate(names[done:], done + 1):
+    asked, tokens = asked._replace(texts=model_flags.texts(model.tokenizer())), None
+    names, failed = [None, *rows], []
+    scored = {evaluation.get('row') for evaluation in evaluations}
+    for number, name in enumerate(names, 1):
+      if agreement.of_first(name in scored):
+        continue
       say(f'row {number}/{len(names)}: {name or "the model as it is"}')
-      tree, store = _quantized(params, rows[name], model, tokens, workdir, say) if name else (params, None)
+      tree, store = params, None
+      if name:
+        tokens = calibration.tokens(_CALIBRATION.value, model) if tokens is None else tokens
+        try:
+          tree, store = _quantized(params, rows[name], model, tokens, workdir, say)
+        except errors.UserError as error:
+          say.error(f'row {name!r} is left out: {error}')
+          failed.append(name)
+          continue
       evaluations = evaluations + _scored(tree, name, rows.get(name), model, asked, say)
       results = {'evaluations': evaluations, 'environment': workdirs.environment(),
                  'seconds': seconds + time.monotonic() - started}
@@ -76,6 +86,8 @@ def main() -> None:
       if store is not None:
         store.clear()
   progress.finish(workdir, results, say)
+  if failed:
+    raise errors.UserError(f'{len(failed)} of {len(rows)} rows were left out, {failed[0]!r} first; see above')
 
 
 def _quantized(params, config, model, tokens, workdir, say):

@@ -33,7 +33,7 @@ class Attention(nn.Module):
     alibi: whether scores fall linearly with distance (layers.positions.alibi_bias).
     window: tokens that a token attends to, itself included; None: all of them.
     head_norm_epsilon: of the norms of queries and keys, head by head, before the rotation; None for no such norms.
-    backend: `xla`, `cudnn`, or `auto`: cuDNN's fused kernel on a GPU in 16 bits.
+    backend: `xla`, `cudnn`, or `auto`: cuDNN's fused kernel on a GPU, for an even number of tokens in 16 bits.
     implementation: how codes meet codes (layers.linear).
     taps: statistics to read.
     output_initializer: of `o`.
@@ -147,6 +147,7 @@ def attend(
 
 def _backend(backend: str, q):
   fused = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+  fused = fused and q.shape[-3] % 2 == 0  # else there is no gradient, and whether one is asked for cannot be seen here
   if backend == 'auto':
     return 'cudnn' if jax.default_backend() == 'gpu' and fused else 'xla'
   return backend

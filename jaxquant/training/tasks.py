@@ -30,7 +30,7 @@ def predictions(config: model_config.TransformerConfig, tokens, step=0):
 
 
 def scored(config: model_config.TransformerConfig, tokens, present):
-  """The same for a whole window that is scored: (inputs, targets, whether a target counts), each [rows, ...].
+  """The same for a whole window that is scored: (inputs, targets, whether a target counts), each [rows, length].
 
   Args:
     config: the model.
@@ -38,7 +38,9 @@ def scored(config: model_config.TransformerConfig, tokens, present):
     present: bool [rows, length], False where a window is filled up.
   """
   if config.causal:
-    return tokens[:, :-1], tokens[:, 1:], present[:, 1:]
+    # The last token is read, too, though no target is left for it: lengths stay even, which cuDNN's gradients need.
+    after = lambda values: jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+    return tokens, after(tokens), after(present)
   inputs, hidden = _hide(config, tokens, 0)
   return inputs, tokens, hidden & present
 

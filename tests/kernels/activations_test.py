@@ -33,7 +33,7 @@ def _lowered(x, options):
 class XlaTest(activation_cases.ActivationCases):
 
   def quantize(self, x, options):
-    return jax.jit(lambda x: kernels.quantize_activations(x, **options))(x)
+    return activation_cases.jitted(lambda x: kernels.quantize_activations(x, **options))(x)
 
   @parameterized.product(bits=[4, 8], symmetric=[False, True], dtype=[jnp.bfloat16, jnp.float32])
   def test_codes_are_those_of_the_dynamic_quantizer(self, bits, symmetric, dtype):
@@ -129,7 +129,8 @@ class InterpretTest(activation_cases.LikeXlaCases):
 class MosaicTest(activation_cases.LikeXlaCases):
 
   def quantize(self, x, options):
-    return jax.jit(lambda x: kernels.quantize_activations(x, implementation='mosaic_gpu', **options))(x)
+    return activation_cases.jitted(
+        lambda x: kernels.quantize_activations(x, implementation='mosaic_gpu', **options))(x)
 
   @parameterized.product(
       name=['plain', 'affine packed groups', 'rms affine', 'layer static', 'all'], dtype=[jnp.bfloat16, jnp.float32],

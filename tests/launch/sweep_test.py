@@ -80,6 +80,21 @@ class SweepTest(parameterized.TestCase):
     self.assertEqual([line for line in finished.output.splitlines() if line.startswith('row ')], ['row 4/4: eight'])
     self.assertEqual(self.perplexities(self.workdir), self.perplexities(self.straight))
 
+  def test_a_row_that_is_refused_leaves_the_others(self):
+    rows = launching.folder() / 'refused.py'
+    rows.write_text(_ROWS.replace('  return rows', """
+  rows['fed back'].update(group_size=8, activations=16, two_level=True)  # whose groups are not static
+  return rows"""))
+    for expected in (['the model as it is', 'rounded', 'fed back', 'eight'], ['fed back']):
+      finished = launching.run('sweep', *self.flags, f'--rows={rows}', f'--workdir={self.workdir}')
+      self.assertEqual(finished.code, 2)
+      mistakes = finished.error.splitlines()
+      self.assertRegex(mistakes[0], "row 'fed back' is left out: .*: two-level scales .* static_groups")
+      self.assertIn("1 of 3 rows were left out, 'fed back' first", mistakes[-1])
+      self.assertEqual(
+          [line.partition(': ')[2] for line in finished.output.splitlines() if line.startswith('row ')], expected)
+      self.assertEqual(list(self.perplexities(self.workdir)), [None, 'rounded', 'eight'])
+
   def test_tasks(self):
     task = launching.folder() / 'words.jsonl'
     task.write_text('{"text": "some words to end with one"}\n')

@@ -50,10 +50,19 @@ class PredictionsTest(parameterized.TestCase):
   @parameterized.parameters('bert', 'llama')
   def test_tokens_that_fill_a_window_up_do_not_count(self, style):
     present = jnp.arange(_LENGTH)[None] < jnp.asarray([[_LENGTH], [50]])
-    _, targets, counted = tasks.scored(networks.config(style), _tokens()[:2, :-1], present)
-    self.assertEqual(targets.shape, counted.shape)
+    inputs, targets, counted = tasks.scored(networks.config(style), _tokens()[:2, :-1], present)
+    self.assertEqual(inputs.shape, (2, _LENGTH))
+    self.assertEqual(targets.shape, inputs.shape)
+    self.assertEqual(counted.shape, inputs.shape)
     self.assertGreater(counted[1].sum(), 0)
     self.assertEqual(counted[1, 50:].sum(), 0)
+
+  def test_a_decoder_predicts_what_comes_next_in_the_window(self):
+    tokens, present = _tokens()[:2], jnp.ones((2, _tokens().shape[1]), bool)
+    inputs, targets, counted = tasks.scored(networks.config('llama'), tokens, present)
+    np.testing.assert_array_equal(inputs, tokens)
+    np.testing.assert_array_equal(targets[:, :-1], tokens[:, 1:])
+    np.testing.assert_array_equal(counted, np.arange(tokens.shape[1]) < tokens.shape[1] - 1 + np.zeros((2, 1)))
 
 
 if __name__ == '__main__':
