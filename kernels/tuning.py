@@ -104,9 +104,11 @@ def misfit(problem: Problem, config) -> str | None:
 
 
 def _decode_misfit(problem: Problem, config: configs.Decode) -> str | None:
-  """What is wrong with runs of inputs in the rows of an instruction."""
+  """What is wrong with runs of inputs in the rows of an instruction, or with who copies."""
   if config.fold not in (1, 2) or problem.inputs % (config.fold * config.tile_k):
     return f'{config.fold} runs of steps of {config.tile_k} do not divide {problem.inputs} inputs'
+  if not config.copying and not config.shared:
+    return 'a block whose warpgroups copy for themselves has no registers to take from one that copies'
   if config.fold > 1 and config.split > 1:
     return 'inputs are dealt out to rows of an instruction or to blocks of a cluster, not to both'
   if config.fold > 1 and problem.group is None and (problem.two_level or problem.layout is prepack.Layout.DINT4):
@@ -155,14 +157,16 @@ def _few(problem: Problem):
   config = configs.Decode(tile_m, warpgroups=2)
   # Long steps: what a step costs beside its bytes is then paid less often.
   tile_k = next((size for size in (512, 256) if problem.inputs % size == 0), 128)
-  # Blocks that share registers get fewer each, and operands of 16 bits, tables of dINT and sums of groups take many.
+  # Operands of 16 bits, tables of dINT and sums of small groups take many registers.
   plain = problem.layout in (prepack.Layout.INT4, prepack.Layout.ROWS) and problem.scaled in (None, 128)
   found = None
-  if blocks > configs.CORES and (tile_m < _FEW or problem.scaled is None):
+  if blocks > configs.CORES:
     # While one block of a multiprocessor begins or ends, another's memory is in flight.
-    several = dataclasses.replace(config, warpgroups=1, shared=True)
-    found = _deepest(problem, several, (512, 256) if plain else (256,), range(3, 9),
-                     min(_MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
+    ways = [(512, 2)] * plain + [(512, 1)] * (plain or wide) + [(256, 1)]
+    several = (_deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, shared=True, copying=False),
+                        (tile_k,), range(2, 9), min(_MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
+               for tile_k, warpgroups in ways)
+    found = next(filter(None, several), None)
   elif 2 * blocks <= configs.CORES and tile_m < _FEW and problem.scaled != 32:
     # More blocks without a cluster. Each reads the activations of all inputs, which for more tokens costs too much.
     halves = dataclasses.replace(config, fold=2, shared=plain)

@@ -90,13 +90,15 @@ class Decode:
     tile_m: tokens of a tile, a multiple of 8 up to 64.
     tile_k: inputs of a step, as above.
     stages: steps of a warpgroup in flight.
-    warpgroups: that compute; one more copies.
+    warpgroups: that compute.
     split: blocks of threads that share the inputs, up to 8.
     float8: as above.
     fold: 1, or 2 for two runs of the inputs in the rows of a matrix instruction, which so has 32 outputs, and of which
       there are twice as many blocks; a step has `tile_k` inputs of each run. Without `split` only.
     shared: whether a block takes the registers that it needs, so that another one may be on its multiprocessor, and not
       all that there are.
+    copying: whether one warpgroup more starts the copies of all. Without it each starts its own behind each step, and
+      more blocks have registers on a multiprocessor; then `shared` has to be.
   """
 
   TILE_N: ClassVar[int] = 64
@@ -110,6 +112,7 @@ class Decode:
   float8: bool = False
   fold: int = 1
   shared: bool = False
+  copying: bool = True
 
   @property
   def outputs(self) -> int:

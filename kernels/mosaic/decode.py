@@ -6,6 +6,8 @@ in the rows of the matrix instruction. Each warpgroup sums its own steps from it
 cluster adds the integers up, which is exact in any order, and stores results from its registers.
 """
 
+import functools
+
 import jax
 from jax import lax
 from jax.experimental import pallas as pl
@@ -56,26 +58,31 @@ def matmul(
       """Steps of a warpgroup: every `lanes`-th one."""
       return lax.div(steps - lane + lanes - 1, lanes)
 
-    def copy():
-      if not config.shared:
-        plgpu.set_max_registers(tiles.COPYING, action='decrease')
+    def start(turn, i):
+      """Starts the copies of a turn of warpgroup `i`."""
+      slot = lax.rem(turn, stages) * warpgroups + i
+      product.copy(gmems, smems, slot, full.at[slot], turn * lanes + block * warpgroups + i, n, m)
+
+    def start_tokens():
       # Read by a copy, for which the vectors need not cover a whole tile.
       for i, index in enumerate(of_tokens):
         plgpu.copy_gmem_to_smem(vector_refs[index].at[pl.ds(m, tokens_smem.shape[1])], tokens_smem.at[i], scales)
 
+    def copy():
+      if not config.shared:
+        plgpu.set_max_registers(tiles.COPYING, action='decrease')
+      start_tokens()
+
       @pl.loop(0, pl.cdiv(steps, lanes))
       def _(turn):
         for i in range(warpgroups):
-          step = turn * lanes + block * warpgroups + i
-          slot = lax.rem(turn, stages) * warpgroups + i
-
-          @pl.when(step < steps)
+          @pl.when(turn < turns(block * warpgroups + i))
           def _():
             @pl.when(turn >= stages)
             def _():
-              plgpu.barrier_wait(free.at[slot])
+              plgpu.barrier_wait(free.at[lax.rem(turn, stages) * warpgroups + i])
 
-            product.copy(gmems, smems, slot, full.at[slot], step, n, m)
+            start(turn, i)
 
       # The last arrivals are waited for too, so that no barrier is left between two phases.
       for i in range(warpgroups):
@@ -89,6 +96,10 @@ def matmul(
       if not config.shared:
         plgpu.set_max_registers(tiles.registers(warpgroups), action='increase')
       lane = block * warpgroups + group
+      if not config.copying:
+        for turn in range(stages):
+          pl.when(turn < turns(lane))(functools.partial(start, turn, group))
+        pl.when(group == 0)(start_tokens)
       if of_tokens:
         plgpu.barrier_wait(scales)
       found = {index: tokens_smem.at[i] for i, index in enumerate(of_tokens)}
@@ -101,7 +112,15 @@ def matmul(
           slot = lax.rem(turn, stages) * warpgroups + group
           plgpu.barrier_wait(full.at[slot])
           carry = body(slot, carry)
-          plgpu.barrier_arrive(free.at[slot])
+          if config.copying:
+            plgpu.barrier_arrive(free.at[slot])
+            return carry
+
+          @pl.when(turn + stages < turns(lane))
+          def _():
+            plgpu.commit_smem()  # all threads have read what is replaced
+            start(turn + stages, group)
+
           return carry
 
         return lax.fori_loop(0, turns(lane), step, carry)
@@ -132,7 +151,10 @@ def matmul(
         result = epilogue.apply(total, loaded, chunk, 0).astype(out_dtype)
         partial_sums.store(result, out_gmem, fold, n, m)
 
-    lax.cond(group == warpgroups, copy, compute)
+    if config.copying:
+      lax.cond(group == warpgroups, copy, compute)
+    else:
+      compute()
 
   call = plgpu.kernel(
       kernel,
@@ -147,7 +169,7 @@ def matmul(
           plgpu.Barrier(num_arrivals=max(1, config.partial_sums)),
           plgpu.Barrier(num_arrivals=max(1, len(of_tokens)))),
       grid=(outputs // config.outputs, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
-      num_threads=warpgroups + 1, thread_name='group', compiler_params=tiles.PARAMS,
+      num_threads=warpgroups + config.copying, thread_name='group', compiler_params=tiles.PARAMS,
       # Blocks find their places in clusters by divisions.
       **dict(cluster=(config.split,), cluster_names=('split',)) if config.split > 1 else {})
   return call(*product.arrays, *vectors)

@@ -13,6 +13,7 @@ from kernels import activations
 from kernels import dint
 from kernels import integer_weights
 from kernels import prepack
+from launch.benchmarks import kernel_reading
 from launch.benchmarks import kernel_timing
 
 
@@ -158,6 +159,13 @@ def _static(x, w):
       implementation='mosaic_gpu', out_dtype=jnp.bfloat16)
 
 
+def _reading(x, w):
+  """Nothing but the reading of the weights, for as many tokens as it bounds."""
+  if len(x[0]) > 64:
+    raise NotImplementedError('reading bounds products of few tokens, at most 64')
+  return kernel_reading.read(w[0])
+
+
 def _weight_only(x, w):
   return kernels.weight_only_matmul(
       x, w[0], w[1], w_bits=4, layout=kernels.Layout.INT4_WIDE, implementation='mosaic_gpu', out_dtype=jnp.bfloat16)
@@ -213,7 +221,6 @@ def _two_level(x, w):
 _DINT = Column(_dint, lambda *x: x, _packed_dint, (4, 8), values=_dense_dint, beside=8)
 _WIDE = functools.partial(_packed, kernels.Layout.INT4_WIDE)
 
-# Those that run no kernel of ours, and so in no configuration.
 OF_XLA = ('bf16', 'xla int8', 'xla w4a16', 'xla w4a8')
 COLUMNS = {
     'bf16': Column(jnp.matmul, _values, _dense, (16, 16)),
@@ -222,6 +229,7 @@ COLUMNS = {
     'xla w4a16': Column(lambda x, w: x @ _dense(*w), _values, _int4, (4, 16)),
     'xla w4a8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.T.astype(jnp.int4), (4, 8),
                        comparable=False),
+    'reading': Column(_reading, lambda *x: x, functools.partial(_packed, kernels.Layout.INT4), (4, 8), comparable=False),
     'w8a8': _codes_column(8, 8),
     'w4a8': _codes_column(4, 8),
     'w4a4': _codes_column(4, 4),
@@ -236,3 +244,5 @@ COLUMNS = {
     'w4a16': Column(_weight_only, _values, _WIDE, (4, 16)),
     'w4a16 g128': Column(_weight_only, _values, _WIDE, (4, 16), groups=True),
 }
+# Those of kernels that `kernels.tuning` finds configurations for.
+TUNED = tuple(name for name in COLUMNS if name not in (*OF_XLA, 'reading'))

@@ -17,8 +17,9 @@ from launch.benchmarks import kernel_programs
 from launch.benchmarks import kernel_timing
 
 
-# Of few tokens: `split`, `fold` and `shared`.
-_BLOCKS = (1, 1, False), (1, 1, True), (1, 2, False), (1, 2, True), (2, 1, False), (4, 1, False)
+# Of few tokens: `split`, `fold`, `shared` and `copying`.
+_BLOCKS = ((1, 1, False, True), (1, 1, True, True), (1, 1, True, False), (1, 2, False, True), (1, 2, True, True),
+           (1, 2, True, False), (2, 1, False, True), (4, 1, False, True))
 
 
 def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str, Any]]:
@@ -76,9 +77,9 @@ def candidates(problem: tuning.Problem) -> list[Any]:
   float8 = (False, True) if problem.group and problem.four_bits else (False,)
   if problem.tokens <= 128:
     tile_m = min(64, max(8, 1 << (problem.tokens - 1).bit_length()))
-    for tile_k, stages, warpgroups, (split, fold, shared), f8 in itertools.product(
+    for tile_k, stages, warpgroups, (split, fold, shared, copying), f8 in itertools.product(
         (*steps, 512), (2, 4, 8), (1, 2), _BLOCKS, float8):
-      found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8, fold, shared))
+      found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8, fold, shared, copying))
     if problem.layout is not prepack.Layout.INT4_WIDE:
       found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
                 for tile_k, warpgroups, f8 in itertools.product((256, 512), (1, 2), float8)]

@@ -66,7 +66,7 @@ def _check_plot() -> None:
 def _measured() -> dict:
   every = [*kernel_columns.COLUMNS, *kernel_torch.COLUMNS]
   if _SWEEP.value:
-    every = [name for name in kernel_columns.COLUMNS if name not in kernel_columns.OF_XLA]
+    every = list(kernel_columns.TUNED)
   names = _known(_SWEEP.value or _COLUMNS.value or every, every)
   sizes = [_integers(size, 2, '--sizes', 'OUTPUTSxINPUTS') for size in _SIZES.value]
   tokens = [_integers(count, 1, '--tokens', 'a number')[0] for count in _TOKENS.value]

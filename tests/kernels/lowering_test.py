@@ -52,7 +52,7 @@ class LoweringTest(parameterized.TestCase):
       configs.Prefill(64, 128, 128, 4, warpgroups=3), configs.Prefill(64, 64, 256, 3), configs.Decode(8, 256, 6, 2, 4),
       configs.Decode(64, 128, 4, 2, 2), configs.Decode(16, 256, 2, 4, 8), configs.Decode(8, 256, 4, 4),
       configs.Decode(64, 128, 2, 1, shared=True), configs.Decode(8, 256, 4, 2, fold=2, shared=True),
-      configs.Decode(32, 128, 2, 1, fold=2))
+      configs.Decode(32, 128, 2, 1, fold=2), configs.Decode(16, 256, 2, 2, shared=True, copying=False))
   def test_configurations_that_a_sweep_tries(self, config):
     tokens, outputs = config.tile_m * 2, 1536
     with tuning.forced(lambda _: config):
@@ -268,6 +268,7 @@ class TuningTest(parameterized.TestCase):
       (_PROBLEM, configs.Decode(tile_k=32), '64 inputs not a step'),
       (_PROBLEM, configs.Decode(tile_k=128, fold=2), '2 runs of steps of 128 do not divide 384'),
       (_PROBLEM, configs.Decode(tile_k=128, fold=3), '3 runs'),
+      (_PROBLEM, configs.Decode(tile_k=128, copying=False), 'no registers to take'),
       (_PROBLEM, configs.Decode(tile_k=64, fold=2, split=2), 'not to both'),
       (_PROBLEM._replace(layout=kernels.Layout.DINT4), configs.Decode(tile_k=64, fold=2), 'of 2 runs'),
       (_PROBLEM._replace(two_level=True), configs.Decode(tile_k=64, fold=2), 'of 2 runs'),

@@ -6,6 +6,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 
 from kernels import tuning
 from kernels.mosaic import calls
@@ -31,7 +32,16 @@ class ColumnsTest(parameterized.TestCase):
       self.assertLess(column.difference(_PROBLEM, first), 0.01)
       self.assertGreater(column.difference(_PROBLEM, second), 0.5)
 
-  @parameterized.parameters(*(name for name in kernel_columns.COLUMNS if name not in kernel_columns.OF_XLA))
+  @parameterized.parameters((4096, 4096), (14336, 4096), (4096, 11008))
+  def test_reading_lowers(self, outputs, inputs):
+    column = kernel_columns.COLUMNS['reading']
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.int8) for shape in ((1, inputs), (outputs, inputs // 2)))
+    text = jax.jit(column.multiply).trace((x,), (w,)).lower(lowering_platforms=('cuda',)).as_text()
+    self.assertIn('mosaic_gpu', text)
+    with self.assertRaisesRegex(NotImplementedError, 'at most 64'):
+      jax.eval_shape(column.multiply, (jax.ShapeDtypeStruct((65, inputs), jnp.int8),), (w,))
+
+  @parameterized.parameters(*kernel_columns.TUNED)
   def test_columns_of_kernels_lower_in_configurations_from_all_over_a_sweep(self, name):
     column, asked = kernel_columns.COLUMNS[name], []
 
