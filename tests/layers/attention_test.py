@@ -12,6 +12,7 @@ from jaxquant.layers import positions
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from kernels import attention as kernel
+from tests import gpus
 from tests import networks
 
 _BATCH, _TOKENS, _HEADS, _KV_HEADS, _DIM = 2, 7, 4, 2, 6
@@ -133,6 +134,18 @@ class AttentionTest(parameterized.TestCase):
     shapes = jax.eval_shape(self._module(None).init, jax.random.key(0), jnp.zeros((1, 2, _WIDTH)))['params']
     self.assertEqual(jax.tree.map(lambda leaf: leaf.shape, shapes),
                      jax.tree.map(lambda leaf: leaf.shape, self._params()))
+
+  @parameterized.parameters(64, 63)
+  @gpus.needed
+  def test_the_backend_of_a_gpu_has_gradients_for_any_number_of_tokens(self, tokens):
+    operands = [jnp.asarray(_random(2, tokens, 2, 64, seed=seed), jnp.bfloat16) for seed in range(3)]
+
+    def gradients(backend):
+      loss = lambda q, k, v: jnp.sum(attention.attend(q, k, v, None, backend).astype(jnp.float32) ** 2)
+      return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*operands)
+
+    for got, want in zip(gradients('auto'), gradients('xla')):
+      np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(want, np.float32), atol=0.1, rtol=0.05)
 
 
 if __name__ == '__main__':
