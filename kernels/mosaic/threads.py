@@ -19,6 +19,13 @@ def constant(value: int):
   return mgpu.c(value - (1 << 32) if value >> 31 > 0 else value, i32())
 
 
+def held(value: int):
+  """The same in a register. To a compiler it is no constant, which it would move into a register before each use."""
+  thread = utils.thread_idx()
+  even = arith.muli(thread, arith.addi(thread, constant(1)))
+  return arith.addi(constant(value), arith.andi(even, constant(1)))
+
+
 def number():
   """The number of a thread in its warpgroup, a word."""
   return arith.remui(utils.thread_idx(), constant(WARPGROUP))
