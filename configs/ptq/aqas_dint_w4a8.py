@@ -2,7 +2,7 @@
 
   python -m launch.quantize --config=configs/ptq/aqas_dint_w4a8.py --model=DIR --workdir=OUT
 
-Expected: below the same with plain integers (aqas_w4a8). Published for OPT-125M on WikiText-2: 35.62 to 34.92; for
+Expected: level with plain integers (aqas_w4a8) or below them. Published for OPT-125M on WikiText-2: 35.62 to 34.92; for
 LLaMA-7B 6.60 to 6.48 (full precision 31.95 and 5.68, values at 4 bits, too: --config.value_bits=4).
 """
 

@@ -2,9 +2,10 @@
 
   python -m launch.quantize --config=configs/ptq/aqas_w4a8.py --model=DIR --workdir=OUT
 
-Expected: below SmoothQuant and AWQ with the same numbers. Figures are published with values at 4 bits, too: aqas_w4a8v4
-has both. For OPT the paper fuses norms first: --config.methods="('norm_fusion','aqas','clip_search','gptq')". Its GPTQ
-is calibrated on 128 windows of 2,048 tokens, as here, its scales on AWQ's 128 of 512; here one set serves both.
+Expected: below rounding to nearest; level with SmoothQuant and AWQ on small models (docs/results.md), below them in the
+paper. Figures are published with values at 4 bits, too: aqas_w4a8v4 has both. For OPT the paper fuses norms first:
+--config.methods="('norm_fusion','aqas','clip_search','gptq')". Its GPTQ is calibrated on 128 windows of 2,048 tokens,
+as here, its scales on AWQ's 128 of 512; here one set serves both.
 """
 
 from launch import settings

@@ -2,7 +2,7 @@
 
   python -m launch.quantize --config=configs/ptq/aqas_w4a8v4.py --model=DIR --workdir=OUT
 
-Expected: below SmoothQuant and AWQ with the same numbers. Published on WikiText-2 for OPT-125M (full precision 31.95):
+Expected: as aqas_w4a8. Published on WikiText-2 for OPT-125M (full precision 31.95):
 rounding 42.78, SmoothQuant 41.31, AWQ 44.17, AQAS 36.57, AQAS and GPTQ 35.62; for LLaMA-7B (5.68): 6.87, 7.08, 6.75,
 6.69 and 6.60.
 """

@@ -2,8 +2,9 @@
 
   python -m launch.quantize --config=configs/ptq/gptq_w4a4.py --model=DIR --workdir=OUT
 
-For models trained with activation regularization (arXiv:2404.03605), whose learned ranges are kept. Expected: no worse
-than rounding to nearest (rtn_w4a4), and less of a gain where output kurtosis was regularized.
+For models trained with activation regularization (arXiv:2404.03605), whose learned ranges are kept. Expected: better
+than rounding to nearest (rtn_w4a4) where kernels were trained in floats, by less where output kurtosis was regularized;
+no better where training rounded them, as the configurations do in its last fifth.
 """
 
 from launch import settings

@@ -3,10 +3,10 @@
   python -m launch.quantize --config=configs/ptq/outlier_suppression_bert_w6a6.py --model=DIR --workdir=OUT
 
 It folds at the outputs of the norms, and undoes the fold for the residual branches, which read these outputs in
-post-norm blocks. Expected: near full precision, and closer than without a method. Published for BERT-base, average of
-GLUE at full precision 83.8: Outlier Suppression 81.2, Outlier Suppression+ 82.8; INT4 (--config.weights=4
---config.activations=4) 62.7 and 78.2. The paper's ranges on BERT are clipped token by token besides; here they are
-averages of extrema, as for OPT.
+post-norm blocks. Expected: closer to full precision than without a method; how close, the inputs of o and down decide,
+which no fold reaches. Published for BERT-base, average of GLUE at full precision 83.8: Outlier Suppression 81.2,
+Outlier Suppression+ 82.8; INT4 (--config.weights=4 --config.activations=4) 62.7 and 78.2. The paper's ranges on BERT
+are clipped token by token besides; here they are averages of extrema, as for OPT.
 """
 
 from configs.ptq import outlier_suppression_w6a6

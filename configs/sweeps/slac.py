@@ -3,8 +3,8 @@
   python -m launch.sweep --rows=configs/sweeps/slac.py:64,128,512 --length=64 --length=128 --length=512 --model=DIR \
     --text=FILE --tasks=FILE_OR_DIR --workdir=OUT
 
-The argument lists the lengths, of as many tokens in all (slac_w4a8). Expected: best where the lengths of calibration
-and of scoring are the same, more so with GPTQ alone than with AQAS before it.
+The argument lists the lengths, of as many tokens in all (slac_w4a8). Expected: with GPTQ alone best where the lengths
+of calibration and of scoring are the same, with AQAS before it less so or not.
 """
 
 import itertools
