@@ -14,6 +14,7 @@ _LOCAL_DEVICES = flags.DEFINE_list('local_device_ids', None, 'Devices of this pr
 _CACHE = flags.DEFINE_string(
     'compilation_cache', None,
     'Where compiled programs are kept; empty: nowhere. By default $JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxquant.')
+_LEAST_SECONDS = 0.2  # of compilation, for a program to be kept
 
 
 def start() -> int:
@@ -85,3 +86,6 @@ def _keep_compiled_programs(config) -> None:
   if folder is None:
     folder = os.environ.get('JAX_COMPILATION_CACHE_DIR', os.path.join('~', '.cache', 'jaxquant'))
   config.update('jax_compilation_cache_dir', os.path.expanduser(folder) or None)
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    # Most of what a calibration compiles takes less than JAX's second, and there are dozens of it.
+    config.update('jax_persistent_cache_min_compile_time_secs', _LEAST_SECONDS)

@@ -84,6 +84,14 @@ class EvaluationTest(parameterized.TestCase):
     scored = self._run('evaluate', 'scored', f'--model={model}', self.text, '--precisions=W8A16,W16A8 dynamic')
     self.assertLen(_perplexities(scored, 'imported'), 2)
 
+  def test_programs_are_kept_where_the_flag_says(self):
+    model, programs = model_directories.write(self.workdir / 'llama'), self.workdir / 'programs'
+    self._run('evaluate', 'first', f'--model={model}', self.text, f'--compilation_cache={programs}')
+    kept = sorted(path.name for path in programs.iterdir() if path.name.endswith('-cache'))
+    self.assertNotEmpty(kept)
+    self._run('evaluate', 'second', f'--model={model}', self.text, f'--compilation_cache={programs}')
+    self.assertEqual(sorted(path.name for path in programs.iterdir() if path.name.endswith('-cache')), kept)
+
   def test_weights_that_are_not_finite_are_refused_by_path(self):
     model = model_directories.write(self.workdir / 'llama')
     (model / 'model.safetensors').write_bytes(_with_nan((model / 'model.safetensors').read_bytes()))
