@@ -178,8 +178,8 @@ def _few(problem: Problem):
     split *= 2
   for warpgroups in (2, 1):
     # One stage would leave a warpgroup without the next step while it works on this one.
-    found = _deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, split=split), (tile_k,),
-                     range(2, 3 if wide else 5))
+    found = _deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, split=split),
+                     (tile_k, 256, 128), range(2, 3 if wide else 5))
     if found is not None:
       return found
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')

@@ -26,7 +26,7 @@ class Imported:
     masks: whether its tokenizer names the token that hides others from an encoder.
   """
 
-  imported, variant, seed, step = True, 'imported', 0, None
+  imported, variant, seed, step, saved_step = True, 'imported', 0, None, None
 
   def __init__(self, path: str, fully_sharded: bool = False):
     """Checks configuration, tensors and tokenizer.

@@ -48,14 +48,14 @@ def model(to_be_written: bool = False) -> models.Model:
 
 def source(found: models.Model) -> dict[str, Any]:
   """JSON values: which model it is."""
-  return {'workdir': str(found.path), 'variant': found.variant, 'seed': found.seed, 'step': found.step}
+  return {'workdir': str(found.path), 'variant': found.variant, 'seed': found.seed, 'step': found.saved_step}
 
 
 def text_names() -> list[str]:
-  """The texts of the flags, as they are named there."""
-  return list(_TEXT.value)
+  """The texts of the flags, as they are named there, each once."""
+  return list(dict.fromkeys(_TEXT.value))
 
 
 def texts(tokenizer) -> list[corpora.Text]:
   """The texts of the flags, read and tokenized."""
-  return [corpora.read_text(source, (source,), tokenizer) for source in _TEXT.value]
+  return [corpora.read_text(source, (source,), tokenizer) for source in text_names()]

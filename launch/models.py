@@ -22,7 +22,8 @@ class Model(Protocol):
   Attributes:
     path: its directory.
     imported: whether that is not a workdir, so that nothing is known of what it was trained on.
-    variant, seed, step: which of the models there.
+    variant, seed, step: which of the models there; a step of None is the newest, and `saved_step` its number as it is
+      now, None where there are no steps.
     masks: whether it is known which token hides others from it, as far as it is an encoder.
     decoder: the architecture; `architecture`: the same as JSON values.
     length: tokens of a window unless told otherwise: of the sequences that it was trained on, or its context length.
@@ -37,6 +38,7 @@ class Model(Protocol):
   variant: str
   seed: int
   step: int | None
+  saved_step: int | None
   decoder: model_config.TransformerConfig
   architecture: dict[str, Any]
   length: int

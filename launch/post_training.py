@@ -30,7 +30,7 @@ _AXES = {'inputs': -2, 'outputs': -1}
 def check(config) -> None:
   """Raises `UserError` for what is wrong with a configuration, whatever the model."""
   validation.check(config, settings.quantize())
-  if _mode(config) not in precisions.MODES:
+  if config.activation_mode not in precisions.MODES:
     raise errors.UserError(f'config.activation_mode is {config.activation_mode!r}; '
                            f'there are {", ".join(precisions.MODES)}')
   if config.group_along not in _AXES:
@@ -47,6 +47,9 @@ def check_fit(config, model) -> None:
   params = jax.eval_shape(lambda tree: prepare(tree, model, config)[0], model.abstract())
   if (asked := budget(config)) is not None:
     asked.cheapest(params, staging.staged(model.decoder))
+    if asked.score == 'loss' and not (model.decoder.head and (model.decoder.causal or model.masks)):
+      raise errors.UserError(f'config.allocation.score is \'loss\', and {model.path} has none: it lacks a '
+                             f'{"mask" if model.decoder.head else "language-model head"}')
 
 
 def prepare(params, model, config):
@@ -100,7 +103,8 @@ def recipe(config, mode) -> recipes.Recipe:
         config.activation_per_tensor)
   if config.two_level and config.weights == 16:
     raise errors.UserError('config.two_level is for weights that are quantized, and those of 16 bits are not')
-  weight = None if config.weights == 16 else _grid(config, f'{config.weight_kind}{config.weights}')
+  weight = None if config.weights == 16 else _grid(
+      config, f'{config.weight_kind}{config.weights}', 'weight_kind and config.weights')
   methods = tuple(config.methods)
   return recipes.Recipe(
       methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
@@ -114,12 +118,17 @@ def budget(config) -> mixed_precision.Budget | None:
   """What a configuration asks of an allocation of bits, if it asks for one."""
   asked = config.allocation
   return None if asked.bits is None else mixed_precision.Budget(
-      asked.bits, tuple(_grid(config, name) for name in asked.candidates), asked.score, config.weight_pattern)
+      asked.bits, tuple(_grid(config, name, 'allocation.candidates') for name in asked.candidates), asked.score,
+      config.weight_pattern)
 
 
-def _grid(config, name):
-  """The grid of the format called `name`, in the configuration's groups."""
-  plain = quantizers.WeightQuantizer(formats.parse(name), _AXES[config.group_along], config.group_size)
+def _grid(config, name, key):
+  """The grid of the format called `name`, which a key of the configuration asks for, in the configuration's groups."""
+  try:
+    fmt = formats.parse(name)
+  except errors.UserError as error:
+    raise errors.UserError(f'config.{key}: {error}') from None
+  plain = quantizers.WeightQuantizer(fmt, _AXES[config.group_along], config.group_size)
   try:
     return dataclasses.replace(plain, two_level=config.two_level)
   except errors.UserError as error:
@@ -128,25 +137,34 @@ def _grid(config, name):
 
 def windows(config, model, tokens) -> list:
   """The calibration windows of a configuration, out of int [n] tokens, as `calibration.batches` makes them."""
-  return calibration.batches(
-      tokens, config.calibration_windows, config.calibration_length or calibration.length(model), config.seed)
+  return calibration.batches(tokens, *_sample(config, model))
 
 
-def calibrated(params, made: recipes.Recipe, batches, model, config, workdir, say):
+def check_tokens(config, model, tokens) -> None:
+  """Raises `UserError` if int [n] tokens hold fewer windows than a configuration asks for."""
+  calibration.sample(tokens, *_sample(config, model))
+
+
+def _sample(config, model):
+  """(how many windows, how long, in which order)."""
+  return config.calibration_windows, config.calibration_length or calibration.length(model), config.seed
+
+
+def calibrated(params, made: recipes.Recipe, batches, identity: str, model, config, workdir, say):
   """Runs a recipe, behind the last block that an interrupted run of it has left in the workdir.
 
   Args:
     params, made: what `prepare` returned.
     batches: what `windows` returned.
+    identity: what `fingerprint` returned.
     model: a `models.Model`.
     config: the configuration.
     workdir: a `workdir.Workdir`, for the blocks and their records.
     say: prints, the memory that all of it takes first.
 
   Returns:
-    (result of the driver, the store of its last run, to be cleared when the result is safe, the run's fingerprint).
+    (result of the driver, the store of its last run, to be cleared when the result is safe).
   """
-  identity = _fingerprint(params, batches, [model.architecture, config.to_dict()])
   stages, sites, asked = staging.staged(model.decoder), staging.model_sites(model.decoder), budget(config)
   if asked is not None and isinstance(params, stores.Source):
     params = params.assemble({})  # bits are traded between all blocks
@@ -165,7 +183,7 @@ def calibrated(params, made: recipes.Recipe, batches, model, config, workdir, sa
     return driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say, log, done)), store
 
   if asked is None:
-    return *run(params, runs[0][1], workdir.blocks, 'calibrated'), identity
+    return run(params, runs[0][1], workdir.blocks, 'calibrated')
   # Bits are traded between all blocks, so that all of them are folded and scored before the first one is rounded.
   folded = driver.Result(params, {})
   if runs[0][1]:
@@ -173,7 +191,7 @@ def calibrated(params, made: recipes.Recipe, batches, model, config, workdir, sa
   chosen, decisions = asked.allocate(folded, model.decoder, batches)
   say(f'bits by {asked.score}, at most {asked.bits} stored per weight:\n{chosen.table()}')
   result, store = run(chosen.written(folded.params), runs[1][1], workdir.blocks, 'calibrated')
-  return result._replace(decisions=driver.merged(decisions, result.decisions)), store, identity
+  return result._replace(decisions=driver.merged(decisions, result.decisions)), store
 
 
 def abstract(params):
@@ -181,8 +199,9 @@ def abstract(params):
   return params.abstract() if isinstance(params, stores.Source) else jax.eval_shape(lambda tree: tree, params)
 
 
-def _fingerprint(params, batches, configuration) -> str:
+def fingerprint(params, batches, model, config) -> str:
   """What the result of a calibration follows from (`block_store.fingerprint`), also where a source is to be read."""
+  configuration = [model.architecture, config.to_dict()]
   if isinstance(params, source_lib.DirectorySource):
     return block_store.fingerprint({}, batches, [params.directory.fingerprint(), *configuration])
   return block_store.fingerprint(params, batches, configuration)

@@ -24,7 +24,7 @@ def call(flag: str, argument: str, function: str) -> Any:
     raise errors.UserError(f'--{flag}={argument}: there is no file {file!r}')
   try:
     return runpy.run_path(file)[function](*rest)
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise errors.UserError(f'--{flag}={argument}: {_reason(error, file, function)}') from error
 
 

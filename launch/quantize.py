@@ -10,6 +10,7 @@ import time
 
 import jax
 
+from jaxquant import errors
 from jaxquant.interop import manifest
 from jaxquant.layers import sharding
 from jaxquant.numerics import trees
@@ -40,7 +41,9 @@ def main() -> None:
     say(description + (f'; {len(learned)} sites keep their learned ranges' if learned else ''))
     texts = model_flags.texts(model.tokenizer())
     batches = post_training.windows(config, model, calibration.tokens(_CALIBRATION.value, model))
-    result, store, run = post_training.calibrated(params, recipe, batches, model, config, workdir, say)
+    run = post_training.fingerprint(params, batches, model, config)
+    agreement.agree(lambda: _check_unchanged(workdir, model, run))
+    result, store = post_training.calibrated(params, recipe, batches, run, model, config, workdir, say)
     workdir.write_decisions(result.decisions)
     _save(workdir, model, result, {'run': run, **_provenance(model, config)}, say)
     evaluations = [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))
@@ -61,8 +64,17 @@ def _open(config):
   calibration.check(_CALIBRATION.value, model)
   return model, workdirs.Workdir(runtime.WORKDIR.value, {
       'name': f'{model.path.name} quantized', 'model': model.architecture, 'ptq': config.to_dict(),
-      'source': model_flags.source(model),
+      'source': model_flags.source(model), 'calibration': list(_CALIBRATION.value),
       'training': {'length': model.length}})
+
+
+def _check_unchanged(workdir, model, run):
+  """Raises `UserError` if what is saved already was made of another model or of other tokens, of the same names."""
+  folder = workdir.checkpoints(model.variant, model.seed)
+  saved = checkpoints.Checkpoints(folder, read_only=True)
+  if saved.latest_step() is not None and saved.metadata(saved.latest_step()).get('run') != run:
+    raise errors.UserError(
+        f'{folder} was made of another model, or calibrated on other tokens, than is there now: take another workdir')
 
 
 def _provenance(model, config) -> dict:
@@ -74,7 +86,8 @@ def _provenance(model, config) -> dict:
 def _save(workdir, model, result, made_from, say):
   saved = checkpoints.Checkpoints(workdir.checkpoints(model.variant, model.seed), keep_newest=1, report=say.error)
   if saved.latest_step() is None:
-    saved.save(0, {'params': result.params}, metadata={'model': model.architecture, 'source': str(model.path)})
+    saved.save(0, {'params': result.params}, metadata={
+        'model': model.architecture, 'source': str(model.path), 'run': made_from['run']})
   saved.close()
   if jax.process_index() == 0:
     model.carry(workdir.path)

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 from absl import flags
 import jax
+import ml_collections
 
 from jaxquant import errors
 from jaxquant.evaluation import batching
 from jaxquant.evaluation import tasks
 from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
+from jaxquant.numerics import trees
 from launch import agreement
 from launch import calibration
 from launch import corpora
@@ -59,23 +61,24 @@ def main() -> None:
   say = progress.Printer()
   with jax.set_mesh(sharding.data_mesh()):
     model, rows, asked, workdir = agreement.agree(_open)
-    results = {'evaluations': [], 'seconds': 0, **workdir.read_results()}
+    results = {'evaluations': [], 'seconds': 0, **agreement.agree(workdir.read_results)}
     evaluations, seconds = results['evaluations'], results['seconds']
-    params, description = model.load(say.error)
-    say(description)
-    asked, tokens = asked._replace(texts=model_flags.texts(model.tokenizer())), None
-    names, failed = [None, *rows], []
     scored = {evaluation.get('row') for evaluation in evaluations}
-    for number, name in enumerate(names, 1):
-      if agreement.of_first(name in scored):
-        continue
-      say(f'row {number}/{len(names)}: {name or "the model as it is"}')
+    missing = {name: number for number, name in enumerate((None, *rows), 1) if not agreement.of_first(name in scored)}
+    tokens = agreement.agree(lambda: _tokens(model, {name: rows[name] for name in missing if name}))
+    params, description = model.load(say.error)
+    trees.check_finite(params)
+    say(description)
+    asked, failed = asked._replace(texts=model_flags.texts(model.tokenizer())), []
+    for name, number in missing.items():
+      say(f'row {number}/{len(rows) + 1}: {name or "the model as it is"}')
       tree, store = params, None
       if name:
-        tokens = calibration.tokens(_CALIBRATION.value, model) if tokens is None else tokens
         try:
           tree, store = _quantized(params, rows[name], model, tokens, workdir, say)
-        except errors.UserError as error:
+        except (errors.UserError, agreement.Failed) as error:
+          if error.exit_code != errors.UserError.exit_code:
+            raise
           say.error(f'row {name!r} is left out: {error}')
           failed.append(name)
           continue
@@ -90,11 +93,23 @@ def main() -> None:
     raise errors.UserError(f'{len(failed)} of {len(rows)} rows were left out, {failed[0]!r} first; see above')
 
 
+def _tokens(model, rows):
+  """What to calibrate on, none for no rows; `UserError` if a row asks for more windows than there are."""
+  tokens = calibration.tokens(_CALIBRATION.value, model) if rows else None
+  for name, config in rows.items():
+    try:
+      post_training.check_tokens(config, model, tokens)
+    except errors.UserError as error:
+      raise errors.UserError(f'row {name!r}: {error}') from error
+  return tokens
+
+
 def _quantized(params, config, model, tokens, workdir, say):
   """(the tree that a configuration makes of the model, the store of its blocks)."""
   prepared, recipe, _ = post_training.prepare(params, model, config)
   windows = post_training.windows(config, model, tokens)
-  result, store, _ = post_training.calibrated(prepared, recipe, windows, model, config, workdir, say)
+  run = post_training.fingerprint(prepared, windows, model, config)
+  result, store = post_training.calibrated(prepared, recipe, windows, run, model, config, workdir, say)
   return result.params, store
 
 
@@ -128,7 +143,7 @@ def _open():
       post_training.check_fit(config, model)
     except errors.UserError as error:
       raise errors.UserError(f'row {name!r}: {error}') from error
-  lengths = _LENGTHS.value or [model.length]
+  lengths = list(dict.fromkeys(_LENGTHS.value)) or [model.length]
   for length in lengths:
     scoring.check_length(length, model)
   encoded = scoring.encoded(found, model, model.length)
@@ -144,7 +159,9 @@ def read(argument: str | None) -> dict[str, Any]:
   if not argument:
     raise errors.UserError('--rows=FILE is needed, for instance --rows=configs/sweeps/w4a4.py')
   rows = python_file.call('rows', argument, 'get_rows')
-  if not isinstance(rows, dict) or not rows or not all(hasattr(config, 'to_dict') for config in rows.values()):
+  if not isinstance(rows, dict) or not rows or not all(
+      isinstance(name, str) and name and isinstance(config, ml_collections.ConfigDict)
+      for name, config in rows.items()):
     raise errors.UserError(f'--rows={argument}: get_rows() returns no configurations by name')
   return rows
 

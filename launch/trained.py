@@ -87,6 +87,13 @@ class Trained:
     """Directory of its checkpoints."""
     return workdir.checkpoint_directory(self.path, self.variant, self.seed)
 
+  @property
+  def saved_step(self) -> int | None:
+    """`step`, or the number of the newest one on disk."""
+    if self.step is not None:
+      return self.step
+    return checkpoints.Checkpoints(self.checkpoints, read_only=True).latest_step()
+
   def load(self, report=None) -> tuple[dict, str]:
     """(the tree of the checkpoint, which fits the model; a description); raises `CheckpointError`."""
     restored = checkpoints.load_params(self.checkpoints, self.step, report=report)

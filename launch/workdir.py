@@ -34,6 +34,7 @@ BEST_METRIC = 'cross_entropy'  # of validation, by which the best checkpoints ar
 
 # What a run has to show for itself; before the first of them exists, a mended configuration may take its place.
 _WORK = ('metrics.jsonl', 'checkpoints', 'results.json', 'blocks')
+_FOLDERS = ('checkpoints', 'blocks', 'tokens')
 
 
 class Workdir:
@@ -57,14 +58,19 @@ class Workdir:
       self._open(json.loads(json.dumps(config)))
 
   def _open(self, config):
+    lock, previous = self.path / '.lock', self.path / 'config.json'
+    if previous.exists() and not lock.exists() and _difference(read_json(previous), config):
+      raise errors.UserError(f'{self.path} is no workdir: no launch has written its config.json')
     with _naming_failures(self.path):
       self.path.mkdir(parents=True, exist_ok=True)
-      self._lock = open(self.path / '.lock', 'a')  # pylint: disable=consider-using-with
+      self._lock = open(lock, 'a')  # pylint: disable=consider-using-with
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
       raise errors.UserError(f'the workdir {self.path} is in use by another launch') from None
-    previous = self.path / 'config.json'
+    for folder in map(self.path.joinpath, _FOLDERS):
+      if folder.exists() and not folder.is_dir():
+        raise errors.UserError(f'{folder} is no directory: the workdir keeps its own there')
     if previous.exists() and (difference := _difference(read_json(previous), config)):
       if any((self.path / name).exists() for name in _WORK):
         raise errors.UserError(f'the workdir {self.path} holds a run of another configuration: {difference}')
@@ -79,7 +85,7 @@ class Workdir:
         file.write(json.dumps(_finite(record), allow_nan=False) + '\n')
 
   def drop_records_after(self, step: int, variant: str, seed: int) -> None:
-    """Removes the records that a run will write again, and an unfinished last line.
+    """Removes the records that a run will write again, and lines that are none, such as an unfinished last one.
 
     Args:
       step: steps that a checkpoint holds; the records of later ones go. A run without a checkpoint, whose step is 0,
@@ -90,19 +96,29 @@ class Workdir:
     if not self.writes or not path.exists():
       return
     kept = []
-    for line in path.read_text(encoding='utf-8').splitlines():
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
       try:
         record = json.loads(line)
-      except json.JSONDecodeError:
+      except ValueError:
         continue
-      if record.get('variant') != variant or record.get('seed') != seed or record['step'] <= (step or -1):
-        kept.append(line + '\n')
+      if isinstance(record, dict):
+        mine = record.get('variant') == variant and record.get('seed') == seed
+        if not mine or record.get('step', 0) <= (step or -1):
+          kept.append(line + '\n')
     write_text(path, ''.join(kept))
 
   def read_results(self) -> dict[str, Any]:
-    """What `results.json` holds, in the process that writes it; empty if there is none."""
+    """What `results.json` holds, in the process that writes it; empty if there is none.
+
+    Raises:
+      UserError: it is none that a launch has written.
+    """
     path = self.path / 'results.json'
-    return read_json(path) if self.writes and path.exists() else {}
+    results = read_json(path) if self.writes and path.exists() else {}
+    evaluations = results.get('evaluations', [])
+    if not isinstance(evaluations, list) or not all(isinstance(each, dict) for each in evaluations):
+      raise errors.UserError(f'{path} is none that a launch has written: its evaluations are no list of objects')
+    return results
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Replaces `results.json`."""
@@ -183,7 +199,10 @@ def _difference(old: Any, new: Any, path: str = '') -> str:
   """The first key at which two configurations differ, with both values; empty if they are equal."""
   if isinstance(old, dict) and isinstance(new, dict):
     for key in sorted({*old, *new}):
-      if text := _difference(old.get(key), new.get(key), f'{path}.{key}' if path else key):
+      place = f'{path}.{key}' if path else key
+      if isinstance(old.get(key, new.get(key)), dict) and (key in old) != (key in new):
+        return f'{place} {"is no longer there" if key in old else "was not there"}'
+      if text := _difference(old.get(key), new.get(key), place):
         return text
     return ''
   return '' if old == new else f'{path} was {old!r} and is now {new!r}'

@@ -4,7 +4,7 @@
 
 Expected: below plain integers (--config.weight_kind=uint) by a few percent; with --config.methods="('gptq',)" by less.
 Published on WikiText-2 for OPT-125M and OPT-1.3B (full precision 31.95 and 16.41): integers 35.52 and 17.69, dINT4
-34.40 and 17.06; with GPTQ 34.23 and 16.92, 34.04 and 16.82. Needs no calibration data.
+34.40 and 17.06; with GPTQ 34.23 and 16.92, 34.04 and 16.82.
 """
 
 from launch import settings

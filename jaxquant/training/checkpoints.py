@@ -149,6 +149,12 @@ class Checkpoints:
     """The step on disk with the smallest `best_metric`, None if none has it."""
     return next(iter(self._policy.ranked(self.all_steps(), self._read_metrics())), None)
 
+  def metadata(self, step: int) -> dict[str, Any]:
+    """What `save` was given with a step; empty if that is damaged."""
+    with contextlib.suppress(restoring.Damaged):
+      return restoring.read_manifest(self._directory, step)['metadata']
+    return {}
+
   def wait(self) -> None:
     """Waits for the save under way; raises `CheckpointError` if it failed, which leaves earlier checkpoints intact."""
     if self._manager:

@@ -92,7 +92,7 @@ def loss_scores(
 
   Raises:
     UserError: no candidates or batches, a path that matches none that is left, a linear that is quantized already, a
-      grid that does not fit its kernel.
+      grid that does not fit its kernel, gradients that are all zero.
     NonFiniteError: a gradient is not finite, by path.
   """
   _check_any(candidates)
@@ -134,6 +134,8 @@ def squared_gradients(
     sequences += len(jax.tree.leaves(batch)[0])
   if not sequences:
     raise errors.UserError('the squared gradients of a loss need at least one batch')
+  if not any(jax.device_get(jnp.any(square)) for square in total.values()):
+    raise errors.UserError('the gradients of the loss are all zero: nothing in the batches is predicted')
   try:
     trees.check_finite(total)
   except errors.NonFiniteError as error:

@@ -1,5 +1,6 @@
 """Bits allocated by a configuration: within the budget, by scores of the folded tree, as said and as saved."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -9,6 +10,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from configs.ptq import allocation_gptq_w4a16_g64
+from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.models import staging
 from jaxquant.numerics import formats
@@ -20,6 +23,7 @@ from launch import mixed_precision
 from launch import models
 from launch import post_training
 from tests import launching
+from tests import model_directories
 from tests import networks
 
 _BITS = 5.5
@@ -55,7 +59,7 @@ class LossTest(parameterized.TestCase):
     self.assertLessEqual(found.bits, 6.5)
 
 
-class MixedPrecisionTest(absltest.TestCase):
+class MixedPrecisionTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
@@ -135,6 +139,16 @@ class MixedPrecisionTest(absltest.TestCase):
     self.assertEqual(_decisions(workdir), _decisions(self.straight))
     self.assertEqual(launching.checksums(workdir, 0), launching.checksums(self.straight, 0))
     self.assertFalse((workdir / 'blocks').exists())
+
+  @parameterized.parameters(({}, False, 'it lacks a mask'), ({'head': False}, True, 'it lacks a language-model head'))
+  def test_by_a_loss_that_the_model_lacks(self, changes, masks, message):
+    model = models.find(str(model_directories.write(launching.folder() / self.id(), 'bert')))
+    model.masks, model.decoder = masks, dataclasses.replace(model.decoder, **changes)
+    config = allocation_gptq_w4a16_g64.get_config()
+    config.update(group_size=16)
+    config.allocation.update(score='loss', bits=6.5)
+    with self.assertRaisesRegex(errors.UserError, f"config.allocation.score is 'loss', and .* has none: {message}"):
+      post_training.check_fit(config, model)
 
   def test_by_the_loss_with_nothing_to_fold(self):
     workdir = launching.folder() / self.id()

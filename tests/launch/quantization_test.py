@@ -81,6 +81,25 @@ class QuantizationTest(absltest.TestCase):
     self.assertCountEqual(decisions['layers/3/attention/o/input']['activation_ranges'], ['low', 'high'])
     self.assertBetween(decisions['head']['round_to_nearest']['relative_error'], 1e-4, 1e-1)
 
+  def test_a_finished_workdir_is_of_one_calibration(self):
+    text = launching.folder() / 'calibration.txt'
+    text.write_text((launching.folder() / 'validation.txt').read_text())
+    flags = [*self.flags, f'--workdir={self.workdir}']
+    self.assertEqual(launching.run('quantize', *flags, f'--calibration={text}').code, 0)
+    read = lambda: [(self.workdir / name).read_bytes() for name in ('results.json', 'jaxquant_manifest.json')]
+    made = read()
+
+    def refused(*others):
+      finished = launching.run('quantize', *flags, *others)
+      self.assertEqual(finished.code, 2, finished)
+      self.assertLen(finished.error.splitlines(), 1)
+      self.assertEqual(read(), made)
+      return finished.error
+
+    self.assertRegex(refused(), r'another configuration: calibration was \[.*calibration.txt.*\] and is now \[\]')
+    text.write_text(text.read_text()[::-1])
+    self.assertIn('calibrated on other tokens, than is there now', refused(f'--calibration={text}'))
+
   def test_kill_loses_the_block_under_way_only(self):
     launch = launching.Launch('quantize', *self.flags, f'--workdir={self.workdir}')
     launch.until((self.workdir / 'blocks' / 'layers.1' / '0').exists)

@@ -6,10 +6,12 @@ import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 from jaxquant.models import staging
 from launch import post_training
 from tests import launching
+from tests import model_directories
 from tests import networks
 from tests import source
 
@@ -24,6 +26,17 @@ def get_rows(windows='8'):
     config.calibration_windows = int(windows)
   rows['eight'].update(weights=8, activations=16)
   return rows
+'''
+_OTHERS = '''
+import sys
+from configs.ptq import rtn_w4a4
+
+
+def get_rows(what):
+  config = rtn_w4a4.get_config()
+  if what != 'exit':
+    return {'number': {1: config}, 'nameless': {'': config}, 'dict': {'row': config.to_dict()}}[what]
+  sys.exit('enough')
 '''
 # A file of rows, and what its get_rows is called with: each kind of model that it is made for.
 _FILES = [(path.stem, argument) for path in sorted((source.ROOT / 'configs' / 'sweeps').glob('*.py')) for argument in {
@@ -116,17 +129,34 @@ class SweepTest(parameterized.TestCase):
       (['--rows=configs/quickstart.py'], 'defines no get_rows()'),
       (['--rows={rows}:many'], "invalid literal for int() with base 10: 'many'"),
       (['--rows={rows}:0'], "row 'rounded': config.calibration_windows is 0; it must be at least 1"),
+      (['--rows={rows}:100000'], "row 'rounded': "),
+      (['--rows={others}:number'], 'returns no configurations by name'),
+      (['--rows={others}:nameless'], 'returns no configurations by name'),
+      (['--rows={others}:dict'], 'returns no configurations by name'),
+      (['--rows={others}:exit'], 'line 10: SystemExit: enough'),
       (['--only=(', ], '--only=( is not a regular expression'),
       (['--only=none'], "leaves none of 3 rows, such as 'rounded'"),
       (['--part=4/3'], '--part=4/3 is not one part of several'),
       (['--length=1'], '--length=1 does not lie between 2'))
   def test_a_mistake_is_one_line(self, flags, message):
-    flags = [flag.format(rows=self.rows) for flag in flags]
+    others = launching.folder() / 'others.py'
+    others.write_text(_OTHERS)
+    flags = [flag.format(rows=self.rows, others=others) for flag in flags]
     finished = launching.run('sweep', *self.flags, f'--workdir={self.workdir}', *flags)
     self.assertEqual(finished.code, 2)
     self.assertIn(message, finished.error)
     self.assertLen(finished.error.splitlines(), 1)
-    self.assertFalse(self.workdir.exists())
+    self.assertFalse((self.workdir / 'results.json').exists())
+
+  def test_a_model_that_is_not_finite_has_no_rows(self):
+    model = model_directories.write(self.workdir / 'llama')
+    arrays = model / 'model.safetensors'
+    arrays.write_bytes(arrays.read_bytes()[:-4] + np.float32(np.nan).tobytes())
+    finished = launching.run('sweep', f'--model={model}', *self.flags[1:], f'--calibration={self.flags[2][7:]}',
+                             f'--workdir={self.workdir / "swept"}')
+    self.assertEqual(finished.code, 4, finished)
+    self.assertIn('non-finite values in ', finished.error)
+    self.assertFalse((self.workdir / 'swept' / 'results.json').exists())
 
 
 class RowsTest(parameterized.TestCase):

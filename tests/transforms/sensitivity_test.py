@@ -67,6 +67,13 @@ def _measure(owned, params, activations):
       [calibrating.batch({'input': x}) for x in activations])
 
 
+class ZeroLossTest(parameterized.TestCase):
+
+  def test_a_loss_without_gradients_is_refused(self):
+    with self.assertRaisesRegex(errors.UserError, 'gradients of the loss are all zero'):
+      _scores(lambda params, batch: 0.0 * _loss(params, batch))
+
+
 class LayerErrorsTest(parameterized.TestCase):
 
   _CLAIM = calibrating.claim('first', 'other', sites=[sites.Site('input', None, ('first', 'other'))])
