@@ -3,9 +3,11 @@
   python -m launch.sweep --model=DIR --rows=configs/sweeps/w4a4.py:opt --text=FILE --workdir=OUT \
     [--only=PATTERN --part=1/4 --length=128 --tasks=FILE_OR_DIR --calibration=FILE]
 
+  python -m launch.sweep --join=OUT1 --join=OUT2 --workdir=ALL
+
 A file of rows defines get_rows(argument), which returns {name: a configuration of launch.quantize}. The model as it is
 comes before them. Interrupted, a sweep goes on with the rows that are not scored yet. A row whose methods refuse the
-model is left out, and named in the end.
+model is left out, and named in the end. `--join` puts parts together, or seeds, whose means and deviations a table has.
 """
 
 import itertools
@@ -27,6 +29,7 @@ from jaxquant.numerics import trees
 from launch import agreement
 from launch import calibration
 from launch import corpora
+from launch import joining
 from launch import model_flags
 from launch import models
 from launch import post_training
@@ -42,6 +45,8 @@ _PART = flags.DEFINE_string(
     'part', '1/1', 'Which of how many launches this is, 2/4 for instance, that share the rows; each has its workdir.')
 _LENGTHS = flags.DEFINE_multi_integer(
     'length', [], 'Tokens of a window to score texts at; several are several datasets. That of training by default.')
+_JOIN = flags.DEFINE_multi_string(
+    'join', [], 'Workdirs of sweeps to put together, instead of measuring: parts of one, or of several seeds.')
 _TASKS = scoring.define_tasks()
 _CALIBRATION = calibration.define_texts()
 _IMPLEMENTATION = scoring.define_implementation()
@@ -59,6 +64,9 @@ def main() -> None:
   """Measures the rows of the flags."""
   started = time.monotonic()
   say = progress.Printer()
+  if _JOIN.value:
+    agreement.agree(lambda: joining.join(_JOIN.value, say))
+    return
   with jax.set_mesh(sharding.data_mesh()):
     model, rows, asked, workdir = agreement.agree(_open)
     results = {'evaluations': [], 'seconds': 0, **agreement.agree(workdir.read_results)}

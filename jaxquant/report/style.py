@@ -54,7 +54,8 @@ table { border-collapse: separate; border-spacing: 0; min-width: 50%; font-size:
 .caption { color: var(--muted); font-size: 13px; margin: 12px 0 0; }
 th, td { padding: 6px 12px; text-align: right; border-bottom: 1px solid var(--edge); white-space: nowrap; }
 thead th { color: var(--muted); font-weight: 600; font-size: 12.5px; vertical-align: bottom; }
-th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6em; max-width: 26em; }
+th.text, td.text { text-align: left; white-space: normal; overflow-wrap: break-word; min-width: 6em; max-width: 26em; }
+table.precision th.text { min-width: min(14em, 40vw); }
 table.precision { width: 100%; }
 table.precision thead th { white-space: normal; max-width: 9em; }
 tbody th { position: sticky; left: 0; background: var(--card); font-weight: 600; }

@@ -93,6 +93,33 @@ class SweepTest(parameterized.TestCase):
     self.assertEqual([line for line in finished.output.splitlines() if line.startswith('row ')], ['row 4/4: eight'])
     self.assertEqual(self.perplexities(self.workdir), self.perplexities(self.straight))
 
+  def test_parts_joined_are_the_whole(self):
+    parts = [f'{self.workdir}-{part}' for part in (1, 2)]
+    for number, part in enumerate(parts, 1):
+      finished = launching.run('sweep', *self.flags, f'--part={number}/2', f'--workdir={part}')
+      self.assertEqual(finished.code, 0, finished.error)
+    joined = [f'--join={part}' for part in parts]
+    finished = launching.run('sweep', *joined, f'--workdir={self.workdir}')
+    self.assertEqual(finished.code, 0, finished.error)
+    self.assertEqual(launching.evaluations(self.workdir), launching.evaluations(self.straight))
+    self.assertIn('fed back', (self.workdir / 'report.html').read_text())
+    results = pathlib.Path(parts[1]) / 'results.json'
+    content = json.loads(results.read_text())
+    content['evaluations'] = [
+        {**each, 'seed': 1, 'perplexity': 2 * each['perplexity']} for each in content['evaluations']]
+    results.write_text(json.dumps(content))
+    finished = launching.run('sweep', *joined, f'--workdir={self.workdir}-seeds')
+    self.assertIn('mean ± sample standard deviation of 2 seeds', finished.output)
+    content['evaluations'][0]['seed'] = 0
+    results.write_text(json.dumps(content))
+    for flags, message in ((joined, 'has another score than those before it for row None of both seed 0'),
+                           ([f'--join={launching.trained()}'], 'is no workdir of a sweep'),
+                           (['--join=nowhere'], 'nowhere/config.json cannot be read')):
+      finished = launching.run('sweep', *flags, f'--workdir={self.workdir}-refused')
+      self.assertEqual(finished.code, 2)
+      self.assertIn(message, finished.error)
+      self.assertLen(finished.error.splitlines(), 1)
+
   def test_a_row_that_is_refused_leaves_the_others(self):
     rows = launching.folder() / 'refused.py'
     rows.write_text(_ROWS.replace('  return rows', """
