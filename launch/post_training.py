@@ -44,7 +44,15 @@ def check_fit(config, model) -> None:
   if (config.calibration_length or 0) > model.decoder.max_length:
     raise errors.UserError(f'config.calibration_length {config.calibration_length} exceeds the model\'s '
                            f'{model.decoder.max_length}')
-  params = jax.eval_shape(lambda tree: prepare(tree, model, config)[0], model.abstract())
+  made = []
+
+  def prepared(tree):
+    params, recipe_of_tree, _ = prepare(tree, model, config)
+    made.append(recipe_of_tree)
+    return params
+
+  params = jax.eval_shape(prepared, model.abstract())
+  made[0].steps(staging.model_sites(model.decoder))
   if (asked := budget(config)) is not None:
     asked.cheapest(params, staging.staged(model.decoder))
     if asked.score == 'loss' and not (model.decoder.head and (model.decoder.causal or model.masks)):

@@ -81,6 +81,14 @@ class QuantizationTest(absltest.TestCase):
     self.assertCountEqual(decisions['layers/3/attention/o/input']['activation_ranges'], ['low', 'high'])
     self.assertBetween(decisions['head']['round_to_nearest']['relative_error'], 1e-4, 1e-1)
 
+  def test_sites_that_a_method_cannot_fold_at_are_refused_before_the_model_is_loaded(self):
+    finished = launching.run('quantize', '--config=configs/ptq/smooth_quant_w8a8.py', *self.flags[1:],
+                             "--config.site_patterns=('nothing',)", f'--workdir={self.workdir}')
+    self.assertEqual(finished.code, 2)
+    self.assertRegex(finished.error, "^smooth_quant: nothing can be folded at any site that site_patterns 'nothing'")
+    self.assertEqual(finished.output, '')
+    self.assertFalse(self.workdir.exists())
+
   def test_a_finished_workdir_is_of_one_calibration(self):
     text = launching.folder() / 'calibration.txt'
     text.write_text((launching.folder() / 'validation.txt').read_text())
