@@ -21,8 +21,6 @@ from kernels.mosaic import configs
 
 DATA = pathlib.Path(__file__).parent / 'data'
 _FEW = 64
-# Blocks of threads that a multiprocessor has registers for.
-_MOST_BLOCKS = 4
 _forced = []
 
 
@@ -164,7 +162,7 @@ def _few(problem: Problem):
     # While one block of a multiprocessor begins or ends, another's memory is in flight.
     ways = [(512, 2)] * plain + [(512, 1)] * (plain or wide) + [(256, 1)]
     several = (_deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, shared=True, copying=False),
-                        (tile_k,), range(2, 9), min(_MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
+                        (tile_k,), range(2, 9), min(configs.MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
                for tile_k, warpgroups in ways)
     found = next(filter(None, several), None)
   elif 2 * blocks <= configs.CORES and tile_m < _FEW and problem.scaled != 32:

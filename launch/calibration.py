@@ -47,11 +47,6 @@ def length(model: Any) -> int:
 
 def batches(token_ids: np.ndarray, windows: int, window_length: int, seed: int) -> list:
   """A sample of windows of `token_ids` in batches of about 16, int32 [sequences, window_length] each."""
-  found = sample(token_ids, windows, window_length, seed)
+  sample = loader.calibration_windows(token_ids, count=windows, length=window_length, seed=seed)
   mesh = sharding.data_mesh()
-  return [sharding.place_whole(mesh, batch) for batch in np.array_split(found, max(1, len(found) // 16))]
-
-
-def sample(token_ids: np.ndarray, windows: int, window_length: int, seed: int) -> np.ndarray:
-  """The same windows, int32 [windows, window_length]; raises `UserError` if there are fewer."""
-  return loader.calibration_windows(token_ids, count=windows, length=window_length, seed=seed)
+  return [sharding.place_whole(mesh, batch) for batch in np.array_split(sample, max(1, len(sample) // 16))]

@@ -23,10 +23,10 @@ def join(paths: Sequence[str], say: progress.Printer) -> None:
     UserError: one is no such workdir, they are of models of different architectures, or have different scores for the
       same row of the same model.
   """
-  read = lambda path, name: workdirs.read_json(pathlib.Path(path) / name)
-  configs, results = ([read(path, name) for path in paths] for name in ('config.json', 'results.json'))
+  configs = [workdirs.read_json(pathlib.Path(path) / 'config.json') for path in paths]
+  results = [workdirs.read_results(pathlib.Path(path)) for path in paths]
   for path, config, result in zip(paths, configs, results):
-    if 'rows' not in config or not isinstance(result.get('evaluations'), list):
+    if 'rows' not in config or 'evaluations' not in result:
       raise errors.UserError(f'--join={path} is no workdir of a sweep')
     if config['model'] != configs[0]['model']:
       raise errors.UserError(f'--join={path} is of a model of another architecture than --join={paths[0]}')

@@ -8,6 +8,7 @@ from jaxquant import errors
 from jaxquant.calibration import driver
 from jaxquant.calibration import memory
 from jaxquant.calibration import stores
+from jaxquant.data import loader
 from jaxquant.evaluation import precisions
 from jaxquant.interop import source as source_lib
 from jaxquant.models import staging
@@ -44,15 +45,9 @@ def check_fit(config, model) -> None:
   if (config.calibration_length or 0) > model.decoder.max_length:
     raise errors.UserError(f'config.calibration_length {config.calibration_length} exceeds the model\'s '
                            f'{model.decoder.max_length}')
-  made = []
-
-  def prepared(tree):
-    params, recipe_of_tree, _ = prepare(tree, model, config)
-    made.append(recipe_of_tree)
-    return params
-
-  params = jax.eval_shape(prepared, model.abstract())
-  made[0].steps(staging.model_sites(model.decoder))
+  tree = model.abstract()
+  params = jax.eval_shape(lambda tree: prepare(tree, model, config)[0], tree)
+  _recipe_of(tree, config).steps(staging.model_sites(model.decoder))
   if (asked := budget(config)) is not None:
     asked.cheapest(params, staging.staged(model.decoder))
     if asked.score == 'loss' and not (model.decoder.head and (model.decoder.causal or model.masks)):
@@ -81,7 +76,7 @@ def prepare(params, model, config):
   if not isinstance(params, stores.Source):
     params = tree = trees.without(params, 'kernel_quantizer')
   mode, learned = _mode(config), trees.inputs(tree)
-  made = recipe(config, None if learned else mode)
+  made = _recipe_of(tree, config)
   if made.weight is not None:
     if not (linears := trees.matching(made.weight_pattern, trees.linears(tree))):
       raise errors.UserError(f'config.weight_pattern {made.weight_pattern!r} matches no linear layer')
@@ -100,6 +95,11 @@ def prepare(params, model, config):
     params = precisions.with_inputs(
         params, learned, precisions.Precision(config.weights, config.activations, mode), learned=True)
   return params, made, learned if mode == 'static' else ()
+
+
+def _recipe_of(tree, config) -> recipes.Recipe:
+  """The recipe for a tree, which keeps the ranges that it has learned."""
+  return recipe(config, None if trees.inputs(tree) else _mode(config))
 
 
 def recipe(config, mode) -> recipes.Recipe:
@@ -145,17 +145,16 @@ def _grid(config, name, key):
 
 def windows(config, model, tokens) -> list:
   """The calibration windows of a configuration, out of int [n] tokens, as `calibration.batches` makes them."""
-  return calibration.batches(tokens, *_sample(config, model))
+  return calibration.batches(tokens, config.calibration_windows, _length(config, model), config.seed)
 
 
 def check_tokens(config, model, tokens) -> None:
   """Raises `UserError` if int [n] tokens hold fewer windows than a configuration asks for."""
-  calibration.sample(tokens, *_sample(config, model))
+  loader.check_windows(len(tokens), config.calibration_windows, _length(config, model))
 
 
-def _sample(config, model):
-  """(how many windows, how long, in which order)."""
-  return config.calibration_windows, config.calibration_length or calibration.length(model), config.seed
+def _length(config, model) -> int:
+  return config.calibration_length or calibration.length(model)
 
 
 def calibrated(params, made: recipes.Recipe, batches, identity: str, model, config, workdir, say):

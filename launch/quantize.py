@@ -74,7 +74,8 @@ def _check_unchanged(workdir, model, run):
   saved = checkpoints.Checkpoints(folder, read_only=True)
   if saved.latest_step() is not None and saved.metadata(saved.latest_step()).get('run') != run:
     raise errors.UserError(
-        f'{folder} was made of another model, or calibrated on other tokens, than is there now: take another workdir')
+        f'{folder} is damaged, or was made of another model or calibrated on other tokens than is there now: take '
+        'another workdir')
 
 
 def _provenance(model, config) -> dict:

@@ -108,17 +108,8 @@ class Workdir:
     write_text(path, ''.join(kept))
 
   def read_results(self) -> dict[str, Any]:
-    """What `results.json` holds, in the process that writes it; empty if there is none.
-
-    Raises:
-      UserError: it is none that a launch has written.
-    """
-    path = self.path / 'results.json'
-    results = read_json(path) if self.writes and path.exists() else {}
-    evaluations = results.get('evaluations', [])
-    if not isinstance(evaluations, list) or not all(isinstance(each, dict) for each in evaluations):
-      raise errors.UserError(f'{path} is none that a launch has written: its evaluations are no list of objects')
-    return results
+    """What `results.json` holds, in the process that writes it; empty if there is none. See `read_results`."""
+    return read_results(self.path) if self.writes and (self.path / 'results.json').exists() else {}
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Replaces `results.json`."""
@@ -180,6 +171,15 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise errors.UserError(f'{path} holds no JSON object')
   return value
+
+
+def read_results(folder: pathlib.Path) -> dict[str, Any]:
+  """What the `results.json` of a workdir holds; raises `UserError` if it is none that a launch has written."""
+  results = read_json(path := folder / 'results.json')
+  evaluations = results.get('evaluations', [])
+  if not isinstance(evaluations, list) or not all(isinstance(each, dict) for each in evaluations):
+    raise errors.UserError(f'{path} is none that a launch has written: its evaluations are no list of objects')
+  return results
 
 
 def _finite(value: Any) -> Any:

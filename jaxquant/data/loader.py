@@ -80,13 +80,18 @@ def calibration_windows(tokens: np.ndarray, *, count: int, length: int, seed: in
   if min(count, length) < 1 or seed < 0:
     raise errors.UserError(
         f'A sample needs count and length of at least 1 and a seed of at least 0, not {count=}, {length=}, {seed=}.')
-  windows = len(tokens) // length
+  shuffled = _shuffled(check_windows(len(tokens), count, length), seed)
+  return _gather(tokens, np.array([shuffled[index] for index in range(count)]), length, length)
+
+
+def check_windows(tokens: int, count: int, length: int) -> int:
+  """How many windows of `length` so many tokens hold; raises `UserError` if they are fewer than `count`."""
+  windows = tokens // length
   if windows < count:
     raise errors.UserError(
-        f'{len(tokens)} tokens hold only {windows} windows of {length} tokens, fewer than the {count} asked for; '
+        f'{tokens} tokens hold only {windows} windows of {length} tokens, fewer than the {count} asked for; '
         'use more text, shorter windows or fewer of them.')
-  shuffled = _shuffled(windows, seed)
-  return _gather(tokens, np.array([shuffled[index] for index in range(count)]), length, length)
+  return windows
 
 
 def _shuffled(windows: int, seed: int) -> grain.MapDataset:

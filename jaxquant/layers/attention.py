@@ -146,8 +146,9 @@ def attend(
 
 
 def _backend(backend: str, q):
-  fused = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-  fused = fused and q.shape[-3] % 2 == 0  # else there is no gradient, and whether one is asked for cannot be seen here
+  # Of an odd number of tokens there is no gradient, and whether one will be asked for cannot be seen here.
+  fused = (q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+           and q.shape[-3] % 2 == 0)
   if backend == 'auto':
     return 'cudnn' if jax.default_backend() == 'gpu' and fused else 'xla'
   return backend

@@ -11,6 +11,8 @@ CORES = 132
 SHARED_MEMORY = 232_448 - 2048
 # Bytes that a multiprocessor has for its blocks, each of which takes some beside its own.
 _OF_MULTIPROCESSOR, _OF_BLOCK = 233_472, 1024 + 2048
+# Blocks of threads that a multiprocessor has registers for.
+MOST_BLOCKS = 4
 # Inputs that a step has at least: a row of operands is contiguous over 64 bytes.
 LEAST_STEP = 64
 

@@ -2,8 +2,9 @@
 
 Computes y^T = W x^T for 64 outputs a block of threads, or 32. The inputs are dealt out in steps to the warpgroups of a
 block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or to `fold` runs
-in the rows of the matrix instruction. Each warpgroup sums its own steps from its own stages; the first one of the
-cluster adds the integers up, which is exact in any order, and stores results from its registers.
+in the rows of the matrix instruction. Each warpgroup sums its own steps from its own stages, which one more copies for
+all, or each for itself; the first one of the cluster adds the integers up, which is exact in any order, and stores
+results from its registers.
 """
 
 import functools

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kernels.mosaic import configs
 
-_MOST_BLOCKS, _MOST_STAGES = 4, 32  # of a multiprocessor; barriers of a block
+_MOST_STAGES = 32  # as many barriers as a block may have
 
 
 def read(codes):
@@ -28,7 +28,7 @@ def read(codes):
   rows = 64 if outputs // 64 > configs.CORES else 32
   size = next(size for size in (256, 128, 64) if width % size == 0)
   steps, blocks = width // size, outputs // rows
-  room = configs.shared_memory_beside(min(_MOST_BLOCKS, -(-blocks // configs.CORES)))
+  room = configs.shared_memory_beside(min(configs.MOST_BLOCKS, -(-blocks // configs.CORES)))
   stages = min(steps, room // (rows * size), _MOST_STAGES)
 
   def kernel(codes_gmem, out_gmem, codes_smem, out_smem, full):

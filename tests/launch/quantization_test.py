@@ -106,7 +106,7 @@ class QuantizationTest(absltest.TestCase):
 
     self.assertRegex(refused(), r'another configuration: calibration was \[.*calibration.txt.*\] and is now \[\]')
     text.write_text(text.read_text()[::-1])
-    self.assertIn('calibrated on other tokens, than is there now', refused(f'--calibration={text}'))
+    self.assertIn('calibrated on other tokens than is there now', refused(f'--calibration={text}'))
 
   def test_kill_loses_the_block_under_way_only(self):
     launch = launching.Launch('quantize', *self.flags, f'--workdir={self.workdir}')
