@@ -6,7 +6,7 @@
 
 Corpus: docs/results.md. Hardware: one NVIDIA H200; 75 to 80 s of training a variant, under two minutes with
 compilation, measurements and evaluation. Reached on books and expo, means of three seeds: a baseline (at 3e-3, its best
-learning rate) of 48.62 and 35.24 at W16A16, `both` of 49.73 and 37.08 at static W4A4, 1.023 and 1.052 times that.
+learning rate) of 48.38 and 34.99 at W16A16, `both` of 49.50 and 36.50 at static W4A4, 1.023 and 1.043 times that.
 """
 
 from launch import settings

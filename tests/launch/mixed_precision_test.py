@@ -65,7 +65,7 @@ class MixedPrecisionTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.straight = launching.folder() / 'mixed'
-    cls.flags = _flags("--config.methods=('awq','gptq')")
+    cls.flags = _flags("--config.methods=('awq','gptq')", '--config.allocation.score=layer_errors')
     cls.finished = launching.run('quantize', *cls.flags, f'--workdir={cls.straight}',
                                  f'--text={launching.folder() / "validation.txt"}')
     if cls.finished.code:
@@ -103,6 +103,7 @@ class MixedPrecisionTest(parameterized.TestCase):
     config = importlib.import_module('configs.ptq.allocation_gptq_w4a16_g64').get_config()
     model = models.find(str(launching.trained()), 'baseline')
     config.update(methods=('awq', 'gptq'), **_OPTIONS)
+    config.allocation.score = 'layer_errors'
     asked, stages = post_training.budget(config), staging.staged(model.decoder)
     folds = post_training.recipe(config, None).folds(staging.model_sites(model.decoder))
     batches = calibration.batches(model.training_tokens(), 8, model.length, seed=0)
@@ -146,13 +147,13 @@ class MixedPrecisionTest(parameterized.TestCase):
     model.masks, model.decoder = masks, dataclasses.replace(model.decoder, **changes)
     config = allocation_gptq_w4a16_g64.get_config()
     config.update(group_size=16)
-    config.allocation.update(score='loss', bits=6.5)
+    config.allocation.bits = 6.5
     with self.assertRaisesRegex(errors.UserError, f"config.allocation.score is 'loss', and .* has none: {message}"):
       post_training.check_fit(config, model)
 
   def test_by_the_loss_with_nothing_to_fold(self):
     workdir = launching.folder() / self.id()
-    flags = _flags("--config.methods=('round_to_nearest',)", '--config.allocation.score=loss')
+    flags = _flags("--config.methods=('round_to_nearest',)")
     finished = launching.run('quantize', *flags, f'--workdir={workdir}')
     self.assertEqual(finished.code, 0, finished)
     self.assert_within_budget(workdir)
