@@ -43,6 +43,12 @@ def launch(main: Callable[[], None]) -> None:
   sys.exit(code)
 
 
+def out_of_memory(error: Exception) -> str | None:
+  """What XLA could not allocate, in a line; None for any other error."""
+  _, found, allocation = str(error).partition('RESOURCE_EXHAUSTED:')
+  return 'out of memory: ' + allocation.strip().partition('\n')[0] if found else None
+
+
 def _parse(argv: list[str]) -> None:
   """Parses all flags; raises `UserError` where absl would raise something of its own, and for what is no flag."""
   app.define_help_flags()
@@ -62,9 +68,8 @@ def _parse(argv: list[str]) -> None:
 def _report(error: Exception, process: int) -> int:
   """Prints a mistake as one line, once for a run that fails in all its processes, or the traceback of a defect."""
   code = getattr(error, 'exit_code', None)
-  if 'RESOURCE_EXHAUSTED' in str(error):
-    code = errors.UserError.exit_code
-    error = f'out of memory: {str(error).partition("RESOURCE_EXHAUSTED:")[2].splitlines()[0].strip()}'
+  if exhausted := out_of_memory(error):
+    code, error = errors.UserError.exit_code, exhausted
     if smaller := ' or '.join(f'--{name}' for name in ('length', 'batch_size') if name in flags.FLAGS):
       error += f'; a smaller {smaller} takes less'
   if code is None:

@@ -7,7 +7,8 @@
 
 A file of rows defines get_rows(argument), which returns {name: a configuration of launch.quantize}. The model as it is
 comes before them. Interrupted, a sweep goes on with the rows that are not scored yet. A row whose methods refuse the
-model is left out, and named in the end. `--join` puts parts together, or seeds, whose means and deviations a table has.
+model, or for which memory does not suffice, is left out, and named in the end. `--join` puts parts together, or seeds,
+whose means and deviations a table has.
 """
 
 import itertools
@@ -81,16 +82,16 @@ def main() -> None:
     for name, number in missing.items():
       say(f'row {number}/{len(rows) + 1}: {name or "the model as it is"}')
       tree, store = params, None
-      if name:
-        try:
+      try:
+        if name:
           tree, store = _quantized(params, rows[name], model, tokens, workdir, say)
-        except (errors.UserError, agreement.Failed) as error:
-          if error.exit_code != errors.UserError.exit_code:
-            raise
-          say.error(f'row {name!r} is left out: {error}')
-          failed.append(name)
-          continue
-      evaluations = evaluations + _scored(tree, name, rows.get(name), model, asked, say)
+        evaluations = evaluations + _scored(tree, name, rows.get(name), model, asked, say)
+      except Exception as error:  # pylint: disable=broad-except
+        if not name or not (reason := _refusal(error)):
+          raise
+        say.error(f'row {name!r} is left out: {reason}')
+        failed.append(name)
+        continue
       results = {'evaluations': evaluations, 'environment': workdirs.environment(),
                  'seconds': seconds + time.monotonic() - started}
       workdir.write_results(results)
@@ -99,6 +100,12 @@ def main() -> None:
   progress.finish(workdir, results, say)
   if failed:
     raise errors.UserError(f'{len(failed)} of {len(rows)} rows were left out, {failed[0]!r} first; see above')
+
+
+def _refusal(error: Exception) -> str | None:
+  """Why a row is left out: its methods refuse the model, or memory does not suffice; None for anything else."""
+  mistake = getattr(error, 'exit_code', None) == errors.UserError.exit_code
+  return str(error) if mistake else runtime.out_of_memory(error)
 
 
 def _tokens(model, rows):
@@ -185,7 +192,8 @@ def _mine(rows: dict[str, Any]) -> dict[str, Any]:
     raise errors.UserError(f'--part={_PART.value} is not one part of several, such as 2/4')
   if not (chosen := chosen[int(part[1]) - 1 :: int(part[2])]):
     raise errors.UserError(
-        f'--only={_ONLY.value} --part={_PART.value} leaves none of {len(rows)} rows, such as {next(iter(rows))!r}')
+        f'--only={_ONLY.value} --part={_PART.value} leaves none of {len(rows)} rows, by whole names such as '
+        f'{next(iter(rows))!r}')
   return {name: rows[name] for name in chosen}
 
 
