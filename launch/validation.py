@@ -64,6 +64,8 @@ _BOUNDS = {
     **{f'{name}.candidates': _Bounds(2) for name, method in methods.METHODS.items()
        if 'candidates' in method.options()},
     'smooth_quant.exponent': _Bounds(0, 1),
+    'gptq.damping': _POSITIVE,
+    'clip_search.least': _Bounds(0, 1, open_high=True),
     'percentile': _Bounds(50, 100, open_low=True),
     'seed': _NOT_NEGATIVE,
 }

@@ -16,10 +16,10 @@ _NOT_NEGATIVE = (
     'optimizer.weight_decay', 'optimizer.range_multiplier', 'optimizer.range_decay', 'kurtosis.weight', 'kure.weight')
 
 
-def _check(key: str, value):
-  config = settings.train()
+def _check(key: str, value, defaults=settings.train):
+  config = defaults()
   config.update_from_flattened_dict({key: value})
-  validation.check(config, settings.train())
+  validation.check(config, defaults())
 
 
 class BoundsTest(parameterized.TestCase):
@@ -35,6 +35,20 @@ class BoundsTest(parameterized.TestCase):
   def test_refused(self, key, value, bounds):
     with self.assertRaisesRegex(errors.UserError, rf'^config\.{key} is {value}; it must be {bounds}$'):
       _check(key, value)
+
+  @parameterized.parameters(('gptq.damping', 0.0), ('gptq.damping', -0.01), ('clip_search.least', 1.0),
+                            ('clip_search.steps', 0), ('smooth_quant.exponent', 1.1), ('gptq.block_size', 0))
+  def test_of_methods_refused(self, key, value):
+    with self.assertRaisesRegex(errors.UserError, rf'^config\.{key} is {value}; it must be '):
+      _check(key, value, settings.quantize)
+
+  @parameterized.parameters(settings.train, settings.quantize)
+  def test_every_number_has_bounds(self, defaults):
+    for key, default in sorted(defaults().to_dict().items()):
+      for name, value in (default.items() if isinstance(default, dict) else [('', default)]):
+        if type(value) in (int, float):
+          with self.subTest(key=key, name=name), self.assertRaises(errors.UserError):
+            _check(f'{key}.{name}'.rstrip('.'), type(value)(-1), defaults)
 
   @parameterized.parameters(
       *((key, 1) for key in _COUNTS), *((key, 0.0) for key in _NOT_NEGATIVE), ('training.keep_best', 0),
