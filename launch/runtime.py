@@ -43,7 +43,12 @@ def launch(main: Callable[[], None]) -> None:
   sys.exit(code)
 
 
-def out_of_memory(error: Exception) -> str | None:
+def mistake(error: Exception) -> str | None:
+  """What a user can mend, a mistake or a lack of memory, said in a line; None for any other error."""
+  return str(error) if getattr(error, 'exit_code', None) == errors.UserError.exit_code else _out_of_memory(error)
+
+
+def _out_of_memory(error: Exception) -> str | None:
   """What XLA could not allocate, in a line; None for any other error."""
   _, found, allocation = str(error).partition('RESOURCE_EXHAUSTED:')
   return 'out of memory: ' + allocation.strip().partition('\n')[0] if found else None
@@ -68,7 +73,7 @@ def _parse(argv: list[str]) -> None:
 def _report(error: Exception, process: int) -> int:
   """Prints a mistake as one line, once for a run that fails in all its processes, or the traceback of a defect."""
   code = getattr(error, 'exit_code', None)
-  if exhausted := out_of_memory(error):
+  if exhausted := _out_of_memory(error):
     code, error = errors.UserError.exit_code, exhausted
     if smaller := ' or '.join(f'--{name}' for name in ('length', 'batch_size') if name in flags.FLAGS):
       error += f'; a smaller {smaller} takes less'

@@ -87,7 +87,7 @@ def main() -> None:
           tree, store = _quantized(params, rows[name], model, tokens, workdir, say)
         evaluations = evaluations + _scored(tree, name, rows.get(name), model, asked, say)
       except Exception as error:  # pylint: disable=broad-except
-        if not name or not (reason := _refusal(error)):
+        if not name or not (reason := runtime.mistake(error)):
           raise
         say.error(f'row {name!r} is left out: {reason}')
         failed.append(name)
@@ -100,12 +100,6 @@ def main() -> None:
   progress.finish(workdir, results, say)
   if failed:
     raise errors.UserError(f'{len(failed)} of {len(rows)} rows were left out, {failed[0]!r} first; see above')
-
-
-def _refusal(error: Exception) -> str | None:
-  """Why a row is left out: its methods refuse the model, or memory does not suffice; None for anything else."""
-  mistake = getattr(error, 'exit_code', None) == errors.UserError.exit_code
-  return str(error) if mistake else runtime.out_of_memory(error)
 
 
 def _tokens(model, rows):

@@ -12,6 +12,8 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from jaxquant import errors
+from launch import agreement
 from launch import runtime
 from tests import launching
 
@@ -327,6 +329,12 @@ class BadInputTest(parameterized.TestCase):
       code = runtime._report(error, 0)  # pylint: disable=protected-access
     self.assertEqual(code, 2)
     self.assertEqual(said.getvalue(), f'out of memory: Out of memory allocating 1 byte.{end}')
+
+  def test_only_a_mistake_or_a_lack_of_memory_can_be_mended(self):
+    for error, reason in ((errors.UserError('no'), 'no'), (agreement.Failed('process 1: no', 2), 'process 1: no'),
+                          (RuntimeError('RESOURCE_EXHAUSTED: Out of memory.\nmore'), 'out of memory: Out of memory.'),
+                          (agreement.Failed('process 1: torn', 3), None), (RuntimeError('INTERNAL: ptxas'), None)):
+      self.assertEqual(runtime.mistake(error), reason)
 
 
 if __name__ == '__main__':

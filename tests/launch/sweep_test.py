@@ -8,11 +8,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from jaxquant import errors
 from jaxquant.models import staging
-from launch import agreement
 from launch import post_training
-from launch import sweep
 from tests import launching
 from tests import model_directories
 from tests import networks
@@ -187,13 +184,6 @@ class SweepTest(parameterized.TestCase):
     self.assertEqual(finished.code, 4, finished)
     self.assertIn('non-finite values in ', finished.error)
     self.assertFalse((self.workdir / 'swept' / 'results.json').exists())
-
-
-  def test_only_a_mistake_or_a_lack_of_memory_leaves_a_row_out(self):
-    for error, reason in ((errors.UserError('no'), 'no'), (agreement.Failed('process 1: no', 2), 'process 1: no'),
-                          (RuntimeError('RESOURCE_EXHAUSTED: Out of memory.\nmore'), 'out of memory: Out of memory.'),
-                          (agreement.Failed('process 1: torn', 3), None), (RuntimeError('INTERNAL: ptxas'), None)):
-      self.assertEqual(sweep._refusal(error), reason)  # pylint: disable=protected-access
 
 
 class RowsTest(parameterized.TestCase):
