@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxquant.calibration import statistics
+from jaxquant.numerics import quantize
 
 
 @statistics.statistic
@@ -23,7 +24,7 @@ class ChannelExtrema:
 
   def observed(self, x) -> 'ChannelExtrema':
     """With the values of `x`."""
-    low, high = (f(x, axis=(0, 1)).astype(jnp.float32) for f in (jnp.min, jnp.max))
+    low, high = quantize.extrema(x.astype(jnp.float32), axis=(0, 1))
     return self.merged(ChannelExtrema(low, high))
 
   def merged(self, other: 'ChannelExtrema') -> 'ChannelExtrema':

@@ -156,8 +156,7 @@ class _Run:
     """One transform on one block: (params, {name: record and decisions})."""
     observe, search = compiled(transform, block)
     if transform.needs_data:
-      if not self.ids:
-        raise errors.UserError('calibration needs at least one batch of tokens')
+      check_batches(self.ids)
       teacher = teacher if transform.needs_teacher else None
       taught = streams['float'] if transform.needs_teacher else self.ids
       batches = [(params, x, ids, teacher, y) for x, ids, y in zip(streams[stream], self.ids, taught, strict=True)]
@@ -201,6 +200,12 @@ class _Run:
     made = {_join(path, name): entry for path, _ in blocks for name, entry in decisions[path].items()}
     self.report(Progress(
         blocks[0][0], work, self.done, self.total, time.monotonic() - self.started, made, warnings or {}))
+
+
+def check_batches(batches: Sequence[Any]) -> None:
+  """Raises `UserError` if there are no batches for a transform that needs one."""
+  if not batches:
+    raise errors.UserError('calibration needs at least one batch of tokens')
 
 
 def merged(first: dict, second: dict) -> dict:

@@ -132,7 +132,8 @@ class _Window:
 
   def _apply(self, transform, path, block):
     params, example = self.current[path], None
-    if transform.needs_data and self.inputs:
+    if transform.needs_data:
+      driver.check_batches(self.inputs)
       x = self.inputs[0]
       ids = jax.ShapeDtypeStruct(x.shape[:1], np.int32)
       teacher = (self.before[path], x) if transform.needs_teacher else (None, ids)

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxquant.numerics import quantize
+
 _SMALLEST, _LARGEST, _BINS = 1e-6, 1e6, 4096
 
 
@@ -29,8 +31,7 @@ def merge(first: Any, second: Any) -> Any:
 
 def _extrema(x, first: int, kept: int):
   """(least, greatest) of `x` over its axes from `first` to all but the last `kept`."""
-  axes = tuple(range(first, x.ndim - kept))
-  return jnp.min(x, axis=axes), jnp.max(x, axis=axes)
+  return quantize.extrema(x, axis=tuple(range(first, x.ndim - kept)))
 
 
 @statistic
@@ -123,15 +124,20 @@ class LogHistogram:
 
   A bin is 0.7 % wide. Magnitudes below the first bin count as the first, those above the last as the last. A count
   holds 4.3e9 elements.
+
+  Attributes:
+    negative, positive: counts, uint32.
+    lost: float32, 0 as long as all values are finite, else NaN: no bin holds the others.
   """
 
   negative: Any
   positive: Any
+  lost: Any
 
   @classmethod
   def empty(cls) -> 'LogHistogram':
     """The statistic of no values."""
-    return cls(jnp.zeros(_BINS, jnp.uint32), jnp.zeros(_BINS, jnp.uint32))
+    return cls(jnp.zeros(_BINS, jnp.uint32), jnp.zeros(_BINS, jnp.uint32), jnp.float32(0))
 
   def observed(self, x) -> 'LogHistogram':
     """With the values of `x`."""
@@ -140,7 +146,8 @@ class LogHistogram:
     bins = jnp.floor(jnp.log(jnp.maximum(jnp.abs(x), _SMALLEST) / _SMALLEST) / width)
     bins = jnp.clip(bins, 0, _BINS - 1).astype(jnp.int32)
     count = lambda mask: jnp.zeros(_BINS, jnp.uint32).at[bins].add(mask.astype(jnp.uint32))
-    return self.merged(LogHistogram(count(x < 0), count(x >= 0)))
+    lost = jnp.where(jnp.all(jnp.isfinite(x)), jnp.float32(0), jnp.nan)
+    return self.merged(LogHistogram(count(x < 0), count(x >= 0), lost))
 
   def merged(self, other: 'LogHistogram') -> 'LogHistogram':
     """With the values of both."""
@@ -151,9 +158,10 @@ class LogHistogram:
     edges = _SMALLEST * (_LARGEST / _SMALLEST) ** ((jnp.arange(_BINS) + 1) / _BINS)
     values = jnp.concatenate([-edges[::-1], edges])
     counts = jnp.concatenate([self.negative[::-1], self.positive]).astype(jnp.float32)
-    below = jnp.cumsum(counts)
-    tail = below[-1] * (1 - percentile / 100)
-    return values[jnp.argmax(below > tail)], values[jnp.argmax(below >= below[-1] - tail)]
+    tail = jnp.sum(counts) * (1 - percentile / 100)
+    # Each end is counted from its own side: beside the sum of all others, a few values would be lost.
+    first = lambda values, counts: values[jnp.argmax(jnp.cumsum(counts) > tail)]
+    return first(values, counts), first(values[::-1], counts[::-1])
 
 
 KINDS = {

@@ -71,6 +71,12 @@ class Batch(NamedTuple):
   activations: dict[str, Any]
   teacher: dict[str, Any] | None = None
 
+  def activation(self, point: str):
+    """That of a tap point; raises `UserError` for one that the block does not observe."""
+    if point not in self.activations:
+      raise errors.UserError(f'{point} is not observed in its block, so nothing is known of it')
+    return self.activations[point]
+
 
 class Transform(NamedTuple):
   """A quantization method on the linears or sites of one block. See the module's docstring.

@@ -24,6 +24,10 @@ from jaxquant.data import tokenizers
 _VERSION = 1
 
 
+class Changed(errors.UserError):
+  """There is a token file of another text, or by another tokenizer."""
+
+
 class TokenFile(NamedTuple):
   """A tokenized corpus.
 
@@ -41,8 +45,8 @@ class TokenFile(NamedTuple):
 
 
 def prepare_files(
-    paths: text_lib.Paths, tokenizer: tokenizers.Tokenizer, path: str | os.PathLike[str], *, field: str = 'text'
-) -> TokenFile:
+    paths: text_lib.Paths, tokenizer: tokenizers.Tokenizer, path: str | os.PathLike[str], *, field: str = 'text',
+    replace: bool = True) -> TokenFile:
   """Tokenizes text files into the token file `path`, unless it was made from the same contents by the same tokenizer.
 
   Args:
@@ -50,9 +54,11 @@ def prepare_files(
     tokenizer: the tokenizer.
     path: the token file, ending in `.npy`; its directory is created.
     field: the JSON field or Parquet column that holds the text.
+    replace: whether a file of other contents or of another tokenizer is made anew.
 
   Raises:
     errors.UserError: a text file has a mistake (see `text.read_documents`), or `path` cannot be written.
+    Changed: the file is not to be replaced.
   """
   text_lib.check_readable(paths)
   paths = text_lib.as_paths(paths)
@@ -61,17 +67,17 @@ def prepare_files(
     with open(source, 'rb') as file:
       digest.update(f'\0{source.suffixes}{source.stat().st_size}\0'.encode())
       digest.update(hashlib.file_digest(file, 'sha256').digest())
-  return _prepare(text_lib.read_documents(paths, field=field), digest, tokenizer, pathlib.Path(path))
+  return _prepare(text_lib.read_documents(paths, field=field), digest, tokenizer, pathlib.Path(path), replace)
 
 
 def prepare_documents(
-    documents: Sequence[str], tokenizer: tokenizers.Tokenizer, path: str | os.PathLike[str]
+    documents: Sequence[str], tokenizer: tokenizers.Tokenizer, path: str | os.PathLike[str], *, replace: bool = True
 ) -> TokenFile:
   """Does for documents in memory what `prepare_files` does for files."""
   digest = hashlib.sha256()
   for document in documents:
     digest.update(hashlib.sha256(document.encode()).digest())
-  return _prepare(documents, digest, tokenizer, pathlib.Path(path))
+  return _prepare(documents, digest, tokenizer, pathlib.Path(path), replace)
 
 
 def load(path: str | os.PathLike[str]) -> TokenFile:
@@ -97,18 +103,21 @@ def load(path: str | os.PathLike[str]) -> TokenFile:
 
 
 def _prepare(
-    documents: Iterable[str], digest: 'hashlib._Hash', tokenizer: tokenizers.Tokenizer, path: pathlib.Path
-) -> TokenFile:
+    documents: Iterable[str], digest: 'hashlib._Hash', tokenizer: tokenizers.Tokenizer, path: pathlib.Path,
+    replace: bool) -> TokenFile:
   if path.suffix != '.npy':
     raise errors.UserError(f'{path}: the name of a token file ends in .npy.')
   digest.update(f'{_VERSION}{tokenizer.fingerprint}'.encode())
   fingerprint = digest.hexdigest()
   try:
     token_file = load(path)
-    if token_file.fingerprint == fingerprint:
-      return token_file
   except errors.UserError as error:
     logging.info('Making a token file: %s', error)
+  else:
+    if token_file.fingerprint == fingerprint:
+      return token_file
+    if not replace:
+      raise Changed(f'{path}: the token file is that of another text or tokenizer.')
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

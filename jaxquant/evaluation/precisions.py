@@ -23,23 +23,26 @@ _NAME = re.compile('W([2-8]|16)A(?:(16)|([2-8]) (static|dynamic))')
 
 
 class Precision(NamedTuple):
-  """Bits of weights and activations; 16 means not quantized, whatever the compute type.
+  """Bits of weights, activations and attention's values; 16 means not quantized, whatever the compute type.
 
   Attributes:
     weights: bits of the kernels' codes; a fraction where it describes kernels that differ.
     activations: bits of the activations' codes.
     mode: `none` without activation codes, `static` ranges, or `dynamic` ones, per token.
+    values: bits of the codes of the values that attention mixes.
   """
 
   weights: float = 16
   activations: int = 16
   mode: str = 'none'
+  values: int = 16
 
   @property
   def name(self) -> str:
-    """`W4A4 static`."""
+    """`W4A4 static`, or `W4A8V4 dynamic`."""
+    values = f'V{self.values}' if self.values < 16 else ''
     suffix = '' if self.mode == 'none' else f' {self.mode}'
-    return f'W{self.weights}A{self.activations}{suffix}'
+    return f'W{self.weights}A{self.activations}{values}{suffix}'
 
 
 def standard(weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:

@@ -112,6 +112,12 @@ def group_count(size: int, group_size: int | None, what: str = 'array') -> int:
   return size // group_size
 
 
+def extrema(x, axis=None):
+  """(least, greatest) of `x` over `axis`, NaN where one of its values is; on CPUs XLA may lose those of many."""
+  lost = jnp.where(jnp.any(jnp.isnan(x), axis=axis), jnp.nan, 0.0).astype(x.dtype)
+  return jnp.min(x, axis=axis) + lost, jnp.max(x, axis=axis) + lost
+
+
 def group_range(
     x, *, axis: int, group_size: int | None = None, per_tensor: bool = False, with_zero: bool = True):
   """Least and greatest value of every group of `x`: float32, `axis` shrunk to the number of groups.
@@ -121,7 +127,7 @@ def group_range(
   if per_tensor and group_size is not None:
     raise errors.UserError(f'one range for the whole tensor excludes groups of {group_size}')
   grouped = split_groups(x.astype(jnp.float32), axis, group_count(x.shape[axis], group_size))
-  low, high = (f(grouped, axis=None if per_tensor else axis) for f in (jnp.min, jnp.max))
+  low, high = extrema(grouped, axis=None if per_tensor else axis)
   if with_zero:
     low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
   return (low.reshape((1,) * x.ndim), high.reshape((1,) * x.ndim)) if per_tensor else (low, high)

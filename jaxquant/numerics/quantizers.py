@@ -243,7 +243,7 @@ def values(codes: Codes):
 
 
 def _range_codes(x, low, high, bits):
-  """Codes of `x` on `2^bits` levels from `low` to `high`, shifted by 2^(bits-1) into int8."""
+  """Codes of `x` on `2^bits` levels from `low` to `high`, shifted by 2^(bits-1) into int8; of NaN, any of them."""
   shift = 2 ** (bits - 1)
   step = (high - low) / (2**bits - 1)
   codes = jnp.round(rounding.range_steps(x, low, high, bits)) - shift

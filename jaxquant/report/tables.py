@@ -15,7 +15,7 @@ METRICS = {'perplexity': False, 'accuracy': True, 'normalized_accuracy': True, '
 FULL_PRECISION = 'W16A16'
 MISSING = '–'
 
-_LABEL = re.compile(r'W(?P<weights>.*?)A(?P<activations>\S*) ?(?P<mode>.*)', re.DOTALL)
+_LABEL = re.compile(r'W(?P<weights>.*?)A(?P<activations>[^\sV]*)(?:V\S*)? ?(?P<mode>.*)', re.DOTALL)
 _MODES = ('', 'static', 'dynamic')
 _PLAIN_METHODS = ('none', 'rtn')
 _DIGITS = 4
@@ -80,7 +80,8 @@ def precision(evaluation: Mapping[str, Any]) -> str:
   """The column of an evaluation, such as 'W16A16' or 'W4A4 static'. Widths left out count as 16 bits."""
   weights, activations = evaluation.get('weights') or 16, evaluation.get('activations') or 16
   mode = evaluation.get('activation_mode') or 'none'
-  label = f'W{weights}A{activations}'
+  values = evaluation.get('values') or 16
+  label = f'W{weights}A{activations}' + (f'V{values}' if records.number(values) < 16 else '')
   # Unquantized activations have no mode, whatever the record says.
   return label if mode == 'none' or records.number(activations) >= 16 else f'{label} {mode}'
 

@@ -66,11 +66,11 @@ def activation_ranges(
     if taken := [site for site in sites if 'quantizer' in (trees.get(params, site) or {})]:
       raise errors.UserError(f'{taken[0]} has a quantizer already; its range would be calibrated on what that puts out')
     grids.check_inputs(claim, params)
-    shape = lambda site: batch.activations[sites_lib.ready(site)].shape[2:] if per_channel else ()
+    shape = lambda site: batch.activation(sites_lib.ready(site)).shape[2:] if per_channel else ()
     return {site: empty(shape=shape(site)) for site in sites}
 
   def observe(state, batch):
-    return {site: state[site].observed(batch.activations[sites_lib.ready(site)]) for site in sites}
+    return {site: state[site].observed(batch.activation(sites_lib.ready(site))) for site in sites}
 
   def search(params, state):
     record = {}

@@ -56,7 +56,7 @@ def adadim(claim: transform.Claim, weight: quantizers.WeightQuantizer, *, tokens
     return {site: scale_search.empty_sample(batch, site, tokens) for site in claim.by_site()}
 
   def observe(state, batch):
-    return {site: sample.observed(batch.activations[site], batch.ids) for site, sample in state.items()}
+    return {site: sample.observed(batch.activation(site), batch.ids) for site, sample in state.items()}
 
   def search(params, state):
     record, decisions, decided = {}, {}, params

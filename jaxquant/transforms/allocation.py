@@ -75,11 +75,15 @@ class Allocation(NamedTuple):
       params = trees.put(params, f'{path}/kernel_quantizer', choice.grid)
     return params
 
+  def grids(self) -> dict[str, str]:
+    """{path: the name of its grid}."""
+    return {path: grids.name(choice.grid) for path, choice in self.choices.items()}
+
   def decisions(self) -> dict[str, dict]:
     """The choices as the decisions of a driver's run are: {path: {'allocation': {'grid', 'bits', 'score'}}}."""
     return {
-        path: {'allocation': {'grid': grids.name(choice.grid), 'bits': choice.bits, 'score': choice.score}}
-        for path, choice in self.choices.items()}
+        path: {'allocation': {'grid': name, 'bits': self.choices[path].bits, 'score': self.choices[path].score}}
+        for path, name in self.grids().items()}
 
   def table(self) -> str:
     """The choices as lines of text, those of the highest scores first, and a line of totals."""
@@ -106,8 +110,8 @@ def allocate(
 
   Raises:
     UserError: no candidates or linears, scores that are not one finite number for each candidate, a group with a path
-      that has no scores or is in another, a budget below the cheapest candidates, a linear that is quantized already,
-      a grid that does not fit its kernel.
+      that has no scores or is in another, a budget below the cheapest candidates or not finite, a linear that is
+      quantized already, a grid that does not fit its kernel.
   """
   if not candidates or not scores:
     raise errors.UserError(f'no {"linears" if candidates else "candidates"} to allocate bits to')
@@ -121,10 +125,14 @@ def allocate(
   groups = _groups(scores, agree)
   summed = lambda table: [[sum(column) for column in zip(*(table[path] for path in group))] for group in groups]
   group_costs = summed(costs)
-  if (least := sum(map(min, group_costs))) > bits * total:
+  if not math.isfinite(bits):
+    raise errors.UserError(f'a budget of {bits} bits per weight is none')
+  # A thousandth of a bit makes up for the rounding of a mean, such as that of an earlier allocation.
+  budget = min(math.floor(bits * total + 1e-3), sum(map(max, group_costs)))
+  if (least := sum(map(min, group_costs))) > budget:
     raise errors.UserError(
         f'a budget of {bits} bits per weight is below {least / total:.4f}, what the cheapest candidates store')
-  solution = knapsack.solve(group_costs, summed(scores), math.floor(bits * total))
+  solution = knapsack.solve(group_costs, summed(scores), budget)
   chosen = {path: index for group, index in zip(groups, solution.choices) for path in group}
   choices = {
       path: Choice(candidates[chosen[path]], costs[path][chosen[path]] / weights[path],
@@ -148,10 +156,11 @@ def sharing(model: sites.StagedModel, paths: Iterable[str]) -> tuple[tuple[str, 
 
 def _stored_bits(params, path, candidate):
   """Bits that the kernel at `path` takes as a QTensor of the grid, an integer."""
-  if 'kernel' not in (trees.get(params, path) or {}):
+  linear = trees.get(params, path)
+  if not isinstance(linear, dict) or 'kernel' not in linear:
     raise errors.UserError(f'{path}: has scores, but is no linear of the tree')
   grid = grids.grid(params, path, candidate)
-  kernel = jax.eval_shape(grid.quantized, trees.get(params, path)['kernel'])
+  kernel = jax.eval_shape(grid.quantized, linear['kernel'])
   return round(kernel.bits_per_value * math.prod(kernel.shape))
 
 

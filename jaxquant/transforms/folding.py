@@ -16,14 +16,16 @@ from jaxquant.numerics import trees
 
 
 def check(params: Any, site: sites.Site) -> None:
-  """Raises `UserError` if nothing can be folded at `site`: no producer, a table, codes, a stale range."""
+  """Raises `UserError` if nothing can be folded at `site`: no such producer, a table, codes, a stale range."""
   if site.producer is None:
     raise errors.UserError(f'{site.name}: there is no norm or linear before it that could take up a scale')
   for path in (site.producer, *site.consumers):
+    if not isinstance(entry := trees.get(params, path), dict):
+      raise errors.UserError(f'{site.name}: there is no norm or linear {path}')
     if trees.is_table(path):
       raise errors.UserError(
           f'{site.name}: {path} is looked up row by row, too, so that a scale of its features would change that')
-    if nodes.is_node(trees.get(params, path).get('kernel')):
+    if nodes.is_node(entry.get('kernel')):
       raise errors.UserError(f'{path}: holds integer codes already; scales are folded into float kernels')
   for path in (*site.through, site.name, *(f'{consumer}/input' for consumer in site.consumers)):
     specification = trees.get(params, path) or {}

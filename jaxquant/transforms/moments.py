@@ -38,9 +38,7 @@ def empty(claim: transform.Claim, params: Any, batch: transform.Batch) -> dict[s
   """
   state = {}
   for point, linears in points(claim, params).items():
-    if point not in batch.activations:
-      raise errors.UserError(f'{linears[0]}: its input {point} is not observed, so nothing is known of it')
-    features = batch.activations[point].shape[-1]
+    features = batch.activation(point).shape[-1]
     for path in linears:
       shape = trees.get(params, path)['kernel'].shape
       if shape[:-1] != (features,):
@@ -53,7 +51,7 @@ def empty(claim: transform.Claim, params: Any, batch: transform.Batch) -> dict[s
 
 def observe(state: dict[str, channels.SecondMoment], batch: transform.Batch) -> dict[str, channels.SecondMoment]:
   """The state with the activations of `batch`: the `observe` of a transform."""
-  return {point: moment.observed(batch.activations[point]) for point, moment in state.items()}
+  return {point: moment.observed(batch.activation(point)) for point, moment in state.items()}
 
 
 def relative(error, total):

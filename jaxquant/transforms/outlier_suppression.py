@@ -51,13 +51,13 @@ def outlier_suppression(
     for site in claim.sites:
       folding.check(params, site)
     return {site.name: {
-        'extrema': channels.ChannelExtrema.empty(batch.activations[site.name].shape[-1]),
+        'extrema': channels.ChannelExtrema.empty(batch.activation(site.name).shape[-1]),
         'sample': scale_search.empty_sample(batch, site.name, tokens)} for site in claim.sites}
 
   def observe(state, batch):
     return {name: {
-        'extrema': entry['extrema'].observed(batch.activations[name]),
-        'sample': entry['sample'].observed(batch.activations[name], batch.ids)} for name, entry in state.items()}
+        'extrema': entry['extrema'].observed(batch.activation(name)),
+        'sample': entry['sample'].observed(batch.activation(name), batch.ids)} for name, entry in state.items()}
 
   def search(params, state):
     record = {}

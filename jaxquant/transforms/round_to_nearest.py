@@ -34,6 +34,7 @@ def round_linears(params: Any, paths: Sequence[str], weight: quantizers.WeightQu
   for path in paths:
     kernel = trees.get(params, path)['kernel']
     rounded = grids.grid(params, path, weight).quantized(kernel)
+    kernel = kernel.astype(jnp.float32)  # in 16 bits, a sum of squares may overflow
     error = jnp.sum((quantize.dequantize(rounded) - kernel) ** 2)
     record[path] = {'relative_error': error / jnp.maximum(jnp.sum(kernel**2), jnp.finfo(jnp.float32).tiny)}
     params = grids.put_kernel(params, path, rounded)

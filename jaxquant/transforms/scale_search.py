@@ -29,7 +29,7 @@ def empty_sample(batch: transform.Batch, site: str, tokens: int) -> samples.Sequ
 
   A hundred candidates cost less than a pass over the calibration set that way, whatever the length of its sequences.
   """
-  activation = batch.activations[site]
+  activation = batch.activation(site)
   return samples.SequenceSample.empty(max(1, tokens // activation.shape[1]), activation.shape[1:], activation.dtype)
 
 
@@ -123,7 +123,7 @@ def fold_powers(
       folding.check(params, site)
       for path in site.consumers if weight else ():
         weight.check(trees.get(params, path)['kernel'].shape, path)
-      state[site.name] = {'magnitude': kind.empty(batch.activations[site.name].shape[-1])}
+      state[site.name] = {'magnitude': kind.empty(batch.activation(site.name).shape[-1])}
       if searched:
         state[site.name]['sample'] = empty_sample(batch, site.name, tokens)
     return state
@@ -131,7 +131,7 @@ def fold_powers(
   def observe(state, batch):
     new = {}
     for name, entry in state.items():
-      x = batch.activations[name]
+      x = batch.activation(name)
       new[name] = {'magnitude': entry['magnitude'].observed(x)}
       if searched:
         new[name]['sample'] = entry['sample'].observed(x, batch.ids)

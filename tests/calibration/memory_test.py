@@ -23,6 +23,7 @@ from jaxquant.models import validate
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.transforms import gptq
 from jaxquant.transforms import round_to_nearest
 from tests import networks
 
@@ -190,6 +191,11 @@ class RefusalsTest(parameterized.TestCase):
     self.assertEqual(
         str(memory.Estimate({'model': 2_500_000_000, 'statistics': 0, 'streams': 12_000_000})),
         'at least 2.51 GB a device: model 2.50 GB, streams 12.00 MB')
+
+  def test_no_batches_where_statistics_are_needed(self):
+    rules = [('layers/.*', functools.partial(gptq.gptq, weight=quantizers.WeightQuantizer(formats.IntFormat(4))))]
+    with self.assertRaisesRegex(errors.UserError, 'calibration needs at least one batch of tokens'):
+      _estimate(driver.Step('linears', rules, every=False), batches=[])
 
   def test_mistakes_that_shapes_tell_are_raised(self):
     grid = quantizers.WeightQuantizer(formats.IntFormat(4), group_size=5)

@@ -96,6 +96,21 @@ class RangesTest(parameterized.TestCase):
       below, above = (np.percentile(x, share, method=method) for method in ('lower', 'higher'))
       self.assertBetween(float(got), below - abs(below) * (_BIN - 1), above + abs(above) * (_BIN - 1))
 
+  def test_the_tail_of_many_values_is_counted_from_its_own_end(self):
+    """In float32, a sum of 1e9 no longer grows by a few."""
+    once = _of('percentile', jnp.array([[[-1000.0] * 8 + [1000.0] * 8 + [1.0]]]))
+    many = once.positive.at[jnp.argmax(once.positive)].set(10**9)  # the bin of 1, which is the lower one
+    low, high = statistics.LogHistogram(once.negative, many, once.lost).ends(100)
+    np.testing.assert_allclose((low, high), (-1000, 1000), rtol=_BIN - 1)
+
+  @parameterized.product(kind=[*statistics.KINDS], value=[np.nan, np.inf, -np.inf], shape=[(2, 3, 4), (8, 32, 64)])
+  def test_what_is_not_finite_does_not_get_lost(self, kind, value, shape):
+    """Of many values, XLA's least and greatest on a CPU leave NaN out."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x[1, 2, 3] = value
+    statistic = _of(kind, jnp.asarray(x))
+    self.assertFalse(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(statistic)))
+
   def test_percentiles_of_one_sign(self):
     x = np.random.default_rng(3).uniform(2, 5, (2, 50, 10)).astype(np.float32)
     for sign in (1, -1):

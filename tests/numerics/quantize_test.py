@@ -172,6 +172,13 @@ class QuantizeTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'layers/0/q: group size 5 does not divide 12'):
       quantize.group_count(12, 5, 'layers/0/q')
 
+  @parameterized.product(shape=[(4, 8), (256, 64)], axis=[None, 0, 1])
+  def test_extrema_are_those_of_numpy_and_keep_what_is_no_number(self, shape, axis):
+    x = np.array(_random(*shape))
+    np.testing.assert_array_equal(quantize.extrema(jnp.asarray(x), axis), (x.min(axis), x.max(axis)))
+    x[1, 2] = np.nan
+    np.testing.assert_array_equal(jax.jit(quantize.extrema, static_argnums=1)(x, axis), (x.min(axis), x.max(axis)))
+
   def test_refuses_groups_within_one_range(self):
     with self.assertRaisesRegex(errors.UserError, 'excludes groups of 4'):
       quantize.quantize(_random(12, 4), formats.IntFormat(4), group_size=4, per_tensor=True)

@@ -175,6 +175,20 @@ class AllocationTest(parameterized.TestCase):
     self.assertStartsWith(lines[-1], '5 linears')
     self.assertIn(f'{found.bits:.3f}  {found.score:.4g}', lines[-1])
 
+  @parameterized.parameters(*range(20))
+  def test_the_bits_of_an_allocation_are_a_budget_that_it_keeps_to(self, seed):
+    """Though they are a mean, which is rounded."""
+    rng = np.random.default_rng(seed)
+    shape = lambda: (8 * int(rng.integers(1, 999)), int(rng.integers(1, 999)))
+    params = {name: {'kernel': jax.ShapeDtypeStruct(shape(), jnp.float32)} for name in 'abc'}
+    candidates = [quantizers.WeightQuantizer(formats.IntFormat(bits)) for bits in (4, 8)]
+    scores = {name: (1.0, float(rng.random())) for name in params}
+    least = allocation.allocate(params, {name: (0.0, 0.0) for name in params}, candidates[:1] * 2, 1e300)
+    for bits in (least.bits, 5.0, 1e300):
+      found = allocation.allocate(params, scores, candidates, bits)
+      again = allocation.allocate(params, scores, candidates, found.bits)
+      self.assertEqual(again.choices, found.choices)
+
   def test_refusals(self):
     scores = _random_scores(0)
     quantized = trees.put(_tree(), 'b/kernel', jax.eval_shape(_INT4.quantized, jnp.ones((32, 24))))
@@ -182,10 +196,12 @@ class AllocationTest(parameterized.TestCase):
         ('^no candidates to allocate bits to$', {'candidates': ()}),
         ('^no linears to allocate bits to$', {'scores': {}}),
         ('^a budget of 2.5 bits per weight is below 3.3846, what the cheapest candidates store$', {'bits': 2.5}),
+        ('^a budget of inf bits per weight is none$', {'bits': np.inf}),
         ('^b: already quantized to int4$', {'params': quantized}),
         ('^b: needs a finite score for each of 5 candidates, not ', {'scores': {**scores, 'b': (1.0, 2.0)}}),
         ('^b: needs a finite score ', {'scores': {**scores, 'b': (1.0, 2.0, np.nan, 1.0, 1.0)}}),
         ('^d: has scores, but is no linear of the tree$', {'scores': {**scores, 'd': scores['b']}}),
+        ('^b/kernel: has scores, but is no linear', {'scores': {**scores, 'b/kernel': scores['b']}}),
         ('^d: is to agree with others, but has no scores$', {'agree': [('b', 'd')]}),
         ('^b: is in two groups of linears that are to agree$', {'agree': [('b', 'c'), ('a/q', 'b')]})]
     for message, options in cases:

@@ -156,7 +156,7 @@ class RefusalsTest(parameterized.TestCase):
        'input: holds a quantizer already, which a fold would make wrong; fold first'),
       ([('value/quantizer', quantizers.ClipQuantizer(jnp.float32(-1), jnp.float32(1), 4))], 'norm',
        'value: holds a quantizer already'),
-      ([], None, 'input: there is no norm or linear before it'))
+      ([], None, 'input: there is no norm or linear before it'), ([], 'nrom', 'input: there is no norm or linear nrom'))
   def test_what_a_fold_would_break(self, changes, producer, message):
     codes = quantize.quantize(jnp.ones((4, 4)), formats.IntFormat(4))
     changes = [(path, codes if isinstance(value, str) else value) for path, value in changes]

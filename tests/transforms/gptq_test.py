@@ -273,7 +273,7 @@ class GptqTest(parameterized.TestCase):
       want = _definition(_kernel(), x.T @ x / len(x), _grid())[0]
       np.testing.assert_array_equal(rounded[name]['kernel'].unpacked(), want)
     unobserved = {point: x for point, x in batch.activations.items() if '/k/' not in point}
-    with self.assertRaisesRegex(errors.UserError, '^attention/k: its input .*/k/quantized_input is not observed'):
+    with self.assertRaisesRegex(errors.UserError, '^attention/k/quantized_input is not observed'):
       _apply(params, 'q', 'k', batches=[batch._replace(activations=unobserved)])
 
   def test_takes_grids_from_the_tree_each_its_own(self):

@@ -79,6 +79,12 @@ class RoundToNearestTest(parameterized.TestCase):
     self.assertEqual(record['mlp/zero']['relative_error'], 0)
     np.testing.assert_array_equal(quantize.dequantize(params['zero']['kernel']), 0)
 
+  def test_the_error_of_a_kernel_of_16_bits_does_not_overflow(self):
+    kernel = 3 * jax.random.normal(jax.random.key(0), (256, 64))
+    errors_of = [_rounded('up', params={'mlp': {'up': {'kernel': kernel.astype(dtype)}}})[1]['mlp/up']['relative_error']
+                 for dtype in (jnp.float32, jnp.float16)]
+    np.testing.assert_allclose(*errors_of, rtol=1e-2)
+
   def test_refuses_by_path_what_it_cannot_round(self):
     twice = {'mlp': {'up': {'kernel': quantize.quantize(jnp.ones((16, 8)), formats.IntFormat(3))}}}
     with self.assertRaisesRegex(errors.UserError, '^mlp/up: already quantized to int3$'):
