@@ -26,6 +26,8 @@ def main(name: str, benchmark) -> None:
     asked = f'there is no benchmark {name!r}' if name else 'which benchmark'
     raise errors.UserError(f'{asked}; there are {", ".join(_BENCHMARKS)}')
   from launch import workdir  # pylint: disable=g-import-not-at-top; so that --help needs no JAX
+  if _OUTPUT.value and not (folder := pathlib.Path(_OUTPUT.value).parent).is_dir():
+    raise errors.UserError(f'--output={_OUTPUT.value}: there is no directory {folder}')
   result = benchmark.run()
   if _OUTPUT.value:
     workdir.write_json(pathlib.Path(_OUTPUT.value), result)

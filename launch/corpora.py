@@ -111,10 +111,15 @@ def _prepare(data, tokenizer, vocabulary, folder, path):
     made.save(partial)
     os.replace(partial, saved)
   loaded = tokenizers.Tokenizer.load(saved)
-  if _sources(data.train) == (STANDARD_LIBRARY,):
-    token_file.prepare_documents(documents(), loaded, path)
-  else:
-    token_file.prepare_files(_sources(data.train), loaded, path, field=data.field)
+  # What a model was trained on stays: calibrations read it.
+  replace = not any(step.name.isdecimal() for step in folder.glob('checkpoints/*/*'))
+  try:
+    if _sources(data.train) == (STANDARD_LIBRARY,):
+      token_file.prepare_documents(documents(), loaded, path, replace=replace)
+    else:
+      token_file.prepare_files(_sources(data.train), loaded, path, field=data.field, replace=replace)
+  except token_file.Changed:
+    raise errors.UserError(f'config.data.train is another text than {folder} was trained on so far') from None
 
 
 def _load(data, folder, path, batch_tokens) -> Corpus:

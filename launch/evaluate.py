@@ -52,19 +52,20 @@ def main() -> None:
   say = progress.Printer()
   with jax.set_mesh(sharding.data_mesh()):
     model, encoded, length, asked, workdir = agreement.agree(_open)
-    params, description = model.load(say.error)
+    params, description = model.load()
     say(description)
     texts, batch_size = model_flags.texts(model.tokenizer()), _BATCH.value or min(
         32, max(1, batching.BATCH_TOKENS // length))
-    evaluations = []
+    results = {'evaluations': [], 'environment': workdirs.environment()}
     for precision, tree in _trials(params, model, asked, say):
       tree = device_kernels.prepared(tree, _IMPLEMENTATION.value)
       options = {'precision': precision, 'length': length, 'implementation': _IMPLEMENTATION.value}
-      evaluations += [scoring.evaluate(tree, model, text, say, batch_size=batch_size, **options) for text in texts]
-      evaluations += [scoring.evaluate_task(
+      results['evaluations'] += [
+          scoring.evaluate(tree, model, text, say, batch_size=batch_size, **options) for text in texts]
+      results['evaluations'] += [scoring.evaluate_task(
           tree, model, task, pairs, say, batch_tokens=batch_size * length, **options) for task, pairs in encoded]
-  results = {'evaluations': evaluations, 'environment': workdirs.environment(),
-             'seconds': time.monotonic() - started}
+      results['seconds'] = time.monotonic() - started
+      workdir.write_results(results)
   progress.finish(workdir, results, say)
 
 
@@ -118,11 +119,13 @@ def _trials(params, model, asked, say) -> Iterator[tuple[precisions.Precision, d
   if not asked:
     yield scoring.described(params), params
     return
-  learned, batches, static = bool(trees.inputs(params)), None, {}
+  learned, static = bool(trees.inputs(params)), {}
+  calibrates = lambda precision: precision.mode == 'static' and not learned
+  # At once: what is wrong with the windows is better said before anything is scored.
+  batches = _batches(model, say) if any(map(calibrates, asked)) else None
   for precision in asked:
     tree, bits = params, precision.activations
-    if precision.mode == 'static' and not learned:
-      batches = batches or _batches(model, say)
+    if calibrates(precision):
       if bits not in static:
         static[bits] = model.quantization.calibrated(params, model.decoder, batches, bits)
       tree = static[bits]

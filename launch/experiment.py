@@ -122,8 +122,8 @@ class Experiment:
         raise errors.UserError(f'config.{key} is {values}: name at least one, and none twice')
       if known and (unknown := [value for value in values if value not in known]):
         raise errors.UserError(f'config.{key}: there is no {unknown[0]!r}, only {", ".join(known)}')
-    if min(config.seeds) < 0:
-      raise errors.UserError(f'config.seeds: {min(config.seeds)} is negative')
+    if config.init_variant and not config.init_from:
+      raise errors.UserError(f'config.init_variant is {config.init_variant!r}, but config.init_from names no model')
     scoring.check_implementation(config.evaluation.implementation, 'config.evaluation.implementation')
     devices, options = self.mesh.devices.size, config.training
     if options.batch_size % (devices * options.microbatches):

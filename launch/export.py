@@ -36,7 +36,7 @@ def main() -> None:
   with jax.set_mesh(sharding.data_mesh()):
     model = model_flags.model(to_be_written=True)
     origin = model.origin()
-    params, description = model.load(say.error)
+    params, description = model.load()
     say(description)
     path = writing.write(
         _OUTPUT.value, params, origin, _FORMAT.value, dtype=_DTYPE.value, provenance=model.provenance(),

@@ -26,7 +26,7 @@ class Imported:
     masks: whether its tokenizer names the token that hides others from an encoder.
   """
 
-  imported, variant, seed, step, saved_step = True, 'imported', 0, None, None
+  imported, variant, seed, step = True, 'imported', 0, None
 
   def __init__(self, path: str, fully_sharded: bool = False):
     """Checks configuration, tensors and tokenizer.
@@ -60,18 +60,16 @@ class Imported:
     """Whether others have quantized it."""
     return self._source.quantized is not None
 
-  def load(self, report=None) -> tuple[dict, str]:
+  def load(self) -> tuple[dict, str]:
     """(the whole tree, a description)."""
-    del report
     return self._source.whole(), self._description
 
   def abstract(self) -> dict:
     """The tree as shapes."""
     return self._source.abstract()
 
-  def blocks(self, report=None) -> tuple[source.DirectorySource, str]:
+  def blocks(self) -> tuple[source.DirectorySource, str]:
     """(what loads the tree block by block, a description)."""
-    del report
     return self._source, self._description
 
   def tokenizer(self) -> tokenizers.Tokenizer:

@@ -10,6 +10,7 @@ from launch import runtime
 from launch import workdir as workdirs
 
 _SCORE = ('row', 'variant', 'seed', 'dataset')  # what tells one from another
+_ALIKE = ('lengths', 'calibration', 'implementation', 'training')  # keys of a sweep's configuration
 
 
 def join(paths: Sequence[str], say: progress.Printer) -> None:
@@ -20,16 +21,12 @@ def join(paths: Sequence[str], say: progress.Printer) -> None:
     say: prints.
 
   Raises:
-    UserError: one is no such workdir, they are of models of different architectures, or have different scores for the
-      same row of the same model.
+    UserError: one is no such workdir, they are of models of different architectures, were measured otherwise, or have
+      different configurations of a row, or different scores of it for the same model.
   """
   configs = [workdirs.read_json(pathlib.Path(path) / 'config.json') for path in paths]
   results = [workdirs.read_results(pathlib.Path(path)) for path in paths]
-  for path, config, result in zip(paths, configs, results):
-    if 'rows' not in config or 'evaluations' not in result:
-      raise errors.UserError(f'--join={path} is no workdir of a sweep')
-    if config['model'] != configs[0]['model']:
-      raise errors.UserError(f'--join={path} is of a model of another architecture than --join={paths[0]}')
+  _check(paths, configs, results, say)
   found = {}
   for path, evaluation in ((path, each) for path, result in zip(paths, results) for each in result['evaluations']):
     key = tuple(evaluation.get(name) for name in _SCORE)
@@ -45,3 +42,24 @@ def join(paths: Sequence[str], say: progress.Printer) -> None:
   progress.finish(workdir, {
       'evaluations': evaluations, 'environment': results[0]['environment'],
       'seconds': sum(result['seconds'] for result in results)}, say)
+
+
+def _check(paths, configs, results, say) -> None:
+  """Raises `UserError` for what cannot be put together, and says which rows have no scores."""
+  rows = {}
+  for path, config, result in zip(paths, configs, results):
+    if not isinstance(config.get('rows'), dict) or not {'evaluations', 'environment', 'seconds'} <= set(result):
+      raise errors.UserError(f'--join={path} is no workdir of a sweep')
+    if config['model'] != configs[0]['model']:
+      raise errors.UserError(f'--join={path} is of a model of another architecture than --join={paths[0]}')
+    for key in _ALIKE:
+      if config.get(key) != configs[0].get(key):
+        raise errors.UserError(f'--join={path} was measured with {key} {config.get(key)!r}, --join={paths[0]} with '
+                               f'{configs[0].get(key)!r}')
+    for name, row in config['rows'].items():
+      if rows.setdefault(name, row) != row:
+        raise errors.UserError(f'--join={path} has another configuration than those before it for row {name!r}')
+    scored = {evaluation.get('row') for evaluation in result['evaluations']}
+    if lacking := [name for name in config['rows'] if name not in scored]:
+      say.error(f'--join={path} has no scores of row {lacking[0]!r}' + (
+          f', nor of {len(lacking) - 1} others' if lacking[1:] else ''))

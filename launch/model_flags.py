@@ -48,7 +48,7 @@ def model(to_be_written: bool = False) -> models.Model:
 
 def source(found: models.Model) -> dict[str, Any]:
   """JSON values: which model it is."""
-  return {'workdir': str(found.path), 'variant': found.variant, 'seed': found.seed, 'step': found.saved_step}
+  return {'workdir': str(found.path), 'variant': found.variant, 'seed': found.seed, 'step': found.step}
 
 
 def text_names() -> list[str]:

@@ -22,8 +22,7 @@ class Model(Protocol):
   Attributes:
     path: its directory.
     imported: whether that is not a workdir, so that nothing is known of what it was trained on.
-    variant, seed, step: which of the models there; a step of None is the newest, and `saved_step` its number as it is
-      now, None where there are no steps.
+    variant, seed, step: which of the models there; None where there are no steps.
     masks: whether it is known which token hides others from it, as far as it is an encoder.
     decoder: the architecture; `architecture`: the same as JSON values.
     length: tokens of a window unless told otherwise: of the sequences that it was trained on, or its context length.
@@ -38,7 +37,6 @@ class Model(Protocol):
   variant: str
   seed: int
   step: int | None
-  saved_step: int | None
   decoder: model_config.TransformerConfig
   architecture: dict[str, Any]
   length: int
@@ -49,10 +47,10 @@ class Model(Protocol):
   def abstract(self) -> dict:
     """The tree as shapes, as far as it is known before it is loaded."""
 
-  def load(self, report=None) -> tuple[dict, str]:
+  def load(self) -> tuple[dict, str]:
     """(the tree, a description of it for the user)."""
 
-  def blocks(self, report=None) -> tuple[dict | stores.Source, str]:
+  def blocks(self) -> tuple[dict | stores.Source, str]:
     """The same for the calibration driver: a source that loads block by block where the model allows it."""
 
   def tokenizer(self) -> tokenizers.Tokenizer:

@@ -1,6 +1,7 @@
 """Post-training quantization as a configuration of `launch.quantize` asks for it: checked against a model, and run."""
 
 import dataclasses
+import json
 
 import jax
 
@@ -26,6 +27,7 @@ from launch import settings
 from launch import validation
 
 _AXES = {'inputs': -2, 'outputs': -1}
+_OF_DYNAMIC = 'activation_kind', 'activation_group_size', 'activation_per_tensor'
 
 
 def check(config) -> None:
@@ -34,6 +36,17 @@ def check(config) -> None:
   if config.activation_mode not in precisions.MODES:
     raise errors.UserError(f'config.activation_mode is {config.activation_mode!r}; '
                            f'there are {", ".join(precisions.MODES)}')
+  if config.activation_mode == 'none' and config.activations < 16:
+    raise errors.UserError(f'config.activation_mode is \'none\' and config.activations is {config.activations}: '
+                           'activations that are not quantized have 16 bits')
+  try:
+    formats.parse(f'{config.activation_kind}8')
+  except errors.UserError as error:
+    raise errors.UserError(f'config.activation_kind is {config.activation_kind!r}: {error}') from None
+  for key in _OF_DYNAMIC if _mode(config) == 'static' else ():
+    if config[key] != (default := settings.quantize()[key]):
+      raise errors.UserError(f'config.{key} is {config[key]!r}, which is for dynamic activations; static ones have '
+                             f'{default!r}')
   if config.group_along not in _AXES:
     raise errors.UserError(f'config.group_along is {config.group_along!r}; there are {", ".join(_AXES)}')
 
@@ -185,7 +198,7 @@ def calibrated(params, made: recipes.Recipe, batches, identity: str, model, conf
   workdir.drop_records_after(0, model.variant, model.seed)
   log = lambda record: workdir.log({'variant': model.variant, 'seed': model.seed, **record})
 
-  def run(params, steps, folder, done):
+  def run(params, steps, folder, done, identity=identity):
     store = block_store.BlockStore(folder, identity, say.error)
     return driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say, log, done)), store
 
@@ -197,7 +210,9 @@ def calibrated(params, made: recipes.Recipe, batches, identity: str, model, conf
     folded, _ = run(params, runs[0][1], workdir.blocks / 'scored', 'scored' if asked.steps() else 'folded')
   chosen, decisions = asked.allocate(folded, model.decoder, batches)
   say(f'bits by {asked.score}, at most {asked.bits} stored per weight:\n{chosen.table()}')
-  result, store = run(chosen.written(folded.params), runs[1][1], workdir.blocks, 'calibrated')
+  # Scores that differ in a last bit may choose otherwise; blocks that were rounded to other grids are none of this run.
+  result, store = run(chosen.written(folded.params), runs[1][1], workdir.blocks, 'calibrated',
+                      json.dumps([identity, chosen.grids()]))
   return result._replace(decisions=driver.merged(decisions, result.decisions)), store
 
 

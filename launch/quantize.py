@@ -1,9 +1,10 @@
-"""Quantizes a trained model and saves it as packed integer codes. Interrupted, it continues behind the last block.
+"""Quantizes a trained model and saves it as packed integer codes.
 
   python -m launch.quantize --model=DIR --config=configs/ptq/rtn_w4a4.py --workdir=OUT \
     [--calibration=FILE] [--text=FILE]
 
-The model is a workdir, or a Hugging Face directory; the blocks of the latter are loaded one at a time.
+The model is a workdir, or a Hugging Face directory; the blocks of the latter are loaded one at a time. Interrupted, the
+same command continues behind the last block; finished, it scores other texts.
 """
 
 import time
@@ -11,9 +12,11 @@ import time
 import jax
 
 from jaxquant import errors
+from jaxquant.calibration import driver
 from jaxquant.interop import manifest
 from jaxquant.layers import sharding
 from jaxquant.numerics import trees
+from jaxquant.training import block_store
 from jaxquant.training import checkpoints
 from launch import agreement
 from launch import calibration
@@ -36,23 +39,33 @@ def main() -> None:
   config = config_flag.value('configs/ptq/rtn_w4a4.py')
   with jax.set_mesh(sharding.data_mesh()):
     model, workdir = agreement.agree(lambda: _open(config))
-    loaded, description = model.blocks(say.error)
+    loaded, description = model.blocks()
     params, recipe, learned = post_training.prepare(loaded, model, config)
     say(description + (f'; {len(learned)} sites keep their learned ranges' if learned else ''))
     texts = model_flags.texts(model.tokenizer())
     batches = post_training.windows(config, model, calibration.tokens(_CALIBRATION.value, model))
     run = post_training.fingerprint(params, batches, model, config)
-    agreement.agree(lambda: _check_unchanged(workdir, model, run))
-    result, store = post_training.calibrated(params, recipe, batches, run, model, config, workdir, say)
-    workdir.write_decisions(result.decisions)
+    decisions = agreement.agree(lambda: _finished(workdir, model, run))
+    if decisions is not None:
+      folder = workdir.checkpoints(model.variant, model.seed)
+      result = driver.Result(checkpoints.load_params(folder).state['params'], decisions)
+      store = block_store.BlockStore(workdir.blocks, run)
+      say(f'restored {folder}')
+    else:
+      result, store = post_training.calibrated(params, recipe, batches, run, model, config, workdir, say)
+      workdir.write_decisions(result.decisions)
     _save(workdir, model, result, {'run': run, **_provenance(model, config)}, say)
-    evaluations = [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))
-                   for text in texts]
+    earlier = agreement.agree(workdir.read_results)
+    names = model_flags.text_names()
+    evaluations = [entry for entry in earlier.get('evaluations', ()) if entry['dataset'] not in names]
+    evaluations += [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))
+                    for text in texts]
   sizes = {'float32': 4 * trees.size(post_training.abstract(loaded)), 'stored': scoring.stored_bytes(result.params)}
   say(f'{sizes["stored"] / 1e6:.2f} MB, in float32 {sizes["float32"] / 1e6:.2f} MB')
   progress.finish(workdir, {
       'evaluations': evaluations, 'bytes': sizes,
-      'environment': workdirs.environment(), 'seconds': time.monotonic() - started}, say)
+      'environment': workdirs.environment(),
+      'seconds': earlier.get('seconds', 0) + time.monotonic() - started}, say)
   store.clear()
 
 
@@ -68,14 +81,21 @@ def _open(config):
       'training': {'length': model.length}})
 
 
-def _check_unchanged(workdir, model, run):
-  """Raises `UserError` if what is saved already was made of another model or of other tokens, of the same names."""
+def _finished(workdir, model, run) -> dict | None:
+  """The decisions behind what is saved already, or None if nothing is.
+
+  Raises:
+    UserError: it was made of another model or of other tokens, of the same names.
+  """
   folder = workdir.checkpoints(model.variant, model.seed)
   saved = checkpoints.Checkpoints(folder, read_only=True)
-  if saved.latest_step() is not None and saved.metadata(saved.latest_step()).get('run') != run:
+  if saved.latest_step() is None:
+    return None
+  if saved.metadata(saved.latest_step()).get('run') != run:
     raise errors.UserError(
         f'{folder} is damaged, or was made of another model or calibrated on other tokens than is there now: take '
         'another workdir')
+  return workdirs.read_json(workdir.path / workdirs.DECISIONS)
 
 
 def _provenance(model, config) -> dict:

@@ -15,6 +15,7 @@ from jaxquant.evaluation import precisions
 from jaxquant.evaluation import task_scores
 from jaxquant.evaluation import tasks
 from jaxquant.interop import directory
+from jaxquant.layers import attention
 from jaxquant.layers import sharding
 from jaxquant.numerics import formats
 from jaxquant.numerics import qtensor
@@ -135,6 +136,7 @@ def _described(precision, dataset, variant, seed, method):
   return {
       'variant': variant, 'seed': seed, 'dataset': dataset, 'weights': precision.weights,
       'activations': precision.activations, 'activation_mode': precision.mode,
+      **({'values': precision.values} if precision.values < 16 else {}),
       'method': method if precision.weights < 16 else 'none'}
 
 
@@ -150,7 +152,7 @@ def end_tokens(model: models.Model, tokenizer: tokenizers.Tokenizer) -> list[int
 
 
 def described(params: Any) -> precisions.Precision:
-  """The precision of a quantized tree: that of its first quantized site, and of its quantized kernels.
+  """The precision of a quantized tree: of its first quantized site, and values, and of its quantized kernels.
 
   Where kernels differ, it is the mean over their weights of the bits of a code, to two decimals.
   """
@@ -160,12 +162,18 @@ def described(params: Any) -> precisions.Precision:
   if sizes:
     mean = round(sum(bits * size for bits, size in sizes) / sum(size for _, size in sizes), 2)
     weights = int(mean) if mean == int(mean) else mean
-  inputs = [trees.get(params, path)['quantizer'] for path in trees.inputs(params)]
-  if not inputs:
-    return precisions.Precision(weights)
-  if isinstance(inputs[0], quantizers.DynamicQuantizer):
-    return precisions.Precision(weights, inputs[0].format.bits, 'dynamic')
-  return precisions.Precision(weights, inputs[0].bits, 'static')
+  bits = lambda quantizer: (quantizer.format if _dynamic(quantizer) else quantizer).bits
+  found = {path: trees.get(params, path)['quantizer'] for path in trees.inputs(params)}
+  values = [bits(quantizer) for path, quantizer in found.items() if path.endswith('/value')]
+  made = precisions.Precision(weights, values=values[0] if values else 16)
+  for path, quantizer in found.items():
+    if path.rpartition('/')[2] not in attention.OPERANDS:
+      return made._replace(activations=bits(quantizer), mode='dynamic' if _dynamic(quantizer) else 'static')
+  return made
+
+
+def _dynamic(quantizer) -> bool:
+  return isinstance(quantizer, quantizers.DynamicQuantizer)
 
 
 def stored_bytes(params: Any) -> int:

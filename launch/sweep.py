@@ -27,6 +27,7 @@ from jaxquant.evaluation import tasks
 from jaxquant.layers import device_kernels
 from jaxquant.layers import sharding
 from jaxquant.numerics import trees
+from jaxquant.training import block_store
 from launch import agreement
 from launch import calibration
 from launch import corpora
@@ -51,6 +52,8 @@ _JOIN = flags.DEFINE_multi_string(
 _TASKS = scoring.define_tasks()
 _CALIBRATION = calibration.define_texts()
 _IMPLEMENTATION = scoring.define_implementation()
+_MEASURING = ('model', 'variant', 'seed', 'step', 'fully_sharded', 'text', 'rows', 'only', 'part', 'length', 'tasks',
+              'calibration', 'implementation')
 
 
 class _Asked(NamedTuple):
@@ -66,6 +69,8 @@ def main() -> None:
   started = time.monotonic()
   say = progress.Printer()
   if _JOIN.value:
+    if unused := [name for name in _MEASURING if flags.FLAGS[name].present]:
+      raise errors.UserError(f'--{unused[0]} means nothing beside --join, which measures nothing')
     agreement.agree(lambda: joining.join(_JOIN.value, say))
     return
   with jax.set_mesh(sharding.data_mesh()):
@@ -75,10 +80,12 @@ def main() -> None:
     scored = {evaluation.get('row') for evaluation in evaluations}
     missing = {name: number for number, name in enumerate((None, *rows), 1) if not agreement.of_first(name in scored)}
     tokens = agreement.agree(lambda: _tokens(model, {name: rows[name] for name in missing if name}))
-    params, description = model.load(say.error)
+    params, description = model.load()
     trees.check_finite(params)
     say(description)
     asked, failed = asked._replace(texts=model_flags.texts(model.tokenizer())), []
+    contents = _contents(params, asked, tokens)
+    agreement.agree(lambda: _check_unchanged(results, contents, workdir))
     for name, number in missing.items():
       say(f'row {number}/{len(rows) + 1}: {name or "the model as it is"}')
       tree, store = params, None
@@ -92,7 +99,7 @@ def main() -> None:
         say.error(f'row {name!r} is left out: {reason}')
         failed.append(name)
         continue
-      results = {'evaluations': evaluations, 'environment': workdirs.environment(),
+      results = {'evaluations': evaluations, 'environment': workdirs.environment(), 'contents': contents,
                  'seconds': seconds + time.monotonic() - started}
       workdir.write_results(results)
       if store is not None:
@@ -100,6 +107,23 @@ def main() -> None:
   progress.finish(workdir, results, say)
   if failed:
     raise errors.UserError(f'{len(failed)} of {len(rows)} rows were left out, {failed[0]!r} first; see above')
+
+
+def _contents(params, asked, tokens) -> dict[str, str]:
+  """Fingerprints of what files of the same names could hold something else of, by what it is."""
+  found = {'the model': (params, [], None), 'a text': ({}, [text.tokens for text in asked.texts], None),
+           'a task': ({}, [], repr(asked.tasks))}
+  if tokens is not None:
+    found['what rows are calibrated on'] = {}, [tokens], None
+  return {name: block_store.fingerprint(*parts) for name, parts in found.items()}
+
+
+def _check_unchanged(results, contents, workdir):
+  """Raises `UserError` for other contents than rows were scored with so far."""
+  before = results.get('contents', {})
+  if changed := [name for name, now in contents.items() if before.get(name, now) != now]:
+    raise errors.UserError(
+        f'{workdir.path} has rows of other contents of the files: {changed[0]} has changed; take another workdir')
 
 
 def _tokens(model, rows):

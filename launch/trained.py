@@ -28,7 +28,7 @@ class Trained:
   Attributes:
     path: the workdir.
     variant, seed: which of its models.
-    step: which of its checkpoints; None is the newest that is undamaged.
+    step: which of its checkpoints; None where there are none.
     config: of the workdir, as JSON values.
     decoder: the architecture.
     length: tokens of the sequences that it was trained on.
@@ -87,16 +87,15 @@ class Trained:
     """Directory of its checkpoints."""
     return workdir.checkpoint_directory(self.path, self.variant, self.seed)
 
-  @property
-  def saved_step(self) -> int | None:
-    """`step`, or the number of the newest one on disk."""
-    if self.step is not None:
-      return self.step
-    return checkpoints.Checkpoints(self.checkpoints, read_only=True).latest_step()
-
-  def load(self, report=None) -> tuple[dict, str]:
+  def load(self) -> tuple[dict, str]:
     """(the tree of the checkpoint, which fits the model; a description); raises `CheckpointError`."""
-    restored = checkpoints.load_params(self.checkpoints, self.step, report=report)
+    try:
+      # Of that step or none: what is made of it says which.
+      restored = checkpoints.load_params(self.checkpoints, self.step)
+    except errors.CheckpointError as error:
+      steps = checkpoints.Checkpoints(self.checkpoints, read_only=True).all_steps()
+      before = [f'; before it there is step {step}' for step in steps if step < self.step]
+      raise errors.CheckpointError(str(error) + ''.join(before[-1:])) from error
     validate.validate(restored.state['params'], self.decoder)
     return restored.state['params'], f'{self.path} {self.variant} seed {self.seed} step {restored.step}'
 
@@ -142,13 +141,17 @@ class Trained:
     return workdir.read_json(path) if path.exists() else {}
 
   def training_tokens(self):
-    """The tokens that it was trained on, [tokens]."""
-    return token_file.load(self.path / 'tokens' / 'train.npy').tokens
+    """The tokens that it was trained on, [tokens]; raises `UserError` if those that are there are others."""
+    found = token_file.load(self.path / 'tokens' / 'train.npy')
+    saved = {} if self.step is None else checkpoints.Checkpoints(self.checkpoints, read_only=True).metadata(self.step)
+    if saved.get('tokens', found.fingerprint) != found.fingerprint:
+      raise errors.UserError(f'{self.path}/tokens are of another text than {self.variant} was trained on')
+    return found.tokens
 
   def _step(self, asked: str) -> int | None:
-    if asked == 'newest':
-      return None
     saved = checkpoints.Checkpoints(self.checkpoints, best_metric=workdir.BEST_METRIC, read_only=True)
+    if asked == 'newest':
+      return saved.latest_step()
     if asked == 'best':
       if (best := saved.best_step()) is None:
         raise errors.UserError(f'--step=best: no checkpoint in {self.checkpoints} has a validation loss')

@@ -29,6 +29,7 @@ class _Bounds(NamedTuple):
 
 
 _COUNT, _NOT_NEGATIVE, _POSITIVE = _Bounds(1), _Bounds(0), _Bounds(0, open_low=True)
+_SEED = _Bounds(0, 2**32 - 1)
 # What the elements of a tuple are, and bounds of values, by the name of the key within `config` or `config.ptq`.
 _ELEMENTS = {
     'variants': str, 'seeds': int, 'data.train': str, 'evaluation.precisions': str, 'qat.ranges': tuple,
@@ -67,7 +68,7 @@ _BOUNDS = {
     'gptq.damping': _POSITIVE,
     'clip_search.least': _Bounds(0, 1, open_high=True),
     'percentile': _Bounds(50, 100, open_low=True),
-    'seed': _NOT_NEGATIVE,
+    'seed': _SEED,
 }
 # Bits of codes, or 16 for none.
 _BITS = ('weights', 'activations', 'value_bits', 'qat.weight_bits')
@@ -111,6 +112,8 @@ def _check_value(name: str, key: str, value: Any) -> None:
   """Checks what a tuple holds, bounds, bits and regular expressions; `key` is the name without a leading `ptq.`."""
   for element in value if isinstance(value, tuple) and key in _ELEMENTS else ():
     _check_type(name, element, (_ELEMENTS[key],))
+    if key == 'seeds' and not _SEED.hold(element):
+      raise errors.UserError(f'config.{name} holds {element}; a seed must be {_SEED}')
   if isinstance(value, float) and not math.isfinite(value):
     raise errors.UserError(f'config.{name} is {value}')
   bounds = _BOUNDS.get(key)

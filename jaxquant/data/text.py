@@ -139,6 +139,8 @@ def read_records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         record = json.loads(content)
       except json.JSONDecodeError as error:
         raise errors.UserError(f'{where}: the line is not valid JSON ({error.msg}, column {error.colno}).') from error
+      except (ValueError, RecursionError) as error:  # a number or a nesting beyond the limits of Python
+        raise errors.UserError(f'{where}: the line cannot be read ({error}).') from error
       if not isinstance(record, dict):
         raise errors.UserError(f'{where}: the line is not a JSON object.')
       yield where, record

@@ -31,21 +31,27 @@ from jaxquant.transforms import methods
 from jaxquant.transforms import recipes
 from launch import workdir
 
+_count = functools.partial(flags.DEFINE_integer, lower_bound=1)
 _METHODS = flags.DEFINE_list('methods', ['gptq'], 'Methods to run on the model; empty: only the layer.')
-_WIDTH = flags.DEFINE_integer('width', 4096, 'Width of the model; heads of 128.')
-_LAYERS = flags.DEFINE_integer('layers', 32, 'Blocks.')
-_FEED_FORWARD = flags.DEFINE_integer('feed_forward', 11008, 'Hidden features of the MLP.')
-_SEQUENCES = flags.DEFINE_integer('sequences', 128, 'Calibration sequences.')
-_LENGTH = flags.DEFINE_integer('length', 2048, 'Tokens of a sequence.')
-_BATCH = flags.DEFINE_integer('batch_size', 8, 'Sequences observed at once.')
-_GROUP = flags.DEFINE_integer('group_size', 128, 'Inputs that share a weight scale.')
-_INPUTS = flags.DEFINE_multi_integer('inputs', [4096, 14336], 'Inputs of the single layer; one row each.')
-_OUTPUTS = flags.DEFINE_integer('outputs', 4096, 'Outputs of the single layer.')
-_REPETITIONS = flags.DEFINE_integer('repetitions', 5, 'Repetitions on the single layer; the median counts.')
+_WIDTH = _count('width', 4096, 'Width of the model; heads of 128.')
+_LAYERS = _count('layers', 32, 'Blocks.')
+_FEED_FORWARD = _count('feed_forward', 11008, 'Hidden features of the MLP.')
+_SEQUENCES = _count('sequences', 128, 'Calibration sequences.')
+_LENGTH = _count('length', 2048, 'Tokens of a sequence.')
+_BATCH = _count('batch_size', 8, 'Sequences observed at once.')
+_GROUP = _count('group_size', 128, 'Inputs that share a weight scale.')
+_INPUTS = flags.DEFINE_multi_integer(
+    'inputs', [4096, 14336], 'Inputs of the single layer; one row each.', lower_bound=1)
+_OUTPUTS = _count('outputs', 4096, 'Outputs of the single layer.')
+_REPETITIONS = _count('repetitions', 5, 'Repetitions on the single layer; the median counts.')
 
 
 def run() -> dict[str, Any]:
   """Times the layer, then every method on the model."""
+  for name in _METHODS.value:
+    methods.get(name)  # now, since an unknown one would be found behind what takes long
+  for inputs in (*_INPUTS.value, *[_WIDTH.value, _FEED_FORWARD.value] * bool(_METHODS.value)):
+    quantize.group_count(inputs, _GROUP.value, f'a layer of {inputs} inputs')
   environment = workdir.environment()
   weight = quantizers.WeightQuantizer(formats.IntFormat(4, symmetric=False), group_size=_GROUP.value)
   print(f'{environment["device"]}; 4-bit weights in groups of {_GROUP.value}, '

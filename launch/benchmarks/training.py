@@ -24,16 +24,17 @@ from jaxquant.training import step as training_step
 from jaxquant.training import trainer
 from launch import workdir as workdirs
 
-_WIDTH = flags.DEFINE_integer('width', 512, 'Width of the model; heads of 64.')
-_LAYERS = flags.DEFINE_integer('layers', 8, 'Blocks.')
-_FEED_FORWARD = flags.DEFINE_integer('feed_forward', 1408, 'Hidden features of the MLP.')
-_VOCABULARY = flags.DEFINE_integer('vocabulary', 16384, 'Tokens.')
-_BATCH = flags.DEFINE_integer('batch_size', 96, 'Sequences of a step.')
-_LENGTH = flags.DEFINE_integer('length', 512, 'Tokens of a sequence.')
-_STRIDE = flags.DEFINE_integer('kurtosis_stride', 2, 'See jaxquant.training.regularizers.OutputKurtosis.')
-_EVERY = flags.DEFINE_integer('kurtosis_every', 4, 'See jaxquant.training.regularizers.OutputKurtosis.')
-_STEPS = flags.DEFINE_integer('steps', 16, 'Steps of a repetition, rounded up to a multiple of --kurtosis_every.')
-_REPETITIONS = flags.DEFINE_integer('repetitions', 7, 'Repetitions; the median counts.')
+_count = functools.partial(flags.DEFINE_integer, lower_bound=1)
+_WIDTH = _count('width', 512, 'Width of the model; heads of 64.')
+_LAYERS = _count('layers', 8, 'Blocks.')
+_FEED_FORWARD = _count('feed_forward', 1408, 'Hidden features of the MLP.')
+_VOCABULARY = _count('vocabulary', 16384, 'Tokens.')
+_BATCH = _count('batch_size', 96, 'Sequences of a step.')
+_LENGTH = _count('length', 512, 'Tokens of a sequence.')
+_STRIDE = _count('kurtosis_stride', 2, 'See jaxquant.training.regularizers.OutputKurtosis.')
+_EVERY = _count('kurtosis_every', 4, 'See jaxquant.training.regularizers.OutputKurtosis.')
+_STEPS = _count('steps', 16, 'Steps of a repetition, rounded up to a multiple of --kurtosis_every.')
+_REPETITIONS = _count('repetitions', 7, 'Repetitions; the median counts.')
 _SHARDED = flags.DEFINE_bool('fully_sharded', False, 'Split parameters over the devices.')
 _PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'Peak of a device in bfloat16, for the utilization; 0: by device name.')
 

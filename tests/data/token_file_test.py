@@ -67,6 +67,16 @@ class TokenFileTest(absltest.TestCase):
     _, written = self._prepare(paths=[self.source, self.source])
     self.assertTrue(written)
 
+  def test_what_is_not_to_be_replaced_stays(self):
+    prepare = lambda: token_file.prepare_files(self.source, self.tokenizer, self.path, replace=False)
+    first = prepare()
+    self.assertEqual(prepare().fingerprint, first.fingerprint)
+    before = self.path.read_bytes()
+    self.source.write_bytes(self.source.read_bytes().replace(b'very', b'VERY'))
+    with self.assertRaises(token_file.Changed):
+      prepare()
+    self.assertEqual(self.path.read_bytes(), before)
+
   def test_documents_in_memory_are_reused_until_they_change(self):
     first = token_file.prepare_documents(_DOCUMENTS, self.tokenizer, self.path)
     np.testing.assert_array_equal(first.tokens, self.tokenizer.encode_documents(_DOCUMENTS))

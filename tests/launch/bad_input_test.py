@@ -95,6 +95,7 @@ class BadInputTest(parameterized.TestCase):
       ('wrong_type', ['{config}', '--config.training.steps=many'], ['--config.training.steps=many']),
       ('fraction', ['{config}', '--config.training.steps=1.5'], ['--config.training.steps=1.5']),
       ('wrong_type_in_tuple', ['{config}', "--config.seeds=('one',)"], ['config.seeds', "'one'", 'int']),
+      ('init_variant', ['{config}', '--config.init_variant=both'], ["'both', but config.init_from names no model"]),
       ('unknown_variant', ['{config}', '--config.variants=best'], ['config.variants', "'best'", 'baseline']),
       ('no_variant', ['{config}', '--config.variants=()'], ['config.variants']),
       ('variant_twice', ['{config}', "--config.variants=('qat','qat')"], ['config.variants']),
@@ -240,16 +241,17 @@ class BadInputTest(parameterized.TestCase):
     finished = launching.run('train', launching.config(), *flags)
     self.assert_refused(finished, 'config.init_from', 'config.model', 'embedding/kernel: shape (300, 32)')
 
-  def test_broken_checkpoint_ends_with_code_3(self):
+  def test_broken_checkpoint_ends_with_code_3_and_names_the_one_before(self):
+    """No other step is taken in its place: what is made of a model, and scores, say of which step they are."""
     model = self.workdir.with_name('model')
     shutil.copytree(launching.trained(), model)
-    for path in model.glob('checkpoints/both-seed0/*/manifest/*'):
+    before, newest = launching.steps(model, 'both-seed0')[-2:]
+    for path in model.glob(f'checkpoints/both-seed0/{newest}/manifest/*'):
       path.write_bytes(b'{}')
     flags = [f'--model={model}', f'--text={self.folder}/short.txt', f'--workdir={self.workdir}']
     finished = launching.run('evaluate', *flags)
-    self.assert_refused(finished, f'no checkpoint to restore in {model}/checkpoints/both-seed0; ', code=3)
-    for step in launching.steps(model, 'both-seed0'):
-      self.assertIn(f'checkpoint step {step} in {model}/checkpoints/both-seed0 is damaged: ', finished.error)
+    self.assert_refused(finished, f'checkpoint step {newest} in {model}/checkpoints/both-seed0 is damaged: ',
+                        f'; before it there is step {before}', code=3)
     self.assertEqual(launching.run('evaluate', *flags, '--variant=baseline').code, 0)
 
   def test_workdir_of_another_configuration_is_refused_and_kept(self):
@@ -291,8 +293,15 @@ class BadInputTest(parameterized.TestCase):
     flags = ['train', launching.config(), f'--workdir={self.workdir}', f'--config.data.train={text}',
              '--config.training.steps=2']
     self.assertEqual(launching.run(*flags).code, 0)
+    before = (tokens := self.workdir / 'tokens' / 'train.npy').read_bytes()
     text.write_text(text.read_text() + 'One sentence more.')
     self.assert_refused(launching.run(*flags), 'config.data.train is another text than')
+    self.assertEqual(tokens.read_bytes(), before)
+    tokens.unlink()
+    self.assert_refused(launching.run(*flags), 'config.data.train is another text than')
+    quantize = ['quantize', f'--model={self.workdir}', '--config=configs/ptq/rtn_w4a4.py',
+                '--config.calibration_windows=8', f'--workdir={self.workdir}-quantized']
+    self.assert_refused(launching.run(*quantize), f'{self.workdir}/tokens are of another text than ')
 
   def test_mended_configuration_may_use_the_workdir_of_a_launch_that_did_nothing(self):
     flags = ['train', launching.config(), f'--workdir={self.workdir}', '--config.training.steps=1']

@@ -34,11 +34,25 @@ class ConfigsTest(parameterized.TestCase):
   @parameterized.parameters(*_NAMES)
   def test_describes_a_recipe(self, name):
     config = _config(name)
-    validation.check(config, settings.quantize())
+    post_training.check(config)
     recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
     steps = recipe.steps(staging.model_sites(networks.config('llama')))
     self.assertLen(steps, len(config.methods) + (config.activations < 16) + (config.value_bits < 16))
     self.assertIn(f'--config=configs/ptq/{name}.py', importlib.import_module(f'configs.ptq.{name}').__doc__)
+
+  @parameterized.parameters(
+      ({'activation_mode': 'none'}, "activation_mode is 'none' and config.activations is 4"),
+      ({'activation_kind': 'float'}, "activation_kind is 'float': unknown number format"),
+      ({'activation_kind': 'full_int'}, "activation_kind is 'full_int', which is for dynamic activations; .* 'uint'"),
+      ({'activation_group_size': 8}, 'activation_group_size is 8, which is for dynamic activations'),
+      ({'activation_per_tensor': True}, 'activation_per_tensor is True, which is for dynamic activations'))
+  def test_what_would_do_nothing_is_refused(self, changes, message):
+    config = _config('rtn_w4a4')
+    config.update(changes)
+    with self.assertRaisesRegex(errors.UserError, f'^config.{message}'):
+      post_training.check(config)
+    config.update(activations=16, activation_kind='uint')
+    post_training.check(config)
 
   @parameterized.parameters(*_RUN.items())
   def test_runs(self, name, style):

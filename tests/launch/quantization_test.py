@@ -108,6 +108,22 @@ class QuantizationTest(absltest.TestCase):
     text.write_text(text.read_text()[::-1])
     self.assertIn('calibrated on other tokens than is there now', refused(f'--calibration={text}'))
 
+  def test_what_is_finished_is_scored_on_other_texts_as_it_is(self):
+    other = launching.folder() / 'other.txt'
+    other.write_text((launching.folder() / 'validation.txt').read_text()[:999])
+    flags = [*self.flags, f'--workdir={self.workdir}']
+    self.assertEqual(launching.run('quantize', *flags, f'--text={other}').code, 0)
+    scores = lambda: {entry['dataset']: entry['perplexity'] for entry in launching.evaluations(self.workdir)}
+    first, saved = scores(), launching.checksums(self.workdir, 0)
+    again = launching.run('quantize', *flags, f'--text={launching.folder()}/validation.txt')
+    self.assertEqual(again.code, 0, again)
+    self.assertNotIn('calibrated ', again.output)
+    self.assertRegex(again.output, r'\nrestored .*/checkpoints/')
+    self.assertLen(scores(), 2)
+    self.assertEqual({name: scores()[name] for name in first}, first)
+    self.assertEqual(launching.checksums(self.workdir, 0), saved)
+    self.assertIn('other.txt', (self.workdir / 'report.html').read_text())
+
   def test_kill_loses_the_block_under_way_only(self):
     launch = launching.Launch('quantize', *self.flags, f'--workdir={self.workdir}')
     launch.until((self.workdir / 'blocks' / 'layers.1' / '0').exists)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import shutil
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -92,6 +93,47 @@ class SweepTest(parameterized.TestCase):
     self.assertEqual(finished.code, 0, finished.error)
     self.assertEqual([line for line in finished.output.splitlines() if line.startswith('row ')], ['row 4/4: eight'])
     self.assertEqual(self.perplexities(self.workdir), self.perplexities(self.straight))
+
+  @parameterized.parameters(('text', 'a text'), ('calibration', 'what rows are calibrated on'))
+  def test_files_whose_contents_changed_are_refused(self, flag, what):
+    file = self.workdir.with_name(f'{self.id()}.txt')
+    file.write_text((launching.folder() / 'validation.txt').read_text())
+    flags = [*self.flags[:2], f'--{flag}={file}', '--only=rounded', f'--workdir={self.workdir}']
+    flags += [self.flags[2]] * (flag == 'calibration')
+    self.assertEqual(launching.run('sweep', *flags).code, 0)
+    results = json.loads((self.workdir / 'results.json').read_text())
+    results['evaluations'] = [entry for entry in results['evaluations'] if 'row' not in entry]
+    (self.workdir / 'results.json').write_text(json.dumps(results))
+    content = file.read_text()
+    file.write_text('Another text.' + content)
+    finished = launching.run('sweep', *flags)
+    self.assertEqual(finished.code, 2)
+    self.assertIn(f'{what} has changed; take another workdir', finished.error)
+    self.assertEqual(json.loads((self.workdir / 'results.json').read_text()), results)
+    file.write_text(content)
+    self.assertEqual(launching.run('sweep', *flags).code, 0)
+
+  def test_what_is_not_alike_is_not_joined(self):
+    rows = launching.folder() / 'alike.py'
+    rows.write_text(_ROWS.replace('weights=8', 'weights=7'))
+    for name, flags in (('short', ['--length=8', '--only=eight']), ('other', [f'--rows={rows}', '--only=eight'])):
+      finished = launching.run('sweep', *self.flags, f'--workdir={self.workdir}-{name}', *flags)
+      self.assertEqual(finished.code, 0, finished.error)
+    first = f'--join={self.straight}'
+    for flags, message in (
+        ([first, f'--join={self.workdir}-short'], 'short was measured with lengths [8], '),
+        ([first, f'--join={self.workdir}-other'], "has another configuration than those before it for row 'eight'"),
+        ([first, self.flags[0]], '--model means nothing beside --join')):
+      finished = launching.run('sweep', *flags, f'--workdir={self.workdir}')
+      self.assertEqual(finished.code, 2)
+      self.assertIn(message, finished.error)
+    results = json.loads((self.straight / 'results.json').read_text())
+    shutil.copytree(self.straight, partial := f'{self.workdir}-partial')
+    (pathlib.Path(partial) / 'results.json').write_text(
+        json.dumps({**results, 'evaluations': results['evaluations'][:2]}))
+    finished = launching.run('sweep', f'--join={partial}', f'--workdir={self.workdir}')
+    self.assertEqual(finished.code, 0, finished.error)
+    self.assertIn("has no scores of row 'fed back', nor of 1 others", finished.error)
 
   def test_parts_joined_are_the_whole(self):
     parts = [f'{self.workdir}-{part}' for part in (1, 2)]
