@@ -117,4 +117,4 @@ def _save(workdir, model, result, made_from, say):
 
 
 if __name__ == '__main__':
-  runtime.launch(main)
+  runtime.launch(runtime.stoppable(main))

@@ -1,11 +1,12 @@
 """What every launcher shares: flags in, and mistakes out as one line with an exit code.
 
 Exit codes: 0 done; 1 a defect of ours, with its traceback; 2 a mistake in flags, configuration or files; 3 a broken
-checkpoint; 4 non-finite training; 75 stopped on request after a checkpoint, start the same command again; 130
-interrupted before there was anything to save.
+checkpoint; 4 non-finite training; 75 stopped on request, with what is finished saved: start the same command again; 130
+interrupted where nothing is saved.
 """
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,9 @@ def launch(main: Callable[[], None]) -> None:
     process = processes.start()
     main()
     sys.stdout.flush()
+  except _Stopped as stop:
+    code = stop.exit_code
+    print(stop, file=sys.stderr, flush=True)
   except KeyboardInterrupt:
     code = _INTERRUPTED
   except BrokenPipeError:
@@ -41,6 +45,34 @@ def launch(main: Callable[[], None]) -> None:
   except Exception as error:  # pylint: disable=broad-except
     code = _report(error, process)
   sys.exit(code)
+
+
+def stoppable(main: Callable[[], None]) -> Callable[[], None]:
+  """`main` of a launcher that keeps what it has finished: a signal to stop ends it at once, with exit code 75.
+
+  That is for a single process. Of several, one cannot leave the others alone.
+  """
+  def run():
+    import jax  # pylint: disable=g-import-not-at-top
+    from jaxquant.training import preemption  # pylint: disable=g-import-not-at-top
+
+    def stop(number, frame):
+      del frame
+      for each in preemption.SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+      stopped = _Stopped(f'{signal.Signals(number).name}: stopped; the same command goes on behind what is finished')
+      stopped.exit_code = preemption.EXIT_CODE
+      raise stopped
+
+    for each in preemption.SIGNALS if jax.process_count() == 1 else ():
+      signal.signal(each, stop)
+    main()
+
+  return run
+
+
+class _Stopped(KeyboardInterrupt):
+  """Somebody asked the launcher to stop."""
 
 
 def mistake(error: Exception) -> str | None:

@@ -216,4 +216,4 @@ def _mine(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == '__main__':
-  runtime.launch(main)
+  runtime.launch(runtime.stoppable(main))

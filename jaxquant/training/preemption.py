@@ -15,7 +15,7 @@ from jaxquant import errors
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again.
 EXIT_CODE = 75
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Preemption:
@@ -34,7 +34,7 @@ class Preemption:
 
   def __enter__(self) -> 'Preemption':
     # JAX has a handler of its own for SIGTERM, which one of ours would replace.
-    for number in _SIGNALS[1:] if self._agree else _SIGNALS:
+    for number in SIGNALS[1:] if self._agree else SIGNALS:
       self._previous[number] = signal.signal(number, self._receive)
     return self
 

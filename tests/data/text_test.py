@@ -88,6 +88,7 @@ class TextTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('{"text": "a"', 'not valid JSON'), ('["a"]', 'not a JSON object'), ('{"body": "a"}', "no field 'text'.*body"),
+      ('{"text": ' + '9' * 9999 + '}', 'cannot be read .*digits'), ('[' * 99_999, 'cannot be read .*recursion'),
       ('{"text": 7}', 'is int, not a string'), ('{"text": "\\ud83e"}', 'half a surrogate pair'))
   def test_names_the_line_of_a_bad_record(self, line, message):
     content = '{"text": "a"}\n\n' + line

@@ -5,6 +5,7 @@ import shutil
 import signal
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from tests import launching
@@ -12,7 +13,7 @@ from tests import launching
 _LAYERS = 4
 
 
-class QuantizationTest(absltest.TestCase):
+class QuantizationTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
@@ -123,6 +124,19 @@ class QuantizationTest(absltest.TestCase):
     self.assertEqual({name: scores()[name] for name in first}, first)
     self.assertEqual(launching.checksums(self.workdir, 0), saved)
     self.assertIn('other.txt', (self.workdir / 'report.html').read_text())
+
+  @parameterized.parameters(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+  def test_asked_to_stop_it_says_that_it_is_to_be_started_again(self, number):
+    launch = launching.Launch('quantize', *self.flags, f'--workdir={self.workdir}')
+    launch.until((self.workdir / 'blocks' / 'layers.0' / '0').exists)
+    launch.send(number)
+    finished = launch.finish()
+    self.assertEqual(finished.code, 75, finished)
+    self.assertEqual(
+        finished.error, f'{number.name}: stopped; the same command goes on behind what is finished\n')
+    finished = launching.run('quantize', *self.flags, f'--workdir={self.workdir}')
+    self.assertEqual(finished.code, 0, finished)
+    self.assertIn('\nrestored layers/0 22% ETA ', finished.output)
 
   def test_kill_loses_the_block_under_way_only(self):
     launch = launching.Launch('quantize', *self.flags, f'--workdir={self.workdir}')
