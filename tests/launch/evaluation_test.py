@@ -37,6 +37,16 @@ class EvaluationTest(parameterized.TestCase):
     self.assertEqual((finished.code, finished.error), (0, ''))
     return self.workdir / name
 
+  def test_windows_that_are_lacking_are_said_before_anything_is_scored(self):
+    short = launching.folder() / 'two_words.txt'
+    short.write_text('two words')
+    finished = launching.run(
+        'evaluate', f'--model={launching.trained()}', '--variant=baseline', '--precisions=W4A16,W4A4 static',
+        f'--calibration={short}', self.text, f'--workdir={self.workdir}')
+    self.assertEqual(finished.code, 2)
+    self.assertIn('are no window of 16', finished.error)
+    self.assertNotIn('perplexity', finished.output)
+
   def test_the_configuration_of_a_training_counts(self):
     trained = self._run(
         'train', 'trained', launching.config(), "--config.variants=('baseline','both')",
