@@ -13,6 +13,9 @@
   tuning           configurations of kernels: measured ones, and a rule behind them
   weight_only      weight_only_matmul: activations that are not quantized
   xla              the implementations of every device, to which the others are held
+
+What chooses by itself chooses when it is traced, and kernels of Mosaic have no derivative: `jax.grad` of a function
+that calls one falls back to XLA, that of a jitted function finds the choice made, and raises.
 """
 
 from kernels.activations import StaticRange

@@ -84,7 +84,7 @@ def quantize_activations(
     raise ValueError(f'activations must be floating [..., K] of at least one feature, not {x.dtype} {list(x.shape)}')
   features = preceding.features(before, x.shape[-1])
   preceding.check(before, features)
-  checks.arrays(addend=addend)
+  checks.arrays('addend', addend=addend)
   if addend is not None and (before.gate or addend.shape != x.shape or addend.dtype != x.dtype):
     raise ValueError(f'{addend.dtype} {list(addend.shape)} is not added to {x.dtype} {list(x.shape)}'
                      + ' behind a gate' * bool(before.gate))
@@ -106,7 +106,7 @@ def _check_static(static) -> None:
   """Raises `ValueError` for what is no static range."""
   if not isinstance(static, StaticRange):
     raise ValueError(f'a static range is a kernels.StaticRange, not a {type(static).__name__}')
-  checks.arrays(scale=static.scale, offset=static.offset)
+  checks.arrays('offset', scale=static.scale, offset=static.offset)
   for end in static[: 1 if static.offset is None else 2]:
     if end is None or end.shape or end.dtype != jnp.float32:
       raise ValueError('a static range has a scalar scale and a scalar offset of float32')

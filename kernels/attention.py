@@ -21,8 +21,8 @@ def decode_attention(qkv, keys, values, positions, *, angles=None, window: int |
     qkv: floating [batch, heads + 2 * kv_heads, head_dim], the queries, keys and values of the tokens.
     keys: of the same dtype, [batch, kv_heads, slots, head_dim]; slot i of a row is for its token at position i.
     values: of the same dtype, [batch, kv_heads, head_dim, slots].
-    positions: int32 [batch], where the tokens stand. What is attended to beyond the slots is undefined, and so is what
-      then becomes of the last one.
+    positions: int32 [batch], where the tokens stand, from 0. What is attended to beyond the slots is undefined, and so
+      is what then becomes of the last one.
     angles: (cosine, sine), each float32 [batch, head_dim / 2], by which queries and keys turn; None for no rotation.
     window: tokens that a token attends to, itself included; None: all up to it.
     implementation: `xla`; `mosaic_gpu`, one kernel, which reads few slots behind the token's, and rounds weights before
@@ -46,8 +46,11 @@ def decode_attention(qkv, keys, values, positions, *, angles=None, window: int |
 
 def _check(qkv, keys, values, positions, angles, window) -> None:
   """Raises `ValueError` for what does not fit."""
+  if angles is not None and not (isinstance(angles, (tuple, list)) and len(angles) == 2):
+    raise ValueError(f'angles must be a pair of arrays, cosine and sine, not {angles!r}')
   cosine, sine = (None, None) if angles is None else angles
-  checks.arrays(qkv=qkv, keys=keys, values=values, positions=positions, cosine=cosine, sine=sine)
+  checks.arrays(*('cosine', 'sine') * (angles is None), qkv=qkv, keys=keys, values=values, positions=positions,
+                cosine=cosine, sine=sine)
   if qkv.ndim != 3 or not jnp.issubdtype(qkv.dtype, jnp.floating):
     raise ValueError(f'qkv must be floating [batch, heads, head_dim], not {qkv.dtype} {list(qkv.shape)}')
   batch, heads, dim = qkv.shape
@@ -62,8 +65,8 @@ def _check(qkv, keys, values, positions, angles, window) -> None:
       raise ValueError(f'{name} must be {jnp.dtype(dtype)} {list(shape)}, not {array.dtype} {list(array.shape)}')
   if angles is not None and dim % 2:
     raise ValueError(f'heads of {dim} features have no pairs to turn')
-  if window is not None and window < 1:
-    raise ValueError(f'a window has at least one token, not {window}')
+  if window is not None and (not isinstance(window, int) or window < 1):
+    raise ValueError(f'a window is an integer of at least one token, not {window!r}')
 
 
 def rotate(x, angles):
@@ -89,7 +92,7 @@ def written(held, new, positions, axis: int):
   at = [jnp.arange(size).reshape([-1 if i == other else 1 for other in range(axis + 1)])
         for i, size in enumerate(new.shape[:axis])]
   at.append(positions.reshape(len(positions), *(1,) * (axis - 1), -1))
-  return held.at[tuple(at)].set(new, mode='drop', unique_indices=True)
+  return jnp.asarray(held).at[tuple(at)].set(new, mode='drop', unique_indices=True)
 
 
 def seen(positions, keys: int, window: int | None):

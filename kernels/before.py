@@ -57,7 +57,7 @@ def check(before: Before, features: int) -> None:
     raise ValueError(f'unknown gate {before.gate!r}; there is {" and ".join(GATES)}')
   if before.norm not in (None, *NORMS):
     raise ValueError(f'unknown norm {before.norm!r}; there are {" and ".join(NORMS)}')
-  checks.arrays(**{name: getattr(before, name) for name in VECTORS})
+  checks.arrays(*VECTORS, **{name: getattr(before, name) for name in VECTORS})
   if not before.norm and not (before.gain is None and before.bias is None):
     raise ValueError('a gain and a bias belong to a norm, and there is none')
   for name in VECTORS:

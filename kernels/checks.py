@@ -10,10 +10,11 @@ from kernels import prepack
 LARGEST_INT32 = 2**31 - 1
 
 
-def arrays(**named: Any) -> None:
-  """Raises `ValueError` for an operand that is neither an array, or what has a shape and a dtype like one, nor None."""
+def arrays(*optional: str, **named: Any) -> None:
+  """Raises `ValueError` for an operand without a shape and a dtype; those that are `optional` may be None."""
   for name, value in named.items():
-    if value is not None and not (hasattr(value, 'shape') and hasattr(value, 'dtype')):
+    missing = value is None and name in optional
+    if not missing and not (hasattr(value, 'shape') and hasattr(value, 'dtype')):
       raise ValueError(f'{name} must be an array, not a {type(value).__name__}')
 
 

@@ -11,7 +11,7 @@ _log = logging.getLogger('kernels')
 
 
 def candidates() -> tuple[str, ...]:
-  """The implementations that are tried on this process' default device, the fastest first; the last takes all."""
+  """The implementations that are tried on this process' first device, the fastest first; the last takes all."""
   return ('mosaic_gpu', 'xla') if jax.default_backend() == 'gpu' else ('xla',)
 
 

@@ -69,8 +69,9 @@ def quantized_matmul(
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   checks.arrays(
-      x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset,
-      bias=bias, row_sums=row_sums, column_sums=column_sums, w_zero_point=w_zero_point, w_multiplier=w_multiplier)
+      'x_offset', 'w_offset', 'bias', 'row_sums', 'column_sums', 'w_zero_point', 'w_multiplier', x_codes=x_codes,
+      w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset, bias=bias,
+      row_sums=row_sums, column_sums=column_sums, w_zero_point=w_zero_point, w_multiplier=w_multiplier)
   checks.layout(layout)
   _check_bits(w_codes, x_bits, w_bits, layout, w_special)
   _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
@@ -150,6 +151,6 @@ def _check(
     raise ValueError(f'column_sums must be float32 [{outputs}], not {column_sums.dtype} {list(column_sums.shape)}')
   if row_sums is not None and (
       row_sums.shape[:-1] != x_codes.shape[:-1] or row_sums.dtype != jnp.int32 or not row_sums.ndim
-      or row_sums.shape[-1] % w_scale.shape[0] or inputs % max(1, row_sums.shape[-1])):
+      or not row_sums.shape[-1] or row_sums.shape[-1] % w_scale.shape[0] or inputs % row_sums.shape[-1]):
     raise ValueError(f'row_sums must be int32, of {list(x_codes.shape[:-1])} tokens and runs that divide groups of '
                      f'{inputs // w_scale.shape[0]} of {inputs} inputs, not {row_sums.dtype} {list(row_sums.shape)}')

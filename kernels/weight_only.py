@@ -56,7 +56,7 @@ def _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout, implementation):
   """Raises `ValueError` for operands that do not fit each other."""
   if implementation is not None and implementation not in _FUNCTIONS:
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
-  checks.arrays(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias)
+  checks.arrays('w_offset', 'bias', x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias)
   checks.layout(layout)
   if layout is prepack.Layout.DINT4:
     raise ValueError('codes in the layout dint4 multiply quantized activations only')

@@ -211,8 +211,8 @@ def _validation(job, params) -> dict:
 def _probe(job):
   """The batch that outliers are measured on: the first windows of the first validation text, [8, length]."""
   length = job.experiment.config.training.length
-  rows, _ = perplexity.windows(job.corpus.validation[0].tokens[: 8 * length], length)
-  return sharding.place_whole(job.experiment.mesh, rows)
+  rows, present = perplexity.windows(job.corpus.validation[0].tokens[: 8 * length], length)
+  return sharding.place_whole(job.experiment.mesh, rows[present.all(axis=1)])
 
 
 class _Stop:

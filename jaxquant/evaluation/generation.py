@@ -118,7 +118,7 @@ def stream(
 def texts(
     params: Any, config: model_config.TransformerConfig, tokenizer: tokenizers.Tokenizer,
     prompts: Sequence[Sequence[int]], *, limit: int, until: Sequence[str] = (), length: int | None = None,
-    batch_tokens: int = batching.BATCH_TOKENS, stop: Sequence[int] = (), **options: Any) -> list[str]:
+    batch_tokens: int = batching.BATCH_TOKENS, stop: Sequence[int] = (), key=None, **options: Any) -> list[str]:
   """Goes on with prompts until one of the texts `until` occurs, which is cut off with what is behind it.
 
   Special tokens are no part of the text, but end it where `until` names one.
@@ -131,6 +131,7 @@ def texts(
     length: tokens that the model sees at most; its `max_length` by default.
     batch_tokens: tokens of a batch, about; the longest prompts come first.
     stop: tokens that end a text, and are no part of it.
+    key: as for `stream`; each batch has draws of its own.
     **options: of `stream`.
 
   Returns:
@@ -144,13 +145,14 @@ def texts(
     raise errors.UserError(f'{limit} tokens to generate leave no room for a prompt in the {length} that the model sees')
   prompts = [list(prompt)[limit - length:] for prompt in prompts]
   order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-  made = [''] * len(prompts)
+  made, key = [''] * len(prompts), jax.random.key(0) if key is None else key
   stop = [*stop, *(tokenizer.special[end] for end in until if end in tokenizer.special)]
   while order:
     count = max(1, batch_tokens // (len(prompts[order[0]]) + limit))
     batch, order = order[:count], order[count:]
     streams = [streaming.TextStream(tokenizer, prompts[i], special=False) for i in batch]
-    steps = stream(params, config, [prompts[i] for i in batch], limit=limit, stop=stop, **options)
+    steps = stream(params, config, [prompts[i] for i in batch], limit=limit, stop=stop,
+                   key=jax.random.fold_in(key, len(order)), **options)
     for i, text in zip(batch, _joined(streams, steps, until)):
       made[i] = text
   return made

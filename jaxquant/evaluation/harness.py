@@ -79,7 +79,9 @@ class HarnessModel(model.TemplateLM):
 
   def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
     del disable_tqdm, kwargs
-    found = self._scored([likelihood.Pair(context, continuation) for _, context, continuation in requests])
+    # A context of blanks alone has no tokens: the harness moves them to the continuation.
+    found = self._scored([
+        likelihood.Pair(context or [self.prefix_token_id], continuation) for _, context, continuation in requests])
     for (strings, _, _), scored in zip(requests, found):
       self.cache_hook.add_partial('loglikelihood', strings, tuple(scored))
     return [tuple(scored) for scored in found]

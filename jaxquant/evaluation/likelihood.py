@@ -66,9 +66,11 @@ def encode_pair(tokenizer: tokenizers.Tokenizer, context: str, continuation: str
 
 
 def check(config: model_config.TransformerConfig, pairs: Sequence[Pair], length: int) -> None:
-  """Raises `UserError` if the model is an encoder, or a continuation alone exceeds the `length` that it sees."""
+  """Raises `UserError` for an encoder, an empty context, or a continuation that exceeds the `length` that it sees."""
   if not config.causal:
     raise errors.UserError('an encoder has no likelihood of a continuation; tasks need a decoder')
+  if not all(pair.context for pair in pairs):
+    raise errors.UserError('a context has no tokens, so that nothing stands before its continuation')
   longest = max((len(pair.continuation) for pair in pairs), default=0)
   if longest > length:
     raise errors.UserError(f'a continuation of {longest} tokens exceeds the {length} that the model sees')

@@ -67,7 +67,7 @@ def analyze(params: Any, config: model_config.TransformerConfig, tokens) -> tupl
   residual = {site.name: site.reads_residual for site in staging.model_sites(config)}
   sites = [
       {'site': name, 'reads_residual': residual[name], **site_statistics(readings)}
-      for name, readings in recorded.items()]
+      for name, readings in recorded.items() if name in residual]
   kernels = {path: {'kernel': trees.get(params, path)['kernel']}
              for path in trees.matching(r'layers/.*', trees.linears(params))}
   weights = [{'path': path, **{key: float(value) for key, value in statistics.items()}}

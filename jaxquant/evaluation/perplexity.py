@@ -94,17 +94,23 @@ def score(
     UserError: there is nothing to predict.
   """
   rows, present = windows(np.asarray(tokens), length or config.max_length)
-  batch_size = min(batch_size, len(rows))
+  parts = [(rows, present)]
+  if not config.causal and not present[-1].all():
+    # By itself and as long as it is, since a model that sees both ways would see what fills it up.
+    rest = np.s_[-1:, : present[-1].sum()]
+    parts = [(rows[:-1], present[:-1]), (rows[rest], present[rest])]
   total, predicted = 0.0, 0
-  for start in range(0, len(rows), batch_size):
-    batch, mask = rows[start : start + batch_size], present[start : start + batch_size]
-    fill = ((0, batch_size - len(batch)), (0, 0))
-    batch, mask = np.pad(batch, fill), np.pad(mask, fill)
-    if mesh is not None:
-      batch, mask = sharding.place_whole(mesh, batch), sharding.place_whole(mesh, mask)
-    nats, counted = _nats(params, batch, mask, config=config, implementation=implementation)
-    total += float(np.asarray(nats).sum(dtype=np.float64))
-    predicted += int(np.asarray(counted).sum())
+  for rows, present in parts:
+    size = min(batch_size, len(rows))
+    for start in range(0, len(rows), size):
+      batch, mask = rows[start : start + size], present[start : start + size]
+      fill = ((0, size - len(batch)), (0, 0))
+      batch, mask = np.pad(batch, fill), np.pad(mask, fill)
+      if mesh is not None:
+        batch, mask = sharding.place_whole(mesh, batch), sharding.place_whole(mesh, mask)
+      nats, counted = _nats(params, batch, mask, config=config, implementation=implementation)
+      total += float(np.asarray(nats).sum(dtype=np.float64))
+      predicted += int(np.asarray(counted).sum())
   if not predicted:
     raise errors.UserError(f'of {len(tokens)} tokens none is hidden from the model; a masked one needs a longer text')
   return Score(total, predicted, len(tokens), text_bytes)

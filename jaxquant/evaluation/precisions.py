@@ -53,7 +53,7 @@ def standard(weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:
 
 
 def parse(name: str) -> Precision:
-  """The precision called `name`, as `Precision.name` has it; raises `UserError` for a name that is none."""
+  """The precision called `name`, as `Precision.name` has it, without `values`; `UserError` for a name that is none."""
   if not (match := _NAME.fullmatch(name)):
     raise errors.UserError(f'unknown precision {name!r}; there are W16A16, W4A16, W16A8 static, W4A4 dynamic and the '
                            'like, with 2 to 8 bits')

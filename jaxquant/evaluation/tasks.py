@@ -82,7 +82,7 @@ def _read(path: pathlib.Path) -> Task:
       raise errors.UserError(f'{where}: a {kind}, unlike the lines before it; a task is of one kind')
   if not examples:
     raise errors.UserError(f'{path}: the file holds no example')
-  return Task(path.name.partition('.')[0], kinds.pop(), tuple(examples))
+  return Task(path.name.removesuffix('.gz').removesuffix('.jsonl'), kinds.pop(), tuple(examples))
 
 
 def _example(record: dict[str, Any], where: str) -> tuple[Example, str]:

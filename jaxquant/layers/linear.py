@@ -82,7 +82,9 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
   if isinstance(kernel, device_kernels.DeviceKernel):
     if transpose:
       raise ValueError('a kernel laid out for a device cannot be read transposed; leave the table as it is')
-    return _device_product(activation, kernel, bias, chosen)
+    if implementation != DEQUANTIZED:
+      return _device_product(activation, kernel, bias, chosen)
+    kernel = kernel.dense()
   if transpose:
     kernel = kernel.transposed() if isinstance(kernel, qtensor.QTensor) else kernel.T
   integer = isinstance(kernel, qtensor.QTensor) and activation.codes is not None

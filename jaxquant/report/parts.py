@@ -71,7 +71,8 @@ def precision_table(found: tables.Table) -> str:
   if not found.rows:
     return ''
   better = max if found.more_is_better else min
-  best = {column: better((row.cells[column].mean for row in found.rows if column in row.cells), default=math.nan)
+  means = lambda column: [row.cells[column].mean for row in found.rows if column in row.cells]
+  best = {column: better((mean for mean in means(column) if not math.isnan(mean)), default=math.nan)
           for column in found.columns} if len(found.rows) > 1 else {}
   headers = ''.join(f'<th>{html.escape(column)}</th>' for column in found.columns)
   if found.target:

@@ -53,7 +53,7 @@ def number(value: Any) -> float:
   """`value` as a float; NaN for None and for anything that is not a number. Accepts the texts 'nan' and 'inf'."""
   try:
     return float(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     return math.nan
 
 

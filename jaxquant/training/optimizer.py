@@ -74,11 +74,19 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
   ranges = optax.chain(
       adam(), optax.add_decayed_weights(config.range_decay),
       optax.scale_by_learning_rate(lambda step: config.range_multiplier * schedule(step)))
-  return optax.partition({'weights': weights, 'ranges': ranges}, labels)
+  return optax.partition({'weights': weights, 'ranges': ranges, 'fixed': optax.set_to_zero()}, labels)
 
 
 def labels(params):
-  """`ranges` for the arrays inside input quantizers, `weights` for all others; a tree like `params`."""
+  """What trains which array, a tree like `params`.
+
+  `ranges` for those inside input quantizers, `fixed` for the clips that such ranges leave where activations are not
+  quantized any more, `weights` for all others.
+  """
   learned = lambda value: isinstance(value, quantizers.INPUT_QUANTIZERS)
-  label = lambda value: jax.tree.map(lambda _: 'ranges' if learned(value) else 'weights', value)
-  return jax.tree.map(label, params, is_leaf=learned)
+
+  def label(path, value):
+    clip = any(getattr(key, 'key', None) == 'clip' for key in path)
+    return jax.tree.map(lambda _: 'ranges' if learned(value) else 'fixed' if clip else 'weights', value)
+
+  return jax.tree_util.tree_map_with_path(label, params, is_leaf=learned)

@@ -14,7 +14,7 @@ _KERNELS = ('decode', 'decode_attention', 'prefill', 'token_registers')
 
 
 def check_device() -> None:
-  """Raises `NotImplementedError` unless this process' default device is a Hopper GPU, and its JAX has what it takes."""
+  """Raises `NotImplementedError` unless this process' first device is a Hopper GPU, and its JAX has what it takes."""
   device = jax.local_devices()[0]
   if device.platform != 'gpu' or getattr(device, 'compute_capability', None) != '9.0':
     raise NotImplementedError(f'it needs an NVIDIA GPU of compute capability 9.0, and this is {device.device_kind}')
@@ -33,7 +33,7 @@ def check_jax() -> None:
 
 
 def device_kind() -> str:
-  """The kind of this process' default device, under which measured configurations are filed."""
+  """The kind of this process' first device, under which measured configurations are filed."""
   return jax.local_devices()[0].device_kind
 
 
@@ -61,7 +61,8 @@ def guarded(run, operands: dict, of_tokens: tuple[str, ...]):
 
   Args:
     run: takes the operands; those of tokens may have leading axes.
-    operands: arrays or None by name; the first of `of_tokens` has the most axes.
+    operands: arrays, tuples of them, or None, by name; those of `of_tokens` are no tuples, and its first has the most
+      axes.
     of_tokens: names of the operands that belong to tokens; where there are none, every map is a loop.
   """
   mapped = jax.custom_batching.custom_vmap(run)
@@ -91,9 +92,14 @@ def _mapped(run, of_tokens, size: int, batched: dict, operands: dict):
 
     result = run({name: with_axis(name) for name in operands})
     return result, jax.tree.map(lambda _: True, result)
-  fixed = {name: value for name, value in operands.items() if not batched[name]}
-  mapped = {name: value for name, value in operands.items() if batched[name]}
-  result = jax.lax.map(lambda each: run({**fixed, **each}), mapped)
+  leaves, structure = jax.tree.flatten(operands)
+  flags = jax.tree.leaves(batched)
+
+  def one(mapped):
+    mapped = iter(mapped)
+    return run(jax.tree.unflatten(structure, [next(mapped) if flag else leaf for leaf, flag in zip(leaves, flags)]))
+
+  result = jax.lax.map(one, [leaf for leaf, flag in zip(leaves, flags) if flag])
   return result, jax.tree.map(lambda _: True, result)
 
 

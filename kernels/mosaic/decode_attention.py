@@ -88,7 +88,7 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       return [(first * cos - second * sin).astype(dtype), (second * cos + first * sin).astype(dtype)]
 
     new_key = rotated(new_key)
-    last = lax.min(position, slots - 1)  # a row may be gone on with behind its end, in vain
+    last = lax.clamp(0, position, slots - 1)  # a row may be gone on with behind its end, in vain
     for begin, part in zip((0, half), new_key):
       keys_gmem[row, head, last, pl.ds(begin, half)] = part
     values_gmem[row, head, :, last] = new_value

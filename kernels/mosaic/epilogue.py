@@ -149,7 +149,8 @@ def store(sums, terms: Terms, out, buffer, chunk: Chunk, n, m) -> None:
   for i in range(chunk.count):
     part = apply(sums, terms, chunk, i).astype(buffer.dtype)
     slot = i % chunk.slots
-    plgpu.wait_smem_to_gmem(chunk.slots - 1, wait_read_only=True)
+    # The last chunk of the tile before this one may have been in any slot.
+    plgpu.wait_smem_to_gmem(chunk.slots - 1 if i else 0, wait_read_only=True)
     if chunk.transposed:
       buffer.at[slot].T[...] = plgpu.layout_cast(part, plgpu.Layout.WGMMA_TRANSPOSED)
     else:

@@ -109,6 +109,21 @@ class TextsTest(absltest.TestCase):
       self.assertEqual(texts(until=['<s>'], stop=[last]), ['a'])
 
 
+  def test_batches_have_draws_of_their_own(self):
+    tokenizer, config = tokenizers.Tokenizer(model_directories.tokenizer()), networks.config('llama')
+
+    def keys(**options):
+      with mock.patch.object(generation, 'stream', wraps=lambda *args, key, **rest: seen.append(key) or ()):
+        seen = []
+        generation.texts({}, config, tokenizer, [[1, 2]] * 6, limit=6, batch_tokens=16, **options)
+        return [jax.random.key_data(key).tolist() for key in seen]
+
+    self.assertLen(keys(), 3)
+    self.assertLen({*map(tuple, keys())}, 3)
+    self.assertEqual(keys(), keys(key=jax.random.key(0)))
+    self.assertFalse({*map(tuple, keys())} & {*map(tuple, keys(key=jax.random.key(1)))})
+
+
 class ChooseTest(parameterized.TestCase):
 
   @parameterized.parameters(

@@ -117,6 +117,8 @@ class ScoreTest(parameterized.TestCase):
       _score(style='bert')
     with self.assertRaisesRegex(errors.UserError, '17 tokens exceeds the 16'):
       _score([likelihood.Pair([1], [1] * 17)])
+    with self.assertRaisesRegex(errors.UserError, 'a context has no tokens'):
+      _score([likelihood.Pair([1], [1]), likelihood.Pair([], [1])])
 
 
 if __name__ == '__main__':

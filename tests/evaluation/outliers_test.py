@@ -1,5 +1,6 @@
 """Outlier analysis: planted outliers are found with their exact size, and histograms count every value once."""
 
+import dataclasses
 import functools
 
 from absl.testing import absltest
@@ -92,6 +93,12 @@ class AnalyzeTest(parameterized.TestCase):
     self.assertEqual({name: record['reads_residual'] for name, record in _analysis()[0].items()}, {
         'layers/0/attention/input': True, 'layers/0/attention/o/input': False, 'layers/0/mlp/input': True,
         'layers/0/mlp/down/input': False, 'head/input': True})
+
+  def test_projections_of_the_embedding_are_no_sites(self):
+    config = dataclasses.replace(networks.config('opt'), embedding_width=8)
+    params = staging.make(config).init(jax.random.key(0), networks.tokens(1))['params']
+    found, _ = outliers.analyze(params, config, networks.tokens(2))
+    self.assertCountEqual([record['site'] for record in found], [site.name for site in staging.model_sites(config)])
 
   def test_statistics_are_those_of_the_activations(self):
     for name, record in _analysis()[0].items():

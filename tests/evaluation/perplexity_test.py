@@ -105,6 +105,15 @@ class ScoreTest(parameterized.TestCase):
     self.assertEqual((score.predicted, score.tokens, score.text_bytes), (predicted, 43, _BYTES))
     self.assertAlmostEqual(score.nats / _reference(style, length), 1, delta=1e-6)
 
+  def test_an_encoder_does_not_see_what_fills_a_window_up(self):
+    """The rest of the text scores as a text of its own does."""
+    options = dict(length=16, batch_size=4)
+    params, config = networks.params('bert'), networks.config('bert')
+    parts = [perplexity.score(params, config, tokens, _BYTES, **options) for tokens in (_TOKENS[:32], _TOKENS[32:])]
+    whole = _score(style='bert', **options)
+    self.assertEqual(whole.predicted, sum(part.predicted for part in parts))
+    self.assertAlmostEqual(whole.nats / sum(part.nats for part in parts), 1, delta=1e-6)
+
   def test_length_is_that_of_the_model_by_default(self):
     self.assertEqual(_score(length=None), _score(length=16))
 

@@ -38,9 +38,9 @@ class TasksTest(parameterized.TestCase):
 
   def test_directories_hold_a_task_in_each_file(self):
     self._write(_CHOICE, name='one.jsonl')
-    self._write({'text': 'a b'}, name='two.jsonl')
+    self._write({'text': 'a b'}, name='one.more.jsonl')
     self._write('not a task', name='three.txt')
-    self.assertEqual([task.name for task in tasks.read([str(self.folder)])], ['one', 'two'])
+    self.assertEqual([task.name for task in tasks.read([str(self.folder)])], ['one', 'one.more'])
     with self.assertRaisesRegex(errors.UserError, 'two tasks are called one'):
       tasks.read([str(self.folder), str(self.folder / 'one.jsonl')])
     with self.assertRaisesRegex(errors.UserError, 'holds no task'):

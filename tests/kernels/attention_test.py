@@ -39,7 +39,11 @@ class XlaTest(attention_cases.AttentionCases):
 
   @parameterized.parameters(
       (dict(implementation='cuda'), ValueError, "unknown implementation 'cuda'; there are xla, mosaic_gpu"),
-      (dict(window=0), ValueError, 'a window has at least one token, not 0'),
+      (dict(window=0), ValueError, 'a window is an integer of at least one token, not 0'),
+      (dict(window=1.5), ValueError, 'a window is an integer of at least one token, not 1.5'),
+      (dict(keys=None), ValueError, 'keys must be an array, not a NoneType'),
+      (dict(angles=5), ValueError, 'angles must be a pair of arrays, cosine and sine, not 5'),
+      (dict(angles=(np.ones((2, 64), np.float32), None)), ValueError, 'sine must be an array, not a NoneType'),
       (dict(qkv=np.ones((2, 8, 128), np.int8)), ValueError, r'qkv must be floating .* not int8 \[2, 8, 128\]'),
       (dict(qkv=np.ones((2, 4, 128), np.float32)), ValueError, 'do not fit qkv of shape'),
       (dict(keys=np.ones((2, 64, 128), np.float32)), ValueError, 'do not fit qkv of shape'),
@@ -64,6 +68,17 @@ class InterpretTest(attention_cases.AttentionCases):
     known = mock.patch.object(decode_attention, 'multiplied', multiplied)
     with known, interpreting.kernels():
       return _lowered(arguments)
+
+  def test_angles_that_a_map_shares(self):
+    """As many rows as maps, so that the axis of either could be taken for the other's."""
+    steps = [attention_cases.step((2, 4, 2, 64), seed=seed) for seed in range(2)]
+    shared = {name: steps[0][name] for name in ('angles', 'positions')}
+    own = [{name: value for name, value in step.items() if name not in shared} for step in steps]
+    mapped = jax.tree.map(lambda *parts: jnp.stack(parts), *own)
+    got = jax.vmap(lambda each: self.attend(each | shared))(mapped)
+    for i, step in enumerate(steps):
+      for result, want in zip(got, self.attend(step | shared)):
+        np.testing.assert_array_equal(result[i], want)
 
   @parameterized.parameters(3, 4, 6, 8)
   def test_tiles_take_turns_in_memory(self, stages):

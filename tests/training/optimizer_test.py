@@ -106,6 +106,14 @@ class MakeTest(parameterized.TestCase):
         'lsq/input/quantizer/step'})
     self.assertEqual(set(labels), set(trees.arrays(_params())))
 
+  def test_clips_that_ranges_have_left_stay(self):
+    params = {'input': {'clip': (jnp.float32(-1), jnp.float32(1))}, 'kernel': jnp.ones((2, 2))}
+    made = optimizer.make(optimizer.OptimizerConfig(warmup_steps=0), 4)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    updates, _ = made.update(gradients, made.init(params), params)
+    self.assertEqual(updates['input']['clip'], (0, 0))
+    self.assertLess(float(updates['kernel'].max()), 0)
+
 
 class ScheduleTest(parameterized.TestCase):
 
