@@ -99,6 +99,14 @@ class HarnessTest(parameterized.TestCase):
     return {name: {metric.removesuffix(',none'): value for metric, value in values.items()}
             for name, values in found['results'].items()}, answers
 
+  @parameterized.product(kind=['bytes', 'merges'], context=[' ', '\n', '', 'the'])
+  def test_a_context_of_blanks_alone_is_one(self, kind, context):
+    tokenizer, instance = self._tokenizer(kind), importlib.import_module('lm_eval.api.instance').Instance
+    model = self.harness.HarnessModel(self.params, self.config, tokenizer)
+    (nats, _), = model.loglikelihood([instance('loglikelihood', {}, (context, 'cat'), 0)])
+    want, = likelihood.score(self.params, self.config, [likelihood.encode_pair(tokenizer, context, 'cat')])
+    self.assertAlmostEqual(nats, want.nats, delta=1e-5)
+
   @parameterized.parameters(('bytes', False), ('merges', False), ('bytes', True))
   def test_local_tasks_give_the_same_numbers_both_ways(self, kind, packed):
     tokenizer, params = self._tokenizer(kind), self._packed() if packed else self.params
