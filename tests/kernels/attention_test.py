@@ -69,6 +69,12 @@ class InterpretTest(attention_cases.AttentionCases):
     with known, interpreting.kernels():
       return _lowered(arguments)
 
+  def test_a_position_before_the_first_touches_no_other_row(self):
+    arguments = attention_cases.step((2, 2, 2, 64), positions=[5, 0])
+    negative = self.attend(arguments | {'positions': jnp.asarray([5, -1], jnp.int32)})
+    for result, want in zip(negative, self.attend(arguments)):
+      np.testing.assert_array_equal(result[0], want[0])
+
   def test_angles_that_a_map_shares(self):
     """As many rows as maps, so that the axis of either could be taken for the other's."""
     steps = [attention_cases.step((2, 4, 2, 64), seed=seed) for seed in range(2)]

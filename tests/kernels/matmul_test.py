@@ -151,6 +151,8 @@ class QuantizedMatmulTest(parameterized.TestCase):
       ({'row_sums': np.ones((3, 5, 3), np.int32)}, r'row_sums must be int32, of \[3, 5\] tokens and runs that divide '
        r'groups of 12 of 24 inputs, not int32 \[3, 5, 3\]'),
       ({'row_sums': np.ones((3, 5, 2), np.int8)}, 'row_sums must be int32'),
+      ({'row_sums': np.ones((3, 5, 0), np.int32)}, 'row_sums must be int32'),
+      ({'w_scale': None}, 'w_scale must be an array, not a NoneType'),
       ({'column_sums': np.ones(6, np.float32)}, r'column_sums must be float32 \[7\]'),
       ({'bias': np.ones((1, 7), np.float32)}, r'bias of shape \(1, 7\) and dtype float32 does not fit 7 outputs'),
       ({'bias': np.ones(7, np.int32)}, r'bias of shape \(7,\) and dtype int32 does not fit'),

@@ -55,6 +55,7 @@ class RefusalTest(parameterized.TestCase):
       (dict(x=np.ones((3, 24), np.int32)), ValueError, r'bfloat16, float16 or float32 \[..., K\], not int32 \[3, 24\]'),
       (dict(x=jnp.float32(1)), ValueError, r'not float32 \[\]'),
       (dict(x=[[1.0]]), ValueError, 'x must be an array, not a list'),
+      (dict(w_codes=None), ValueError, 'w_codes must be an array, not a NoneType'),
       (dict(w_scale=np.ones(7, np.float32)), ValueError, r'must be float32 \[groups, outputs\], not float32 \[7\]'),
       (dict(w_scale=np.ones((0, 7), np.float32)), ValueError, r'w_scale float32 \[0, 7\] does not fit 24 x 7'),
       (dict(w_bits=9), ValueError, 'w_bits must be an integer from 1 to 8 here, not 9'),

@@ -1,20 +1,14 @@
 """A user's mistake gets one line that names the culprit and its exit code, and leaves earlier results alone."""
 
-import contextlib
 import hashlib
-import io
 import pathlib
 import shutil
 import signal
 import socket
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from jaxquant import errors
-from launch import agreement
-from launch import runtime
 from tests import launching
 
 _PTQ = '--config=configs/ptq/rtn_w4a4.py'
@@ -96,6 +90,8 @@ class BadInputTest(parameterized.TestCase):
       ('fraction', ['{config}', '--config.training.steps=1.5'], ['--config.training.steps=1.5']),
       ('wrong_type_in_tuple', ['{config}', "--config.seeds=('one',)"], ['config.seeds', "'one'", 'int']),
       ('init_variant', ['{config}', '--config.init_variant=both'], ["'both', but config.init_from names no model"]),
+      ('penalty_of_a_table', ['{config}', '--config.kurtosis.pattern=embedding'], [
+          "config.kurtosis.pattern 'embedding' matches no linear layer"]),
       ('unknown_variant', ['{config}', '--config.variants=best'], ['config.variants', "'best'", 'baseline']),
       ('no_variant', ['{config}', '--config.variants=()'], ['config.variants']),
       ('variant_twice', ['{config}', "--config.variants=('qat','qat')"], ['config.variants']),
@@ -328,22 +324,6 @@ class BadInputTest(parameterized.TestCase):
       finished = launching.run(
           'train', launching.config(), f'--coordinator_address={address}', '--num_processes=2', '--process_id=0')
     self.assert_refused(finished, f'--coordinator_address={address}', 'in use')
-
-  @parameterized.parameters((('length', 'batch_size', 'text'), '; a smaller --length or --batch_size takes less\n'),
-                            (('length',), '; a smaller --length takes less\n'), ((), '\n'))
-  def test_memory_that_is_not_there_is_said_with_the_flags_that_ask_for_less(self, flags, end):
-    said = io.StringIO()
-    with mock.patch.object(runtime.flags, 'FLAGS', flags), contextlib.redirect_stderr(said):
-      error = RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.\nmore')
-      code = runtime._report(error, 0)  # pylint: disable=protected-access
-    self.assertEqual(code, 2)
-    self.assertEqual(said.getvalue(), f'out of memory: Out of memory allocating 1 byte.{end}')
-
-  def test_only_a_mistake_or_a_lack_of_memory_can_be_mended(self):
-    for error, reason in ((errors.UserError('no'), 'no'), (agreement.Failed('process 1: no', 2), 'process 1: no'),
-                          (RuntimeError('RESOURCE_EXHAUSTED: Out of memory.\nmore'), 'out of memory: Out of memory.'),
-                          (agreement.Failed('process 1: torn', 3), None), (RuntimeError('INTERNAL: ptxas'), None)):
-      self.assertEqual(runtime.mistake(error), reason)
 
 
 if __name__ == '__main__':

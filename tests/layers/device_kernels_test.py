@@ -117,6 +117,13 @@ class DeviceKernelTest(parameterized.TestCase):
     np.testing.assert_allclose(
         device_kernels.laid_out(layer)['kernel'].dense(), quantize.dequantize(layer['kernel']), rtol=1e-5, atol=1e-6)
 
+  @parameterized.parameters('clip', None)
+  def test_products_of_dequantized_values_do_without_a_layout(self, quantizer):
+    layer, x = _layer('int4', 32, quantizer), jax.random.normal(jax.random.key(1), (3, 128))
+    want, got = (linear.linear(each, x, implementation=linear.DEQUANTIZED) for each in (
+        layer, device_kernels.laid_out(layer)))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
   def test_what_has_no_layout_stays(self):
     trees_to_keep = (
         {'embedding': _layer('int4')}, _layer('int8'), _layer('dint8', None, 'clip'), _layer('int4', axis=-1),

@@ -1,12 +1,14 @@
 """Tests of precision tables: exact means, deviations and ratios, the order of columns, the text for the terminal."""
 
 import math
+import re
 import statistics
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from jaxquant import errors
+from jaxquant.report import parts
 from jaxquant.report import tables
 
 
@@ -32,6 +34,16 @@ class PrecisionTableTest(parameterized.TestCase):
   def test_precision_names_widths_and_mode(self, weights, activations, mode, expected):
     evaluation = {'weights': weights, 'activations': activations, 'activation_mode': mode}
     self.assertEqual(tables.precision(evaluation), expected)
+
+  def test_values_of_attention_have_their_width_too(self):
+    evaluations = [_evaluation(5.0, weights=4, activations=8, mode='dynamic', values=values) for values in (16, 4)]
+    table = tables.precision_table(evaluations)
+    self.assertCountEqual(table.columns, ['W4A8 dynamic', 'W4A8V4 dynamic'])
+
+  def test_what_diverged_is_not_the_best(self):
+    scores = {'a': math.nan, 'b': 20.0, 'c': 9.5}
+    table = tables.precision_table([_evaluation(value, name) for name, value in scores.items()])
+    self.assertEqual(re.findall(r'<b>(.*?)</b>', parts.precision_table(table)), ['9.500'])
 
   @parameterized.parameters((4, 4), (2, 3), (4.25, 8))
   def test_columns_are_in_the_order_of_weights_activations_and_mode(self, w, a):
