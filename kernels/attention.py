@@ -48,9 +48,8 @@ def _check(qkv, keys, values, positions, angles, window) -> None:
   """Raises `ValueError` for what does not fit."""
   if angles is not None and not (isinstance(angles, (tuple, list)) and len(angles) == 2):
     raise ValueError(f'angles must be a pair of arrays, cosine and sine, not {angles!r}')
-  cosine, sine = (None, None) if angles is None else angles
-  checks.arrays(*('cosine', 'sine') * (angles is None), qkv=qkv, keys=keys, values=values, positions=positions,
-                cosine=cosine, sine=sine)
+  pair = {} if angles is None else dict(zip(('cosine', 'sine'), angles))
+  checks.arrays(qkv=qkv, keys=keys, values=values, positions=positions, **pair)
   if qkv.ndim != 3 or not jnp.issubdtype(qkv.dtype, jnp.floating):
     raise ValueError(f'qkv must be floating [batch, heads, head_dim], not {qkv.dtype} {list(qkv.shape)}')
   batch, heads, dim = qkv.shape
@@ -60,8 +59,8 @@ def _check(qkv, keys, values, positions, angles, window) -> None:
   for name, array, shape, dtype in (
       ('keys', keys, (batch, kv_heads, slots, dim), qkv.dtype),
       ('values', values, (batch, kv_heads, dim, slots), qkv.dtype), ('positions', positions, (batch,), jnp.int32),
-      ('cosine', cosine, (batch, dim // 2), jnp.float32), ('sine', sine, (batch, dim // 2), jnp.float32)):
-    if array is not None and (array.shape != shape or array.dtype != dtype):
+      *((name, array, (batch, dim // 2), jnp.float32) for name, array in pair.items())):
+    if array.shape != shape or array.dtype != dtype:
       raise ValueError(f'{name} must be {jnp.dtype(dtype)} {list(shape)}, not {array.dtype} {list(array.shape)}')
   if angles is not None and dim % 2:
     raise ValueError(f'heads of {dim} features have no pairs to turn')

@@ -54,7 +54,7 @@ def run(config: Any, path: str | None, started: float) -> None:
   say(f'workdir {workdir.path}; {environment["device_count"]} x {environment["device"]}, jax {environment["jax"]}')
   corpus = corpora.load(
       config.data, experiment.tokenizer, experiment.model.text_vocabulary, workdir.path,
-      config.training.batch_size * config.training.length, say.error)
+      config.training.batch_size * config.training.length, say.error, replace=not workdir.has_checkpoints)
   if experiment.calibrates():
     experiment.calibration_batches(corpus.train)  # now, since too small a text would fail after the training
   say(f'{len(corpus.train):,} training tokens; {experiment.model.block_parameters:,} parameters in the blocks')
@@ -174,7 +174,7 @@ def _initial_state(job, variant, seed, fitter, saved, batches) -> tuple[training
     return fitter.initialize(params), (0.0, 0)
   restored = saved.restore(target=fitter.abstract_state(params)._asdict())
   if restored.metadata['tokens'] != job.corpus.fingerprint:
-    raise errors.UserError(f'config.data.train is another text than {job.workdir.path} was trained on so far')
+    raise corpora.another_text(job.workdir.path)
   batches.set_state(restored.data)
   job.say(f'continuing at step {restored.step}')
   return training_step.TrainState(**restored.state), restored.metadata['timed']

@@ -64,7 +64,7 @@ def check(data: Any, tokenizer: str, vocabulary: int) -> None:
 
 
 def load(data: Any, tokenizer: str, vocabulary: int, folder: pathlib.Path, batch_tokens: int,
-         report: Callable[[str], None]) -> Corpus:
+         report: Callable[[str], None], replace: bool = True) -> Corpus:
   """Reads, tokenizes and caches the texts of a configuration.
 
   Args:
@@ -72,15 +72,17 @@ def load(data: Any, tokenizer: str, vocabulary: int, folder: pathlib.Path, batch
     folder: the workdir; `tokenizer.json` and `tokens/` are written there by process 0 and reused.
     batch_tokens: tokens that a global batch predicts.
     report: called with a line on a text that is too small for the vocabulary.
+    replace: whether tokens of another text are made anew; not where a model was trained on them, as calibrations read
+      them.
 
   Returns:
     The Corpus.
 
   Raises:
-    UserError: unusable texts, or too few tokens for one batch.
+    UserError: unusable texts, too few tokens for one batch, or another text than that of the tokens that stay.
   """
   path = folder / 'tokens' / 'train.npy'
-  agreement.agree(lambda: jax.process_index() or _prepare(data, tokenizer, vocabulary, folder, path))
+  agreement.agree(lambda: jax.process_index() or _prepare(data, tokenizer, vocabulary, folder, path, replace))
   corpus = agreement.agree(lambda: _load(data, folder, path, batch_tokens))
   if not tokenizer and corpus.tokenizer.vocab_size < vocabulary:
     report(f'config.data.train is too small a text for the {vocabulary} tokens of config.model.vocabulary: '
@@ -97,7 +99,12 @@ def read_text(name: str, sources: tuple[str, ...], tokenizer: tokenizers.Tokeniz
   return Text(name, tokens, len(content.encode('utf-8')))
 
 
-def _prepare(data, tokenizer, vocabulary, folder, path):
+def another_text(folder: pathlib.Path) -> errors.UserError:
+  """The mistake of a workdir's training that is continued with another text."""
+  return errors.UserError(f'config.data.train is another text than {folder} was trained on so far')
+
+
+def _prepare(data, tokenizer, vocabulary, folder, path, replace):
   documents = functools.partial(_documents, data.train, 'train', data.field)
   saved = folder / 'tokenizer.json'
   if not saved.exists():
@@ -111,15 +118,13 @@ def _prepare(data, tokenizer, vocabulary, folder, path):
     made.save(partial)
     os.replace(partial, saved)
   loaded = tokenizers.Tokenizer.load(saved)
-  # What a model was trained on stays: calibrations read it.
-  replace = not any(step.name.isdecimal() for step in folder.glob('checkpoints/*/*'))
   try:
     if _sources(data.train) == (STANDARD_LIBRARY,):
       token_file.prepare_documents(documents(), loaded, path, replace=replace)
     else:
       token_file.prepare_files(_sources(data.train), loaded, path, field=data.field, replace=replace)
   except token_file.Changed:
-    raise errors.UserError(f'config.data.train is another text than {folder} was trained on so far') from None
+    raise another_text(folder) from None
 
 
 def _load(data, folder, path, batch_tokens) -> Corpus:

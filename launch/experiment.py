@@ -131,8 +131,9 @@ class Experiment:
                              f'and {options.microbatches} microbatches')
     abstract = validate.abstract_params(self.model)
     jax.eval_shape(functools.partial(qat.prepare, config=self.qat, site_names=self._site_names), abstract)
-    linears = [path for path in trees.linears(abstract) if not trees.is_table(path)]  # tables have no outputs
-    for group, paths in (('kurtosis', linears), ('kure', trees.linears(abstract))):
+    linears = trees.linears(abstract)
+    with_outputs = [path for path in linears if not trees.is_table(path)]
+    for group, paths in (('kurtosis', with_outputs), ('kure', linears)):
       if not trees.matching(config[group].pattern, paths):
         raise errors.UserError(f'config.{group}.pattern {config[group].pattern!r} matches no linear layer')
     scoring.check_weights(abstract, config.ptq.weights, config.ptq.weight_pattern, config.ptq.group_size)

@@ -31,7 +31,8 @@ _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'Divides the logits; 0 tak
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Draws from the fewest tokens that have this probability together.')
 _BURST = flags.DEFINE_integer(
     'burst', 1, 'Tokens behind the first that come at once: more cost fewer calls of the device.', lower_bound=1)
-_KEY = flags.DEFINE_integer('sampling_seed', 0, 'Of the draws: the same seed draws the same text.', 0, 2**32 - 1)
+_KEY = flags.DEFINE_integer(
+    'sampling_seed', 0, 'Of the draws: the same seed draws the same text.', lower_bound=0, upper_bound=2**32 - 1)
 _IMPLEMENTATION = scoring.define_implementation()
 
 _DEFAULT_TOKENS = 128

@@ -17,6 +17,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.training import block_store
+from jaxquant.transforms import grids
 from jaxquant.transforms import recipes
 from launch import agreement
 from launch import calibration
@@ -212,7 +213,7 @@ def calibrated(params, made: recipes.Recipe, batches, identity: str, model, conf
   say(f'bits by {asked.score}, at most {asked.bits} stored per weight:\n{chosen.table()}')
   # Scores that differ in a last bit may choose otherwise; blocks that were rounded to other grids are none of this run.
   result, store = run(chosen.written(folded.params), runs[1][1], workdir.blocks, 'calibrated',
-                      json.dumps([identity, chosen.grids()]))
+                      json.dumps([identity, [grids.name(choice.grid) for choice in chosen.choices.values()]]))
   return result._replace(decisions=driver.merged(decisions, result.decisions)), store
 
 

@@ -111,11 +111,10 @@ def main() -> None:
 
 def _contents(params, asked, tokens) -> dict[str, str]:
   """Fingerprints of what files of the same names could hold something else of, by what it is."""
-  found = {'the model': (params, [], None), 'a text': ({}, [text.tokens for text in asked.texts], None),
-           'a task': ({}, [], repr(asked.tasks))}
-  if tokens is not None:
-    found['what rows are calibrated on'] = {}, [tokens], None
-  return {name: block_store.fingerprint(*parts) for name, parts in found.items()}
+  of_arrays = lambda arrays: block_store.fingerprint({}, arrays, None)
+  found = {'the model': block_store.fingerprint(params, [], None), 'a text': of_arrays([t.tokens for t in asked.texts]),
+           'a task': block_store.fingerprint({}, [], asked.tasks)}
+  return found if tokens is None else {**found, 'what rows are calibrated on': of_arrays([tokens])}
 
 
 def _check_unchanged(results, contents, workdir):

@@ -122,6 +122,11 @@ class Workdir:
       write_json(self.path / DECISIONS, decisions)
 
   @property
+  def has_checkpoints(self) -> bool:
+    """Whether a run has saved a step."""
+    return any(step.name.isdecimal() for step in self.path.glob('checkpoints/*/*'))
+
+  @property
   def blocks(self) -> pathlib.Path:
     """Directory of the finished blocks of a quantization under way."""
     return self.path / 'blocks'

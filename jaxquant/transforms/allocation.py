@@ -75,15 +75,11 @@ class Allocation(NamedTuple):
       params = trees.put(params, f'{path}/kernel_quantizer', choice.grid)
     return params
 
-  def grids(self) -> dict[str, str]:
-    """{path: the name of its grid}."""
-    return {path: grids.name(choice.grid) for path, choice in self.choices.items()}
-
   def decisions(self) -> dict[str, dict]:
     """The choices as the decisions of a driver's run are: {path: {'allocation': {'grid', 'bits', 'score'}}}."""
     return {
-        path: {'allocation': {'grid': name, 'bits': self.choices[path].bits, 'score': self.choices[path].score}}
-        for path, name in self.grids().items()}
+        path: {'allocation': {'grid': grids.name(choice.grid), 'bits': choice.bits, 'score': choice.score}}
+        for path, choice in self.choices.items()}
 
   def table(self) -> str:
     """The choices as lines of text, those of the highest scores first, and a line of totals."""

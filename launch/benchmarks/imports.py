@@ -33,16 +33,17 @@ from jaxquant.interop import tensor_file
 from jaxquant.models import validate
 from jaxquant.numerics import trees
 from launch import workdir
+from launch.benchmarks import count_flag
 
-_WIDTH = flags.DEFINE_integer('width', 4096, 'Width of the model; heads of 128.')
-_LAYERS = flags.DEFINE_integer('layers', 32, 'Blocks.')
-_FEED_FORWARD = flags.DEFINE_integer('feed_forward', 11008, 'Hidden features of the MLP.')
-_VOCABULARY = flags.DEFINE_integer('vocabulary', 32000, 'Tokens.')
+_WIDTH = count_flag.DEFINE('width', 4096, 'Width of the model; heads of 128.')
+_LAYERS = count_flag.DEFINE('layers', 32, 'Blocks.')
+_FEED_FORWARD = count_flag.DEFINE('feed_forward', 11008, 'Hidden features of the MLP.')
+_VOCABULARY = count_flag.DEFINE('vocabulary', 32000, 'Tokens.')
 _DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ('bfloat16', 'float16', 'float32'), 'Of the weights in the files.')
 _SHARD = flags.DEFINE_float('shard_gigabytes', 2.0, 'Size of a file.')
 _FOLDER = flags.DEFINE_string('folder', None, 'Where the directory is made and removed; by default where temporary '
                               'files are, which must be on the disk to measure.')
-_REPETITIONS = flags.DEFINE_integer('repetitions', 3, 'Repetitions; the median counts.')
+_REPETITIONS = count_flag.DEFINE('repetitions', 3, 'Repetitions; the median counts.')
 
 _DTYPES = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16, 'float32': np.float32}
 _READ_BYTES = 1 << 22

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxquant import errors
 import kernels
 from launch import workdir
+from launch.benchmarks import count_flag
 from launch.benchmarks import kernel_columns
 from launch.benchmarks import kernel_programs
 from launch.benchmarks import kernel_roofline
@@ -32,7 +33,7 @@ _SIZES = flags.DEFINE_list(
     'sizes', ['4096x4096', '14336x4096', '4096x14336'], 'Weights: outputs x inputs, separated by commas.')
 _TOKENS = flags.DEFINE_list('tokens', ['1', '16', '64', '256', '2048', '8192'], 'Tokens, separated by commas.')
 _COLUMNS = flags.DEFINE_list('columns', [], 'What to measure, or to plot; none: all columns.')
-_REPETITIONS = flags.DEFINE_integer('repetitions', 10, 'Repetitions; the median counts.')
+_REPETITIONS = count_flag.DEFINE('repetitions', 10, 'Repetitions; the median counts.')
 _DIFFERENCES = flags.DEFINE_bool('differences', True, 'Compare results with the product of the values, too.')
 _SWEEP = flags.DEFINE_list('sweep', [], 'Columns whose configurations to try instead.')
 _TUNING_FILE = flags.DEFINE_string('tuning_file', None, 'JSON file of configurations, to which a sweep adds the best.')

@@ -24,6 +24,7 @@ from jaxquant.models import config as model_config
 from jaxquant.models import decoding
 from launch import scoring
 from launch import workdir
+from launch.benchmarks import count_flag
 from launch.benchmarks import kernel_timing
 from launch.benchmarks import model_columns
 
@@ -34,7 +35,7 @@ _SHAPES = {
 }
 
 _SHAPE = flags.DEFINE_enum('shape', '7b', sorted(_SHAPES), 'Shape of the model, but for what the next flags say.')
-_SIZES = {name: flags.DEFINE_integer(name, None, f'{text}; by default as --shape has it.', lower_bound=1)
+_SIZES = {name: count_flag.DEFINE(name, None, f'{text}; by default as --shape has it.')
           for name, text in {
               'vocabulary': 'Tokens', 'width': 'Width', 'layers': 'Blocks', 'heads': 'Query heads',
               'kv_heads': 'Heads of keys and values', 'feed_forward': 'Hidden features of the MLP'}.items()}
@@ -43,9 +44,9 @@ _COLUMNS = flags.DEFINE_list('columns', ['bf16', 'w8a8', 'w4a16', 'w4a8', 'w4a4'
 _BATCHES = flags.DEFINE_list('batches', ['1', '16', '64'], 'Rows that are decoded at once.')
 _CONTEXTS = flags.DEFINE_list('contexts', ['2048'], 'Slots of a row in the cache that decoding fills.')
 _PROMPT = flags.DEFINE_integer('prompt', 2048, 'Tokens of the prefill, of one row; 0: none.', lower_bound=0)
-_STEPS = flags.DEFINE_integer('steps', 64, 'Tokens of a row to decode in each measurement.', lower_bound=1)
+_STEPS = count_flag.DEFINE('steps', 64, 'Tokens of a row to decode in each measurement.')
 _CALLS = flags.DEFINE_list('calls', ['1'], 'Rows that are decoded at once one call a token, too; may be empty.')
-_REPETITIONS = flags.DEFINE_integer('repetitions', 5, 'Repetitions; the median counts.', lower_bound=1)
+_REPETITIONS = count_flag.DEFINE('repetitions', 5, 'Repetitions; the median counts.')
 _IMPLEMENTATION = flags.DEFINE_enum(
     'implementation', 'auto', ('xla', 'auto', 'mosaic_gpu'), 'How codes meet codes, see launch.generate.')
 

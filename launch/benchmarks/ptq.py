@@ -30,20 +30,20 @@ from jaxquant.transforms import error_feedback
 from jaxquant.transforms import methods
 from jaxquant.transforms import recipes
 from launch import workdir
+from launch.benchmarks import count_flag
 
-_count = functools.partial(flags.DEFINE_integer, lower_bound=1)
 _METHODS = flags.DEFINE_list('methods', ['gptq'], 'Methods to run on the model; empty: only the layer.')
-_WIDTH = _count('width', 4096, 'Width of the model; heads of 128.')
-_LAYERS = _count('layers', 32, 'Blocks.')
-_FEED_FORWARD = _count('feed_forward', 11008, 'Hidden features of the MLP.')
-_SEQUENCES = _count('sequences', 128, 'Calibration sequences.')
-_LENGTH = _count('length', 2048, 'Tokens of a sequence.')
-_BATCH = _count('batch_size', 8, 'Sequences observed at once.')
-_GROUP = _count('group_size', 128, 'Inputs that share a weight scale.')
+_WIDTH = count_flag.DEFINE('width', 4096, 'Width of the model; heads of 128.')
+_LAYERS = count_flag.DEFINE('layers', 32, 'Blocks.')
+_FEED_FORWARD = count_flag.DEFINE('feed_forward', 11008, 'Hidden features of the MLP.')
+_SEQUENCES = count_flag.DEFINE('sequences', 128, 'Calibration sequences.')
+_LENGTH = count_flag.DEFINE('length', 2048, 'Tokens of a sequence.')
+_BATCH = count_flag.DEFINE('batch_size', 8, 'Sequences observed at once.')
+_GROUP = count_flag.DEFINE('group_size', 128, 'Inputs that share a weight scale.')
 _INPUTS = flags.DEFINE_multi_integer(
     'inputs', [4096, 14336], 'Inputs of the single layer; one row each.', lower_bound=1)
-_OUTPUTS = _count('outputs', 4096, 'Outputs of the single layer.')
-_REPETITIONS = _count('repetitions', 5, 'Repetitions on the single layer; the median counts.')
+_OUTPUTS = count_flag.DEFINE('outputs', 4096, 'Outputs of the single layer.')
+_REPETITIONS = count_flag.DEFINE('repetitions', 5, 'Repetitions on the single layer; the median counts.')
 
 
 def run() -> dict[str, Any]:

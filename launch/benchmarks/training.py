@@ -23,18 +23,18 @@ from jaxquant.training import regularizers
 from jaxquant.training import step as training_step
 from jaxquant.training import trainer
 from launch import workdir as workdirs
+from launch.benchmarks import count_flag
 
-_count = functools.partial(flags.DEFINE_integer, lower_bound=1)
-_WIDTH = _count('width', 512, 'Width of the model; heads of 64.')
-_LAYERS = _count('layers', 8, 'Blocks.')
-_FEED_FORWARD = _count('feed_forward', 1408, 'Hidden features of the MLP.')
-_VOCABULARY = _count('vocabulary', 16384, 'Tokens.')
-_BATCH = _count('batch_size', 96, 'Sequences of a step.')
-_LENGTH = _count('length', 512, 'Tokens of a sequence.')
-_STRIDE = _count('kurtosis_stride', 2, 'See jaxquant.training.regularizers.OutputKurtosis.')
-_EVERY = _count('kurtosis_every', 4, 'See jaxquant.training.regularizers.OutputKurtosis.')
-_STEPS = _count('steps', 16, 'Steps of a repetition, rounded up to a multiple of --kurtosis_every.')
-_REPETITIONS = _count('repetitions', 7, 'Repetitions; the median counts.')
+_WIDTH = count_flag.DEFINE('width', 512, 'Width of the model; heads of 64.')
+_LAYERS = count_flag.DEFINE('layers', 8, 'Blocks.')
+_FEED_FORWARD = count_flag.DEFINE('feed_forward', 1408, 'Hidden features of the MLP.')
+_VOCABULARY = count_flag.DEFINE('vocabulary', 16384, 'Tokens.')
+_BATCH = count_flag.DEFINE('batch_size', 96, 'Sequences of a step.')
+_LENGTH = count_flag.DEFINE('length', 512, 'Tokens of a sequence.')
+_STRIDE = count_flag.DEFINE('kurtosis_stride', 2, 'See jaxquant.training.regularizers.OutputKurtosis.')
+_EVERY = count_flag.DEFINE('kurtosis_every', 4, 'See jaxquant.training.regularizers.OutputKurtosis.')
+_STEPS = count_flag.DEFINE('steps', 16, 'Steps of a repetition, rounded up to a multiple of --kurtosis_every.')
+_REPETITIONS = count_flag.DEFINE('repetitions', 7, 'Repetitions; the median counts.')
 _SHARDED = flags.DEFINE_bool('fully_sharded', False, 'Split parameters over the devices.')
 _PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'Peak of a device in bfloat16, for the utilization; 0: by device name.')
 
