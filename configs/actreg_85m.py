@@ -1,4 +1,4 @@
-"""Activation regularization (arXiv:2404.03605) at 85 million non-embedding parameters: the final pair.
+"""Activation regularization (arXiv:2404.03605) at 85 million non-embedding parameters.
 
   python -m launch.train --config=configs/actreg_85m.py --workdir=DIR \
     --config.data.train="('books_train.txt.xz','expo_train.txt.xz')" \
