@@ -88,10 +88,16 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       return [(first * cos - second * sin).astype(dtype), (second * cos + first * sin).astype(dtype)]
 
     new_key = rotated(new_key)
-    last = lax.clamp(0, position, slots - 1)  # a row may be gone on with behind its end, in vain
-    for begin, part in zip((0, half), new_key):
-      keys_gmem[row, head, last, pl.ds(begin, half)] = part
-    values_gmem[row, head, :, last] = new_value
+
+    def write():
+      """Writes the token into the cache."""
+      last = lax.clamp(0, position, slots - 1)  # a row may be gone on with behind its end, in vain
+      for begin, part in zip((0, half), new_key):
+        keys_gmem[row, head, last, pl.ds(begin, half)] = part
+      values_gmem[row, head, :, last] = new_value
+
+    if beside == 1:
+      write()  # latency is all there is
 
     columns = [wide(across(part)) for part in rotated(queries[0])]  # those that are left over repeat it
     for i in range(1, sharing):
@@ -134,6 +140,8 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
     for i in range(sharing):
       column = jnp.sum(jnp.where(iota(dim, 1) == i, mixed, 0.), axis=1)
       out_gmem[row, head * sharing + i] = column.astype(dtype)
+    if beside > 1:
+      write()  # into lines that the cache has by now, behind what others copy
 
   scratch = (
       tiles.smem((stages, dim, _TILE), dtype), tiles.smem((_COLUMNS, dim), dtype, half),
