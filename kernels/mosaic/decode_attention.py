@@ -97,7 +97,7 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       values_gmem[row, head, :, last] = new_value
 
     if beside == 1:
-      write()  # latency is all there is
+      write()  # a block by itself is as long as its latencies, and here one hides behind the copies
 
     columns = [wide(across(part)) for part in rotated(queries[0])]  # those that are left over repeat it
     for i in range(1, sharing):
@@ -141,7 +141,7 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       column = jnp.sum(jnp.where(iota(dim, 1) == i, mixed, 0.), axis=1)
       out_gmem[row, head * sharing + i] = column.astype(dtype)
     if beside > 1:
-      write()  # into lines that the cache has by now, behind what others copy
+      write()  # into lines that the GPU's cache has by now, since the loop has read them
 
   scratch = (
       tiles.smem((stages, dim, _TILE), dtype), tiles.smem((_COLUMNS, dim), dtype, half),
