@@ -22,6 +22,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; the same workd
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_ELSEWHERE = .01  # seconds after which a stop that was ignored is raised again
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -56,23 +57,53 @@ def stoppable(main: Callable[[], None]) -> Callable[[], None]:
     import jax  # pylint: disable=g-import-not-at-top
     from jaxquant.training import preemption  # pylint: disable=g-import-not-at-top
 
+    def handle(handler):
+      for number in preemption.SIGNALS:
+        signal.signal(number, handler)
+
     def stop(number, frame):
       del frame
-      for each in preemption.SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-      stopped = _Stopped(f'{signal.Signals(number).name}: stopped; the same command goes on behind what is finished')
-      stopped.exit_code = preemption.EXIT_CODE
-      raise stopped
+      handle(signal.SIG_IGN)
+      raise _Stopped(f'{signal.Signals(number).name}: stopped; the same command goes on behind what is finished',
+                     preemption.EXIT_CODE)
 
-    for each in preemption.SIGNALS if jax.process_count() == 1 else ():
-      signal.signal(each, stop)
-    main()
+    if jax.process_count() > 1:
+      main()
+      return
+    sys.unraisablehook = _raise_elsewhere
+    handle(stop)
+    try:
+      main()
+    finally:
+      handle(signal.SIG_IGN)  # nothing is left to stop, and Python's own end is not to be disturbed
 
   return run
 
 
 class _Stopped(KeyboardInterrupt):
   """Somebody asked the launcher to stop."""
+
+  def __init__(self, message: str, exit_code: int):
+    super().__init__(message)
+    self.exit_code = exit_code
+
+
+def _raise_elsewhere(ignored: 'sys.UnraisableHookArgs') -> None:
+  """What Python ignores is reported, unless it is a stop.
+
+  A signal that comes during a destructor or the callback of a weak reference raises there, where an exception ends
+  nothing. It is raised once more when that is over.
+  """
+  stopped = ignored.exc_value
+  if not isinstance(stopped, _Stopped):
+    sys.__unraisablehook__(ignored)
+    return
+
+  def stop(number, frame):
+    raise stopped
+
+  signal.signal(signal.SIGALRM, stop)
+  signal.setitimer(signal.ITIMER_REAL, _ELSEWHERE)
 
 
 def mistake(error: Exception) -> str | None:
