@@ -10,9 +10,17 @@ import jax
 _log = logging.getLogger('kernels')
 
 
+def device() -> jax.Device:
+  """Where programs run whose arrays do not say: the default device of JAX's configuration, or this process' first."""
+  default = jax.config.jax_default_device
+  if isinstance(default, str):
+    return jax.local_devices(backend=default)[0]
+  return default or jax.local_devices()[0]
+
+
 def candidates() -> tuple[str, ...]:
-  """The implementations that are tried on this process' first device, the fastest first; the last takes all."""
-  return ('mosaic_gpu', 'xla') if jax.default_backend() == 'gpu' else ('xla',)
+  """The implementations that are tried on `device`, the fastest first; the last takes all."""
+  return ('mosaic_gpu', 'xla') if device().platform == 'gpu' else ('xla',)
 
 
 def call(functions: dict[str, Callable], implementation: str | None, arguments: dict[str, Any], problem: str):

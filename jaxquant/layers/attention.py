@@ -13,6 +13,7 @@ from jaxquant.layers import positions as position_layers
 from jaxquant.layers import sharding
 from jaxquant.layers import tap
 from kernels import attention as kernel
+from kernels import dispatch
 
 OPERANDS = ('query', 'key', 'value', 'probabilities')
 
@@ -150,5 +151,5 @@ def _backend(backend: str, q):
   fused = (q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
            and q.shape[-3] % 2 == 0)
   if backend == 'auto':
-    return 'cudnn' if jax.default_backend() == 'gpu' and fused else 'xla'
+    return 'cudnn' if dispatch.device().platform == 'gpu' and fused else 'xla'
   return backend

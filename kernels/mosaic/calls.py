@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kernels import dispatch
 from kernels import prepack
 
 # The kernels rely on the Mosaic of this version; what later ones take away shows when their modules are imported.
@@ -14,10 +15,10 @@ _KERNELS = ('decode', 'decode_attention', 'prefill', 'token_registers')
 
 
 def check_device() -> None:
-  """Raises `NotImplementedError` unless this process' first device is a Hopper GPU, and its JAX has what it takes."""
-  device = jax.local_devices()[0]
-  if device.platform != 'gpu' or getattr(device, 'compute_capability', None) != '9.0':
-    raise NotImplementedError(f'it needs an NVIDIA GPU of compute capability 9.0, and this is {device.device_kind}')
+  """Raises `NotImplementedError` unless `dispatch.device` is a Hopper GPU, and its JAX has what it takes."""
+  found = dispatch.device()
+  if found.platform != 'gpu' or getattr(found, 'compute_capability', None) != '9.0':
+    raise NotImplementedError(f'it needs an NVIDIA GPU of compute capability 9.0, and this is {found.device_kind}')
   check_jax()
 
 
@@ -30,11 +31,6 @@ def check_jax() -> None:
       importlib.import_module(f'kernels.mosaic.{name}')
   except (ImportError, AttributeError, KeyError, TypeError) as error:
     raise NotImplementedError(f'jax {jax.__version__} lacks what it is written in: {error}') from error
-
-
-def device_kind() -> str:
-  """The kind of this process' first device, under which measured configurations are filed."""
-  return jax.local_devices()[0].device_kind
 
 
 def group_of(inputs: int, groups: int) -> int | None:

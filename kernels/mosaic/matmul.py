@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kernels import checks
 from kernels import dint
+from kernels import dispatch
 from kernels import integer_weights
 from kernels import prepack
 from kernels import tuning
@@ -83,7 +84,7 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
   four_bits = x_bits <= 4 and layout is not prepack.Layout.DINT4 and not two_level
   config = tuning.choose(
       tuning.Problem(math.prod(batch), outputs, prepack.padded(inputs), layout, group, four_bits, two_level),
-      calls.device_kind())
+      dispatch.device().device_kind)
   return _call(
       operands, given=given, layout=layout, group=group, out_dtype=out_dtype, config=config, w_special=w_special)
 

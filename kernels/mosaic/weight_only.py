@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kernels import dispatch
 from kernels import prepack
 from kernels import tuning
 from kernels.mosaic import calls
@@ -47,7 +48,8 @@ def _run(operands: dict, *, layout, out_dtype):
   outputs = operands['w_codes'].shape[1] if layout is prepack.Layout.CODES else operands['w_scale'].shape[1]
   group = calls.group_of(inputs, groups)
   config = tuning.choose(tuning.Problem(
-      math.prod(batch), outputs, prepack.padded(inputs), prepack.Layout.INT4_WIDE, group), calls.device_kind())
+      math.prod(batch), outputs, prepack.padded(inputs), prepack.Layout.INT4_WIDE, group),
+                         dispatch.device().device_kind)
   return _call(operands, layout=layout, group=group, out_dtype=out_dtype, config=config)
 
 

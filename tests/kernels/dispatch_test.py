@@ -4,6 +4,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 import jax.numpy as jnp
 
 import kernels
@@ -57,6 +58,18 @@ class LogTest(parameterized.TestCase):
     with self.assertRaisesRegex(NotImplementedError, 'compute capability 9.0'):
       kernels.quantized_matmul(
           _ONES(3, 24), _ONES(24, 8), jnp.float32(1), _SCALE, implementation='mosaic_gpu')
+
+
+class DeviceTest(parameterized.TestCase):
+
+  @parameterized.parameters('name', 'device')
+  def test_the_default_device_counts_where_there_is_one(self, kind):
+    default = {'name': 'cpu', 'device': jax.local_devices(backend='cpu')[0]}[kind]
+    with mock.patch.object(jax, 'local_devices', lambda backend='gpu': [mock.Mock(platform=backend)]):
+      self.assertEqual(dispatch.candidates(), ('mosaic_gpu', 'xla'))
+      with jax.default_device(default):
+        self.assertEqual(dispatch.device().platform, 'cpu')
+        self.assertEqual(dispatch.candidates(), ('xla',))
 
 
 if __name__ == '__main__':

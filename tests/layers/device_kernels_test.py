@@ -146,7 +146,6 @@ class RoutingTest(parameterized.TestCase):
   def test_only_what_runs_the_kernels_reads_their_layouts(self, implementation, capability, expected):
     device = mock.Mock(platform='gpu', compute_capability=capability, device_kind='NVIDIA')
     with (mock.patch.object(jax, 'local_devices', lambda: [device]),
-          mock.patch.object(jax, 'default_backend', lambda: 'gpu'),
           mock.patch.object(device_kernels, 'laid_out', lambda params: 'laid out')):
       tree = {}
       self.assertIs(device_kernels.prepared(tree, implementation) == 'laid out', expected)
