@@ -157,6 +157,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
           plgpu.SMEM((2, 4), jnp.int32), plgpu.SMEM((1, 4), jnp.int32), *[plgpu.SMEM((1, 4), jnp.float32)] * means,
           *[plgpu.SMEM((features,), jnp.float32)] * exchanged],
       grid=(tokens,), grid_names=('token',), compiler_params=tiles.PARAMS,
+      kernel_name=f'quantize_{features}',
   )(*(a.reshape(tokens, given) for a in (x, *added)),
     *(getattr(before, name).astype(jnp.float32) for name in names),
     *(jnp.asarray(end, jnp.float32).reshape(1) for end in known))

@@ -171,6 +171,7 @@ def matmul(
           plgpu.Barrier(num_arrivals=max(1, len(of_tokens)))),
       grid=(outputs // config.outputs, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
       num_threads=warpgroups + config.copying, thread_name='group', compiler_params=tiles.PARAMS,
+      kernel_name=f'decode_{outputs}x{inputs}',
       # Blocks find their places in clusters by divisions.
       **dict(cluster=(config.split,), cluster_names=('split',)) if config.split > 1 else {})
   return call(*product.arrays, *vectors)

@@ -124,5 +124,6 @@ def matmul(
           consumed(num_arrivals=config.warpgroups, num_barriers=stages),
           plgpu.Barrier(num_arrivals=1, num_barriers=config.warpgroups)),
       grid=(clusters,), grid_names=('cluster',), cluster=(config.cluster,), cluster_names=('member',),
-      num_threads=config.warpgroups + 1, thread_name='group', compiler_params=tiles.PARAMS)
+      num_threads=config.warpgroups + 1, thread_name='group', compiler_params=tiles.PARAMS,
+      kernel_name=f'prefill_{outputs}x{inputs}')
   return chunk.restore(call(*product.arrays, *vectors))

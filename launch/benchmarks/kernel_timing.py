@@ -18,19 +18,25 @@ def seconds(calls: Sequence[Callable[[], Any]], repetitions: int) -> float:
   Raises:
     RuntimeError: no kernel was seen, or not the same number for every call.
   """
-  cupti = profiler.mosaic_gpu_lib._mosaic_gpu_ext  # pylint: disable=protected-access; what profiler.measure calls
-  jax.block_until_ready([call() for call in calls])
-  cupti._cupti_init()  # pylint: disable=protected-access
-  try:
-    for _ in range(repetitions):
-      jax.block_until_ready([call() for call in calls])
-  finally:
-    kernels = cupti._cupti_get_timings(True)  # pylint: disable=protected-access
+  once = lambda: jax.block_until_ready([call() for call in calls])
+  once()
+  kernels = launches(lambda: [once() for _ in range(repetitions)])
   each, rest = divmod(len(kernels), repetitions * len(calls))
   if rest or not each:
     raise RuntimeError(f'{len(kernels)} kernels ran in {repetitions} x {len(calls)} calls')
   times = [sum(time for _, time in kernels[i : i + each]) for i in range(0, len(kernels), each)]
-  return statistics.median(times) / 1e3
+  return statistics.median(times)
+
+
+def launches(run: Callable[[], Any]) -> list[tuple[str, float]]:
+  """(name, seconds) of every kernel that `run` launches, which waits for them."""
+  cupti = profiler.mosaic_gpu_lib._mosaic_gpu_ext  # pylint: disable=protected-access; what profiler.measure calls
+  cupti._cupti_init()  # pylint: disable=protected-access
+  try:
+    run()
+  finally:
+    kernels = cupti._cupti_get_timings(True)  # pylint: disable=protected-access
+  return [(name, milliseconds / 1e3) for name, milliseconds in kernels]
 
 
 def copies(size: int) -> int:

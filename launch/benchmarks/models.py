@@ -4,7 +4,8 @@
 
 Decoding fills the last --steps slots of a cache of a context, and is timed twice: as a burst of all steps in one
 program, and as `launch.generate` goes on by default, one call a token, whose result is read before the next. All
-columns of a case take turns within one run, so that ratios do not suffer from clocks that drift; medians count.
+columns of a case take turns within one run, so that ratios do not suffer from clocks that drift; medians count. With
+--kernels each prefill and burst runs once more, and the kernels that the device runs for it are listed (CUPTI).
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from launch import workdir
 from launch.benchmarks import count_flag
 from launch.benchmarks import kernel_timing
 from launch.benchmarks import model_columns
+from launch.benchmarks import model_kernels
 
 # LLaMA-7B (arXiv:2302.13971) and LLaMA 3 8B (arXiv:2407.21783).
 _SHAPES = {
@@ -47,6 +49,7 @@ _PROMPT = flags.DEFINE_integer('prompt', 2048, 'Tokens of the prefill, of one ro
 _STEPS = count_flag.DEFINE('steps', 64, 'Tokens of a row to decode in each measurement.')
 _CALLS = flags.DEFINE_list('calls', ['1'], 'Rows that are decoded at once one call a token, too; may be empty.')
 _REPETITIONS = count_flag.DEFINE('repetitions', 5, 'Repetitions; the median counts.')
+_KERNELS = flags.DEFINE_bool('kernels', False, 'List the kernels of an evaluation by name, too; needs a GPU.')
 _IMPLEMENTATION = flags.DEFINE_enum(
     'implementation', 'auto', ('xla', 'auto', 'mosaic_gpu'), 'How codes meet codes, see launch.generate.')
 
@@ -79,6 +82,8 @@ def run() -> dict[str, Any]:
   """Times every case in every column."""
   environment = workdir.environment()
   names, cases = _columns(), _cases()
+  if _KERNELS.value and jax.default_backend() != 'gpu':
+    raise errors.UserError(f'--kernels listens to a GPU; this is {environment["device"]}')
   config = _config(max(case.context for case in cases))
   print(f'{environment["device"]}: width {config.width}, {config.layers} blocks, feed-forward {config.feed_forward}, '
         f'{config.heads} heads, {config.kv_heads} of keys and values, vocabulary {config.vocabulary}')
@@ -93,8 +98,11 @@ def run() -> dict[str, Any]:
       rows.append({**case._asdict(), 'column': name, **found,
                    'weight_bytes': scoring.stored_bytes(models[name]), 'bytes': _bytes(config, case, models[name])})
       print(f'{case.kind} of {case.batch} x {case.context}, {name}: {_described(found)}', flush=True)
+  # Behind the rest: what listens to the device's events may slow down launches.
+  for row in rows if _KERNELS.value else ():
+    if 'seconds' in row and row['kind'] != 'calls':
+      _add_kernels(config, _Case(row['kind'], row['batch'], row['context']), models[row['column']], row)
   models.clear()
-  # Behind the rest: what listens to the device's events for this may slow down launches.
   bandwidth = kernel_timing.copy_bandwidth() if jax.default_backend() == 'gpu' else None
   _complete(rows, bandwidth)
   _print(rows, names, bandwidth)
@@ -176,6 +184,15 @@ def _timed(config, case: _Case, params, cache: decoding.Cache) -> tuple[float, d
       np.asarray(made)
   np.asarray(chosen)
   return time.monotonic() - started, cache
+
+
+def _add_kernels(config, case: _Case, params, row: dict[str, Any]) -> None:
+  """Adds `kernels` to the row of a case that has run, and prints them."""
+  cache = _cache(config, case)
+  found = model_kernels.by_name(kernel_timing.launches(lambda: _timed(config, case, params, cache)), case.steps)
+  row['kernels'] = [kernel._asdict() for kernel in found]
+  print(f'\n{case.kind} of {case.batch} x {case.context}, {row["column"]}: {1e6 * row["seconds"]:.1f} microseconds\n'
+        f'{model_kernels.table(found)}', flush=True)
 
 
 def _cache(config, case: _Case) -> decoding.Cache:

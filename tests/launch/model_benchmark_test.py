@@ -18,6 +18,7 @@ from jaxquant.models import validate
 from jaxquant.numerics import trees
 from jaxquant.numerics import two_level
 from launch.benchmarks import model_columns
+from launch.benchmarks import model_kernels
 from tests import launching
 from tests import networks
 
@@ -72,6 +73,19 @@ class ColumnsTest(parameterized.TestCase):
       model_columns.prepared(networks.config('llama'), model_columns.COLUMNS['w4a16'], 'xla')
 
 
+class KernelsTest(absltest.TestCase):
+
+  def test_launches_of_one_kind_are_added_up(self):
+    step = [('decode_12288x4096_mosaic_gpu_kernel', 9e-6), ('fusion_12', 1e-6), ('fusion_3_1', 2e-6), ('gemm', 5e-5)]
+    found = model_kernels.by_name([('once', 1.0), *step * 20], 20)
+    self.assertEqual([(each.name, each.launches) for each in found],
+                     [('gemm', 1), ('decode_12288x4096', 1), ('fusion', 2)])
+    for each, seconds in zip(found, (5e-5, 9e-6, 3e-6)):
+      self.assertAlmostEqual(each.seconds, seconds)
+    self.assertEqual(model_kernels.table(found).splitlines()[-2:],
+                     [f'fusion{2.0:48.1f}{1.5:10.2f}{3.0:10.1f}', f'together{4.0:46.1f}{62.0:20.1f}'])
+
+
 class BenchmarkTest(absltest.TestCase):
 
   def test_every_column_has_every_case(self):
@@ -101,7 +115,8 @@ class BenchmarkTest(absltest.TestCase):
 
   def test_mistakes_are_one_line(self):
     for flag, words in (('--columns=w2a2', 'no column w2a2'), ('--contexts=64', 'integers from 65 on'),
-                        ('--batches=', '--batches takes integers'), ('--heads=3', 'not a multiple')):
+                        ('--batches=', '--batches takes integers'), ('--heads=3', 'not a multiple'),
+                        ('--kernels', '--kernels listens to a GPU')):
       finished = launching.run('benchmark', 'models', *_FLAGS, flag)
       self.assertEqual((finished.code, finished.error.count('\n')), (2, 1), finished)
       self.assertIn(words, finished.error)
