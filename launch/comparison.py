@@ -36,7 +36,7 @@ class Job(NamedTuple):
   experiment: experiments.Experiment
   corpus: corpora.Corpus
   workdir: workdirs.Workdir
-  stop: '_Stop'
+  stop: preemption.Preemption
   say: progress.Printer
 
 
@@ -59,8 +59,8 @@ def run(config: Any, path: str | None, started: float) -> None:
     experiment.calibration_batches(corpus.train)  # now, since too small a text would fail after the training
   say(f'{len(corpus.train):,} training tokens; {experiment.model.block_parameters:,} parameters in the blocks')
   results['environment'], earlier = environment, results.get('seconds', 0.0)
-  with preemption.Preemption() as preempted, jax.set_mesh(experiment.mesh):
-    job = Job(experiment, corpus, workdir, _Stop(preempted), say)
+  with preemption.Preemption() as stop, jax.set_mesh(experiment.mesh):
+    job = Job(experiment, corpus, workdir, stop, say)
     for seed in config.seeds:
       for variant in config.variants:
         params, record = train_variant(job, variant, seed)
@@ -134,7 +134,8 @@ def measure(job: Job, params: Any, variant: str, seed: int) -> dict[str, list[di
   for precision in experiment.precisions:
     tree = device_kernels.prepared(quantized(precision), config.evaluation.implementation)
     for text in job.corpus.validation:
-      job.stop.check(f'{variant}, seed {seed} is trained, its evaluation not finished')
+      if job.stop.requested():
+        raise trainer.Interrupted(f'{variant}, seed {seed} is trained, its evaluation not finished')
       score = perplexity.score(
           tree, model, text.tokens, text.num_bytes, length=config.training.length,
           batch_size=config.evaluation.batch_size, implementation=config.evaluation.implementation,
@@ -213,21 +214,3 @@ def _probe(job):
   length = job.experiment.config.training.length
   rows, present = perplexity.windows(job.corpus.validation[0].tokens[: 8 * length], length)
   return sharding.place_whole(job.experiment.mesh, rows[present.all(axis=1)])
-
-
-class _Stop:
-  """Asks for preemption with a count that rises over all variants: processes agree on a count, once."""
-
-  def __init__(self, preempted: preemption.Preemption):
-    self._preempted, self._asked = preempted, 0
-
-  def requested(self, step: int) -> bool:
-    """Whether to save a checkpoint and leave; every process asks alike."""
-    del step
-    self._asked += 1
-    return self._preempted.requested(self._asked)
-
-  def check(self, line: str) -> None:
-    """Raises `trainer.Interrupted` where nothing needs to be saved."""
-    if self.requested(0):
-      raise trainer.Interrupted(line)

@@ -171,7 +171,7 @@ def _length(config, model) -> int:
   return config.calibration_length or calibration.length(model)
 
 
-def calibrated(params, made: recipes.Recipe, batches, identity: str, model, config, workdir, say):
+def calibrated(params, made: recipes.Recipe, batches, identity: str, model, config, workdir, say, stop):
   """Runs a recipe, behind the last block that an interrupted run of it has left in the workdir.
 
   Args:
@@ -182,6 +182,7 @@ def calibrated(params, made: recipes.Recipe, batches, identity: str, model, conf
     config: the configuration.
     workdir: a `workdir.Workdir`, for the blocks and their records.
     say: prints, the memory that all of it takes first.
+    stop: called after each piece of work; it may raise.
 
   Returns:
     (result of the driver, the store of its last run, to be cleared when the result is safe).
@@ -200,8 +201,13 @@ def calibrated(params, made: recipes.Recipe, batches, identity: str, model, conf
   log = lambda record: workdir.log({'variant': model.variant, 'seed': model.seed, **record})
 
   def run(params, steps, folder, done, identity=identity):
-    store = block_store.BlockStore(folder, identity, say.error)
-    return driver.run(params, stages, steps, batches, store=store, report=progress.blocks(say, log, done)), store
+    store, tell = block_store.BlockStore(folder, identity, say.error), progress.blocks(say, log, done)
+
+    def report(made):
+      tell(made)
+      stop()
+
+    return driver.run(params, stages, steps, batches, store=store, report=report), store
 
   if asked is None:
     return run(params, runs[0][1], workdir.blocks, 'calibrated')

@@ -8,6 +8,7 @@ same command continues behind the last block; finished, it scores other texts.
 """
 
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -32,8 +33,8 @@ from launch import workdir as workdirs
 _CALIBRATION = calibration.define_texts()
 
 
-def main() -> None:
-  """Quantizes the model of the flags."""
+def main(stop: Callable[[], None]) -> None:
+  """Quantizes the model of the flags, and calls `stop` after each piece of work."""
   started = time.monotonic()
   say = progress.Printer()
   config = config_flag.value('configs/ptq/rtn_w4a4.py')
@@ -52,7 +53,7 @@ def main() -> None:
       store = block_store.BlockStore(workdir.blocks, run)
       say(f'restored {folder}')
     else:
-      result, store = post_training.calibrated(params, recipe, batches, run, model, config, workdir, say)
+      result, store = post_training.calibrated(params, recipe, batches, run, model, config, workdir, say, stop)
       workdir.write_decisions(result.decisions)
     _save(workdir, model, result, {'run': run, **_provenance(model, config)}, say)
     earlier = agreement.agree(workdir.read_results)

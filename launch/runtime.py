@@ -22,6 +22,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; the same workd
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_GOES_ON = 'stopped; the same command goes on behind what is finished'
 _ELSEWHERE = .01  # seconds after which a stop that was ignored is raised again
 
 
@@ -36,7 +37,8 @@ def launch(main: Callable[[], None]) -> None:
     sys.stdout.flush()
   except _Stopped as stop:
     code = stop.exit_code
-    print(stop, file=sys.stderr, flush=True)
+    if process == 0:
+      print(stop, file=sys.stderr, flush=True)
   except KeyboardInterrupt:
     code = _INTERRUPTED
   except BrokenPipeError:
@@ -48,10 +50,11 @@ def launch(main: Callable[[], None]) -> None:
   sys.exit(code)
 
 
-def stoppable(main: Callable[[], None]) -> Callable[[], None]:
-  """`main` of a launcher that keeps what it has finished: a signal to stop ends it at once, with exit code 75.
+def stoppable(main: Callable[[Callable[[], None]], None]) -> Callable[[], None]:
+  """`main` of a launcher that keeps what it has finished: a signal to stop ends it with exit code 75.
 
-  That is for a single process. Of several, one cannot leave the others alone.
+  A single process ends at once. Of several, none can leave the others alone: they end together at a later call of the
+  function that `main` gets, which all of them call after each piece of work.
   """
   def run():
     import jax  # pylint: disable=g-import-not-at-top
@@ -64,16 +67,20 @@ def stoppable(main: Callable[[], None]) -> Callable[[], None]:
     def stop(number, frame):
       del frame
       handle(signal.SIG_IGN)
-      raise _Stopped(f'{signal.Signals(number).name}: stopped; the same command goes on behind what is finished',
-                     preemption.EXIT_CODE)
+      raise _Stopped(f'{signal.Signals(number).name}: {_GOES_ON}', preemption.EXIT_CODE)
+
+    def stop_together():
+      if preempted.requested():
+        raise _Stopped(_GOES_ON, preemption.EXIT_CODE)
 
     if jax.process_count() > 1:
-      main()
+      with preemption.Preemption('this block') as preempted:
+        main(stop_together)
       return
     sys.unraisablehook = _raise_elsewhere
     handle(stop)
     try:
-      main()
+      main(lambda: None)
     finally:
       handle(signal.SIG_IGN)  # nothing is left to stop, and Python's own end is not to be disturbed
 

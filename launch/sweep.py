@@ -14,7 +14,7 @@ whose means and deviations a table has.
 import itertools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -64,8 +64,8 @@ class _Asked(NamedTuple):
   tasks: list
 
 
-def main() -> None:
-  """Measures the rows of the flags."""
+def main(stop: Callable[[], None]) -> None:
+  """Measures the rows of the flags, and calls `stop` after each piece of work."""
   started = time.monotonic()
   say = progress.Printer()
   if _JOIN.value:
@@ -91,7 +91,7 @@ def main() -> None:
       tree, store = params, None
       try:
         if name:
-          tree, store = _quantized(params, rows[name], model, tokens, workdir, say)
+          tree, store = _quantized(params, rows[name], model, tokens, workdir, say, stop)
         evaluations = evaluations + _scored(tree, name, rows.get(name), model, asked, say)
       except Exception as error:  # pylint: disable=broad-except
         if not name or not (reason := runtime.mistake(error)):
@@ -104,6 +104,7 @@ def main() -> None:
       workdir.write_results(results)
       if store is not None:
         store.clear()
+      stop()
   progress.finish(workdir, results, say)
   if failed:
     raise errors.UserError(f'{len(failed)} of {len(rows)} rows were left out, {failed[0]!r} first; see above')
@@ -136,12 +137,12 @@ def _tokens(model, rows):
   return tokens
 
 
-def _quantized(params, config, model, tokens, workdir, say):
+def _quantized(params, config, model, tokens, workdir, say, stop):
   """(the tree that a configuration makes of the model, the store of its blocks)."""
   prepared, recipe, _ = post_training.prepare(params, model, config)
   windows = post_training.windows(config, model, tokens)
   run = post_training.fingerprint(prepared, windows, model, config)
-  result, store = post_training.calibrated(prepared, recipe, windows, run, model, config, workdir, say)
+  result, store = post_training.calibrated(prepared, recipe, windows, run, model, config, workdir, say, stop)
   return result.params, store
 
 

@@ -6,7 +6,6 @@ if the manifest's seal and all checksums are right; otherwise the step before it
 """
 
 import contextlib
-import dataclasses
 import math
 import os
 import pathlib
@@ -22,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from jaxquant import errors
 from jaxquant.training import checksums
+from jaxquant.training import manager
 from jaxquant.training import manifest
 from jaxquant.training import restoring
 from jaxquant.training import silence
@@ -50,7 +50,7 @@ class Checkpoints:
     if keep_newest < 1:
       raise errors.UserError(f'keep_newest must be at least 1, not {keep_newest}')
     self._directory = pathlib.Path(os.path.abspath(directory))
-    self._policy = _KeepNewestAndBest(keep_newest, keep_best, best_metric)
+    self._policy = manager.KeepNewestAndBest(keep_newest, keep_best, best_metric)
     self._report = report or (lambda line: print(line, file=sys.stderr, flush=True))
     self._manager, self._saving = None, None
     silence.orbax()
@@ -183,10 +183,7 @@ class Checkpoints:
         self._tell(f'renamed {self._directory / str(step)} to {free.name}')
     multihost_utils.sync_global_devices('jaxquant.checkpoints')
     self._policy.metrics = self._read_metrics()
-    # Directories made in the background would let a failed save hold up the exit of the process for five minutes.
-    self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._policy, lightweight_initialize=True,
-        async_options=ocp.AsyncOptions(create_directories_asynchronously=False)))
+    self._manager = manager.Manager(self._directory, self._policy)
 
   @contextlib.contextmanager
   def _naming_failures(self):
@@ -228,23 +225,3 @@ def load_params(directory: str, step: int | None = None, *, shardings: Any = Non
     CheckpointError: there is no such checkpoint, or it is damaged.
   """
   return Checkpoints(directory, read_only=True, report=report).restore(step, shardings=shardings)
-
-
-@dataclasses.dataclass
-class _KeepNewestAndBest:
-  """A preservation policy of Orbax's, for metrics from our manifests: Orbax's own would take NaN for the best."""
-
-  newest: int
-  best: int
-  metric: str
-  metrics: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
-
-  def ranked(self, steps, metrics) -> list[int]:
-    measured = [step for step in steps if self.metric in metrics.get(step, {})]
-    return sorted(measured, key=lambda step: (metrics[step][self.metric], -step))
-
-  def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    del context
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*steps[-self.newest:], *self.ranked(steps, self.metrics)[:self.best]}
-    return [step in kept for step in steps]

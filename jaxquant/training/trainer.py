@@ -157,7 +157,7 @@ class Trainer:
           jax.block_until_ready(metrics)
           hooks.compiled(step, time.monotonic() - before)
           clock, logged = time.monotonic(), step
-        leaving = stop.requested(step)
+        leaving = stop.requested()
         due = step % schedule.save_every == 0 or step == schedule.steps
         saving, visiting = due or leaving, step in schedule.visit
         if logging := step % schedule.log_every == 0 or saving or visiting:

@@ -1,4 +1,4 @@
-"""The number of devices does not change what a launch trains, and that of processes does not change a bit of it."""
+"""The number of devices does not change what a launch makes, and that of processes does not change a bit of it."""
 
 import json
 import pathlib
@@ -12,13 +12,28 @@ import numpy as np
 from tests import launching
 
 
-def _start_both(*flags) -> list[launching.Launch]:
-  """Starts a training in two processes of one device."""
+def _start_both(launcher, *flags) -> list[launching.Launch]:
+  """Starts a launcher in two processes of one device."""
   with socket.create_server(('localhost', 0)) as probe:
     address = f'localhost:{probe.getsockname()[1]}'
   return [
-      launching.Launch('train', launching.config(), *flags, f'--coordinator_address={address}', '--num_processes=2',
+      launching.Launch(launcher, *flags, f'--coordinator_address={address}', '--num_processes=2',
                        f'--process_id={index}') for index in range(2)]
+
+
+def _tell_one(first: launching.Launch, second: launching.Launch) -> launching.Finished:
+  """Asks the second process alone to stop; how the first one ends, and as the second one does.
+
+  JAX looks for the notice once a second, so the first one is held up until then.
+  """
+  first.send(signal.SIGSTOP)
+  second.send(signal.SIGTERM)
+  second.until(lambda: 'SIGTERM' in second.error.read_text())
+  first.send(signal.SIGCONT)
+  stopped = first.finish()
+  if stopped.code != second.finish().code:
+    raise AssertionError((stopped, second.finish()))
+  return stopped
 
 
 def _is_sharded(workdir: pathlib.Path) -> bool:
@@ -51,19 +66,12 @@ class DevicesTest(parameterized.TestCase):
     finished = launching.run('train', launching.config(), sharded, f'--workdir={together}', devices=2)
     self.assertEqual((finished.code, finished.error), (0, ''))
 
-    flags = [sharded, f'--workdir={apart}', '--config.training.save_every=1']
+    flags = ['train', launching.config(), sharded, f'--workdir={apart}', '--config.training.save_every=1']
     first, second = _start_both(*flags)
     metrics = apart / 'metrics.jsonl'
     first.until(lambda: metrics.exists() and '"step": 1,' in metrics.read_text())
-    # The second process alone is told. JAX looks for the notice once a second, so the first one is held up until then.
-    first.send(signal.SIGSTOP)
-    second.send(signal.SIGTERM)
-    second.until(lambda: 'SIGTERM' in second.error.read_text())
-    first.send(signal.SIGCONT)
-    stopped = first.finish()
-    self.assertEqual((stopped.code, second.finish().code), (75, 75), stopped)
-    step = launching.steps(apart)[-1]
-    self.assertEqual(stopped.error, f'stopped at step {step} of 12\n')
+    stopped, step = _tell_one(first, second), launching.steps(apart)[-1]
+    self.assertEqual((stopped.code, stopped.error), (75, f'stopped at step {step} of 12\n'))
 
     first, second = (launch.finish() for launch in _start_both(*flags))
     self.assertEqual((first.code, first.error, second.code, second.error), (0, '', 0, ''))
@@ -76,9 +84,31 @@ class DevicesTest(parameterized.TestCase):
         self.assertEqual(found.count(record), 1, record)
     self.assertEqual((_is_sharded(apart), _is_sharded(together)), (fully_sharded, fully_sharded))
 
+  def test_two_processes_stop_quantizing_and_go_on_to_the_bits_of_one_with_two_devices(self):
+    model, together, apart = (self.workdir / name for name in ('model', 'together', 'apart'))
+    flags = ['quantize', '--config=configs/ptq/gptq_w4a4.py', f'--model={model}', '--config.calibration_windows=8',
+             f'--text={launching.folder() / "validation.txt"}']
+    for finished in (
+        launching.run('train', launching.config(), '--config.model.layers=4', '--config.training.steps=2',
+                      f'--workdir={model}'),
+        launching.run(*flags, f'--workdir={together}', devices=2)):
+      self.assertEqual(finished.code, 0, finished)
+
+    first, second = _start_both(*flags, f'--workdir={apart}')
+    first.until((apart / 'blocks' / 'layers.0' / '0').exists)
+    stopped = _tell_one(first, second)
+    self.assertEqual((stopped.code, stopped.error), (75, 'stopped; the same command goes on behind what is finished\n'))
+    self.assertFalse((apart / 'results.json').exists())
+
+    first, second = (launch.finish() for launch in _start_both(*flags, f'--workdir={apart}'))
+    self.assertEqual((first.code, first.error, second.code, second.error), (0, '', 0, ''))
+    self.assertIn('\nrestored layers/0 25% ETA ', first.output)
+    self.assertEqual(launching.checksums(apart, 0), launching.checksums(together, 0))
+    self.assertEqual(launching.evaluations(apart), launching.evaluations(together))
+
   def test_mistake_that_one_process_meets_ends_both_and_is_said_once(self):
     # Process 0 alone opens the workdir.
-    flags = f'--workdir={launching.trained()}', '--config.optimizer.b1=0.5'
+    flags = 'train', launching.config(), f'--workdir={launching.trained()}', '--config.optimizer.b1=0.5'
     first, second = (launch.finish() for launch in _start_both(*flags))
     self.assertEqual((first.code, second.code), (2, 2), (first, second))
     self.assertIn('holds a run of another configuration', first.error)

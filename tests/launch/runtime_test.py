@@ -41,7 +41,7 @@ import signal, time, weakref
 from launch import runtime
 class Held: pass
 def stop(): signal.raise_signal(signal.SIGUSR1)
-def main():
+def main(stop_together):
   held = Held()
   {held}
   del held

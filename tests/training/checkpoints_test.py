@@ -59,7 +59,7 @@ def _train(directory: str, steps: int, stop_at: int | None = None) -> str:
       batches += 1
       if batches == stop_at:
         os.kill(os.getpid(), signal.SIGTERM)
-      if stop.requested(batches):
+      if stop.requested():
         store.save(batches, state, data={'batches': batches})
         # As impatient users do; the checkpoint must survive it.
         os.kill(os.getpid(), signal.SIGINT)

@@ -49,7 +49,7 @@ def _train(index: int, port: int, directory: str, last: int):
         store.save(done, {'params': params})
       if index == 1 and done in (20, 22):
         os.kill(os.getpid(), signal.SIGUSR1)
-      if stop.requested(done):
+      if stop.requested():
         break
   store.save(done, {'params': params})
   store.close()
@@ -63,10 +63,10 @@ class PreemptionTest(parameterized.TestCase):
   def test_signal_requests_a_checkpoint_and_further_ones_change_nothing(self, number):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     with preemption.Preemption() as stop:
-      self.assertFalse(stop.requested(1))
+      self.assertFalse(stop.requested())
       for again in (number, number, signal.SIGINT):
         os.kill(os.getpid(), again)
-        self.assertTrue(stop.requested(2))
+        self.assertTrue(stop.requested())
     self.assertEqual([signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)], before)
 
   def _run(self, directory: str, last: int) -> list[tuple[int, str, str]]:

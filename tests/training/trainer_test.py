@@ -82,14 +82,15 @@ class DevicesTest(absltest.TestCase):
 
 
 class _Stop:
-  """Asks to leave after the steps `at`."""
+  """Asks to leave after so many steps."""
 
-  def __init__(self, *at: int):
-    self.at = at
+  def __init__(self, steps: float = float('inf')):
+    self.left = steps
 
-  def requested(self, step: int) -> bool:
-    """Whether `step` is one of them."""
-    return step in self.at
+  def requested(self) -> bool:
+    """Whether they are done, of which each call is one more."""
+    self.left -= 1
+    return self.left <= 0
 
 
 class _Batches:
@@ -187,7 +188,7 @@ class FitTest(absltest.TestCase):
   def test_a_checkpoint_has_metrics_of_its_own_step_alone(self):
     # A later start knows nothing of the measurements before it, and a step that a stop chose is not measured.
     with self.assertRaises(trainer.Interrupted):
-      self._fit(trainer.Schedule(6, 10, 2, frozenset({3})), start=2, stop=_Stop(5))
+      self._fit(trainer.Schedule(6, 10, 2, frozenset({3})), start=2, stop=_Stop(3))
     self.assertEqual([call[1:4:2] for call in self.calls if call[0] == 'save'], [(4, {'cross_entropy': 4}), (5, {})])
 
   def test_interruption_saves_and_leaves(self):
