@@ -82,7 +82,9 @@ def stoppable(main: Callable[[Callable[[], None]], None]) -> Callable[[], None]:
     try:
       main(lambda: None)
     finally:
-      handle(signal.SIG_IGN)  # nothing is left to stop, and Python's own end is not to be disturbed
+      # Nothing is left to stop, and Python's own end is not to be disturbed.
+      handle(signal.SIG_IGN)
+      signal.setitimer(signal.ITIMER_REAL, 0)
 
   return run
 
