@@ -28,6 +28,7 @@ from launch import post_training
 from launch import progress
 from launch import runtime
 from launch import scoring
+from launch import stopping
 from launch import workdir as workdirs
 
 _CALIBRATION = calibration.define_texts()
@@ -118,4 +119,4 @@ def _save(workdir, model, result, made_from, say):
 
 
 if __name__ == '__main__':
-  runtime.launch(runtime.stoppable(main))
+  runtime.launch(stopping.stoppable(main))

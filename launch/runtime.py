@@ -6,7 +6,6 @@ interrupted where nothing is saved.
 """
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,13 +16,12 @@ from absl import logging
 
 from jaxquant import errors
 from launch import processes
+from launch import stopping
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; the same workdir continues an interrupted run.')
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
-_GOES_ON = 'stopped; the same command goes on behind what is finished'
-_ELSEWHERE = .01  # seconds after which a stop that was ignored is raised again
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -35,7 +33,7 @@ def launch(main: Callable[[], None]) -> None:
     process = processes.start()
     main()
     sys.stdout.flush()
-  except _Stopped as stop:
+  except stopping.Stopped as stop:
     code = stop.exit_code
     if process == 0:
       print(stop, file=sys.stderr, flush=True)
@@ -48,71 +46,6 @@ def launch(main: Callable[[], None]) -> None:
   except Exception as error:  # pylint: disable=broad-except
     code = _report(error, process)
   sys.exit(code)
-
-
-def stoppable(main: Callable[[Callable[[], None]], None]) -> Callable[[], None]:
-  """`main` of a launcher that keeps what it has finished: a signal to stop ends it with exit code 75.
-
-  A single process ends at once. Of several, none can leave the others alone: they end together at a later call of the
-  function that `main` gets, which all of them call after each piece of work.
-  """
-  def run():
-    import jax  # pylint: disable=g-import-not-at-top
-    from jaxquant.training import preemption  # pylint: disable=g-import-not-at-top
-
-    def handle(handler):
-      for number in preemption.SIGNALS:
-        signal.signal(number, handler)
-
-    def stop(number, frame):
-      del frame
-      handle(signal.SIG_IGN)
-      raise _Stopped(f'{signal.Signals(number).name}: {_GOES_ON}', preemption.EXIT_CODE)
-
-    def stop_together():
-      if preempted.requested():
-        raise _Stopped(_GOES_ON, preemption.EXIT_CODE)
-
-    if jax.process_count() > 1:
-      with preemption.Preemption('this block') as preempted:
-        main(stop_together)
-      return
-    sys.unraisablehook = _raise_elsewhere
-    handle(stop)
-    try:
-      main(lambda: None)
-    finally:
-      # Nothing is left to stop, and Python's own end is not to be disturbed.
-      handle(signal.SIG_IGN)
-      signal.setitimer(signal.ITIMER_REAL, 0)
-
-  return run
-
-
-class _Stopped(KeyboardInterrupt):
-  """Somebody asked the launcher to stop."""
-
-  def __init__(self, message: str, exit_code: int):
-    super().__init__(message)
-    self.exit_code = exit_code
-
-
-def _raise_elsewhere(ignored: 'sys.UnraisableHookArgs') -> None:
-  """What Python ignores is reported, unless it is a stop.
-
-  A signal that comes during a destructor or the callback of a weak reference raises there, where an exception ends
-  nothing. It is raised once more when that is over.
-  """
-  stopped = ignored.exc_value
-  if not isinstance(stopped, _Stopped):
-    sys.__unraisablehook__(ignored)
-    return
-
-  def stop(number, frame):
-    raise stopped
-
-  signal.signal(signal.SIGALRM, stop)
-  signal.setitimer(signal.ITIMER_REAL, _ELSEWHERE)
 
 
 def mistake(error: Exception) -> str | None:

@@ -39,6 +39,7 @@ from launch import progress
 from launch import python_file
 from launch import runtime
 from launch import scoring
+from launch import stopping
 from launch import workdir as workdirs
 
 _ROWS = flags.DEFINE_string('rows', None, 'Python file of rows, and what its get_rows is called with: FILE[:ARGUMENT].')
@@ -216,4 +217,4 @@ def _mine(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == '__main__':
-  runtime.launch(runtime.stoppable(main))
+  runtime.launch(stopping.stoppable(main))

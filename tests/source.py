@@ -1,7 +1,8 @@
-"""What the tests of the house itself read: the Python files of this checkout and what each imports."""
+"""This checkout, for tests: its Python files, what each imports, and the environment of processes that run it."""
 
 import ast
 import functools
+import os
 import pathlib
 
 ROOT = pathlib.Path(__file__).absolute().parents[1]
@@ -41,3 +42,8 @@ def imports(path: str) -> list[tuple[int, str]]:
         full = f'{base}.{alias.name}'
         found.append((node.lineno, full if module_file(full) else base))
   return found
+
+
+def environment(**variables: str) -> dict[str, str]:
+  """The environment of a process that imports this checkout and computes on the CPU."""
+  return os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)} | variables

@@ -4,7 +4,6 @@ Run with an argument, this file is the program on eight devices that its test st
 """
 
 import functools
-import os
 import pathlib
 import pickle
 import subprocess
@@ -162,9 +161,7 @@ class DevicesTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     file = pathlib.Path(absltest.get_default_test_tmpdir()) / 'eight.pickle'
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT),
-        'XLA_FLAGS': compiling.on_devices(8)}
+    environment = source.environment(XLA_FLAGS=compiling.on_devices(8))
     result = subprocess.run([sys.executable, __file__, file], env=environment, capture_output=True, text=True)
     if result.returncode:
       raise AssertionError(result.stderr)

@@ -5,7 +5,6 @@ Run with an argument, this file is the program on eight devices that one of its 
 
 import json
 import math
-import os
 import subprocess
 import sys
 
@@ -136,8 +135,7 @@ class ScoreTest(parameterized.TestCase):
     self.assertBetween(abs(simulated.nats / _score().nats - 1), 1e-6, 0.01)
 
   def test_eight_devices_score_like_one(self):
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': compiling.on_devices(8)}
+    environment = source.environment(XLA_FLAGS=compiling.on_devices(8))
     result = subprocess.run([sys.executable, __file__, 'mesh'], env=environment, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)
     np.testing.assert_allclose(json.loads(result.stdout), [_score(length=3)[:2]] * 3, rtol=1e-6)

@@ -2,9 +2,6 @@
 
 import contextlib
 import io
-import os
-import subprocess
-import sys
 from unittest import mock
 
 from absl.testing import absltest
@@ -13,7 +10,6 @@ from absl.testing import parameterized
 from jaxquant import errors
 from launch import agreement
 from launch import runtime
-from tests import source
 
 
 class RuntimeTest(parameterized.TestCase):
@@ -33,26 +29,6 @@ class RuntimeTest(parameterized.TestCase):
                           (RuntimeError('RESOURCE_EXHAUSTED: Out of memory.\nmore'), 'out of memory: Out of memory.'),
                           (agreement.Failed('process 1: torn', 3), None), (RuntimeError('INTERNAL: ptxas'), None)):
       self.assertEqual(runtime.mistake(error), reason)
-
-  @parameterized.parameters('weakref.finalize(held, stop)', 'type(held).__del__ = lambda self: stop()', 'stop()')
-  def test_a_signal_ends_the_launcher_wherever_it_comes(self, held):
-    program = f"""
-import signal, time, weakref
-from launch import runtime
-class Held: pass
-def stop(): signal.raise_signal(signal.SIGUSR1)
-def main(stop_together):
-  held = Held()
-  {held}
-  del held
-  time.sleep(20)
-  print('not stopped')
-runtime.launch(runtime.stoppable(main))
-"""
-    ended = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False,
-                           env=os.environ | {'PYTHONPATH': str(source.ROOT)})
-    self.assertEqual(ended.stderr, 'SIGUSR1: stopped; the same command goes on behind what is finished\n')
-    self.assertEqual((ended.returncode, ended.stdout), (75, ''))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ Run with an argument, this file is the program on eight devices that its test st
 """
 
 import json
-import os
 import subprocess
 import sys
 
@@ -47,8 +46,7 @@ def _observe() -> dict:
 class ShardingTest(absltest.TestCase):
 
   def test_eight_devices(self):
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': compiling.on_devices(8)}
+    environment = source.environment(XLA_FLAGS=compiling.on_devices(8))
     result = subprocess.run([sys.executable, __file__, 'observe'], env=environment, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)
     observed = json.loads(result.stdout)

@@ -112,7 +112,7 @@ def _fail(directory: str):
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT)}
+  environment = source.environment()
   return subprocess.run([sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True)
 
 

@@ -73,7 +73,7 @@ class PreemptionTest(parameterized.TestCase):
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
       port = free.getsockname()[1]
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT)}
+    environment = source.environment()
     processes = []
     for index in range(2):
       command = [sys.executable, __file__, str(index), str(port), directory, str(last)]

@@ -4,7 +4,6 @@ Run with an argument, this file is the program on eight devices that one of its 
 """
 
 import json
-import os
 import subprocess
 import sys
 from unittest import mock
@@ -65,8 +64,7 @@ def _train(devices: int, fully_sharded: bool = False, microbatches: int = 1) -> 
 class DevicesTest(absltest.TestCase):
 
   def test_devices_and_shardings_and_microbatches_train_alike(self):
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(source.ROOT), 'XLA_FLAGS': compiling.on_devices(8)}
+    environment = source.environment(XLA_FLAGS=compiling.on_devices(8))
     result = subprocess.run([sys.executable, __file__, 'devices'], env=environment, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)
     one, replicated, sharded = json.loads(result.stdout)
