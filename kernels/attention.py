@@ -19,8 +19,7 @@ def decode_attention(qkv, keys, values, positions, *, angles=None, window: int |
 
   Args:
     qkv: floating [batch, heads + 2 * kv_heads, head_dim], the queries, keys and values of the tokens.
-    keys: of the same dtype, [batch, kv_heads, slots, head_dim]; slot i of a row is for its token at position i.
-    values: of the same dtype, [batch, kv_heads, head_dim, slots].
+    keys, values: of the same dtype, [batch, kv_heads, slots, head_dim]; slot i of a row is for its token at position i.
     positions: int32 [batch], where the tokens stand, from 0. What is attended to beyond the slots is undefined, and so
       is what then becomes of the last one.
     angles: (cosine, sine), each float32 [batch, head_dim / 2], by which queries and keys turn; None for no rotation.
@@ -56,9 +55,9 @@ def _check(qkv, keys, values, positions, angles, window) -> None:
   kv_heads, slots = keys.shape[1:3] if keys.ndim == 4 else (0, 0)
   if not kv_heads or not slots or heads <= 2 * kv_heads or heads % kv_heads:
     raise ValueError(f'keys of shape {keys.shape} do not fit qkv of shape {qkv.shape}')
+  of_cache = (batch, kv_heads, slots, dim), qkv.dtype
   for name, array, shape, dtype in (
-      ('keys', keys, (batch, kv_heads, slots, dim), qkv.dtype),
-      ('values', values, (batch, kv_heads, dim, slots), qkv.dtype), ('positions', positions, (batch,), jnp.int32),
+      ('keys', keys, *of_cache), ('values', values, *of_cache), ('positions', positions, (batch,), jnp.int32),
       *((name, array, (batch, dim // 2), jnp.float32) for name, array in pair.items())):
     if array.shape != shape or array.dtype != dtype:
       raise ValueError(f'{name} must be {jnp.dtype(dtype)} {list(shape)}, not {array.dtype} {list(array.shape)}')
@@ -80,18 +79,20 @@ def rotate(x, angles):
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def written(held, new, positions, axis: int):
-  """`held` with `new`, of the same axes and dtype, in the slots `positions`, int32 [batch, tokens], of `axis`.
+def written(held, new, positions):
+  """Keys or values `held` [batch, kv_heads, slots, head_dim] with `new`, of as many tokens as there are positions.
 
-  Positions beyond the slots are dropped, or, of a single token, replace the last slot.
+  Args:
+    held, new: of the same dtype and axes.
+    positions: int32 [batch, tokens], the slots of the tokens. Those beyond them are dropped, or, of a single token,
+      replace the last slot.
   """
   if positions.size == 1:  # in place, without a look at the slot as it was
-    return jax.lax.dynamic_update_slice_in_dim(held, new, positions[0, 0], axis)
+    return jax.lax.dynamic_update_slice_in_dim(held, new, positions[0, 0], axis=2)
   # Every axis up to that of the slots has an index: of some only, XLA would bring those to the front, by a copy.
-  at = [jnp.arange(size).reshape([-1 if i == other else 1 for other in range(axis + 1)])
-        for i, size in enumerate(new.shape[:axis])]
-  at.append(positions.reshape(len(positions), *(1,) * (axis - 1), -1))
-  return jnp.asarray(held).at[tuple(at)].set(new, mode='drop', unique_indices=True)
+  rows, heads = jnp.ogrid[: new.shape[0], : new.shape[1]]
+  at = rows[..., None], heads[..., None], positions[:, None]
+  return jnp.asarray(held).at[at].set(new, mode='drop', unique_indices=True)
 
 
 def seen(positions, keys: int, window: int | None):
@@ -124,7 +125,7 @@ def attend(q, keys, values, positions, *, window: int | None = None, bias: Any =
   scores = jnp.where(seen(positions, slots, window), scores, jnp.finfo(jnp.float32).min)
   weights = prepare(jax.nn.softmax(scores, axis=-1).astype(q.dtype))
   weights = weights.reshape(batch, kv_heads, heads // kv_heads, tokens, slots)
-  return jnp.einsum('bhgqk,bhdk->bqhgd', weights, values).reshape(q.shape)
+  return jnp.einsum('bhgqk,bhkd->bqhgd', weights, values).reshape(q.shape)
 
 
 def _xla(qkv, keys, values, positions, angles, window):
@@ -134,8 +135,7 @@ def _xla(qkv, keys, values, positions, angles, window):
     angles = [part[:, None, None] for part in angles]
     q, k = rotate(q, angles), rotate(k, angles)
   positions = positions[:, None]
-  keys = written(keys, k.transpose(0, 2, 1, 3), positions, 2)
-  values = written(values, v.transpose(0, 2, 3, 1), positions, 3)
+  keys, values = (written(held, new.swapaxes(1, 2), positions) for held, new in ((keys, k), (values, v)))
   return attend(q, keys, values, positions, window=window)[:, 0], keys, values
 
 

@@ -1,10 +1,10 @@
 """Keys and values of the tokens so far, which later tokens attend to without computing them again.
 
-A Linen collection: each attention holds `keys`, [batch, kv_heads, slots, head_dim], and `values`, [batch, kv_heads,
-head_dim, slots], as its products read them: behind the rotation and the operands' specifications, and with what a
-product sums over at the end, so that a single query reads memory in order. Slot i of a row is for its token at position
-i. So rows of different lengths need nothing that fills them up in front, and what a short row left behind its end,
-where a batch was filled up, lies after every token that attends, until the token that belongs there replaces it.
+A Linen collection: each attention holds `keys` and `values`, each [batch, kv_heads, slots, head_dim], as its products
+read them: behind the rotation and the operands' specifications. What a token adds to a head lies in one piece, so that
+it is written in few transactions. Slot i of a row is for its token at position i. So rows of different lengths need
+nothing that fills them up in front, and what a short row left behind its end, where a batch was filled up, lies after
+every token that attends, until the token that belongs there replaces it.
 """
 
 import jax
@@ -19,8 +19,7 @@ COLLECTION = 'cache'
 
 def empty(batch: int, slots: int, kv_heads: int, head_dim: int, dtype) -> dict:
   """The entries of one attention, of no tokens."""
-  return {'keys': jnp.zeros((batch, kv_heads, slots, head_dim), dtype),
-          'values': jnp.zeros((batch, kv_heads, head_dim, slots), dtype)}
+  return {name: jnp.zeros((batch, kv_heads, slots, head_dim), dtype) for name in ('keys', 'values')}
 
 
 def extend(module: nn.Module, keys, values, positions, first: bool = False):
@@ -36,14 +35,14 @@ def extend(module: nn.Module, keys, values, positions, first: bool = False):
   Returns:
     (keys, values) of all slots, as they are held.
   """
-  for name, new, order, axis in (('keys', keys, (0, 2, 1, 3), 2), ('values', values, (0, 2, 3, 1), 3)):
+  for name, new in (('keys', keys), ('values', values)):
     held = module.variable(COLLECTION, name)
-    new = new.transpose(order).astype(held.value.dtype)
+    new = new.swapaxes(1, 2).astype(held.value.dtype)
     if first:
-      fitting = jax.lax.slice_in_dim(new, 0, min(new.shape[axis], held.value.shape[axis]), axis=axis)
+      fitting = new[:, :, : held.value.shape[2]]
       held.value = jax.lax.dynamic_update_slice(held.value, fitting, (0,) * new.ndim)
     else:
-      held.value = attention.written(held.value, new, positions, axis)
+      held.value = attention.written(held.value, new, positions)
   return module.get_variable(COLLECTION, 'keys'), module.get_variable(COLLECTION, 'values')
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from kernels.mosaic import calls
-from kernels.mosaic import configs
 
 # Features of a head.
 _DIM = 128
@@ -14,8 +13,6 @@ _DIM = 128
 TILE = 64
 # Queries that may share keys: each is rotated by itself.
 _MOST_SHARING = 8
-# Slots beyond which blocks that leave half of the GPU idle take longer than XLA, which divides slots among more.
-_MOST_ALONE = 1024
 
 
 def attend(qkv, keys, values, positions, angles, window):
@@ -39,9 +36,6 @@ def lowered(qkv, keys, values, positions, angles, window):
     raise NotImplementedError(f'it takes at most {_MOST_SHARING} queries that share keys, not {sharing}')
   if slots % TILE or not batch:
     raise NotImplementedError(f'it takes rows of a multiple of {TILE} slots, not {batch} of {slots}')
-  if slots > _MOST_ALONE and 2 * batch * kv_heads < configs.CORES:
-    raise NotImplementedError(
-        f'it takes at most {_MOST_ALONE} slots of so few rows and heads, {batch} and {kv_heads}, not {slots}')
   operands = dict(qkv=qkv, keys=keys, values=values, positions=positions, angles=angles)
   return calls.guarded(functools.partial(_call, window=window), operands, ())
 

@@ -1,10 +1,11 @@
-"""Attention of single tokens: a block of threads, of one warpgroup, for each row and head of keys.
+"""Attention of single tokens: for each row and head of keys a block of threads, of one warpgroup, or a cluster of them.
 
 Softmax is computed on the way over the slots (FlashAttention, arXiv:2205.14135). It begins with the token itself, which
 so need not come back from the cache that it is written to; what is copied from its slot, whether of before or after,
-does not count. The rows of a matrix instruction are slots and then features, and its columns the queries that share
-keys, 8 or fewer: all that a thread holds of them takes few registers, so that four blocks share a multiprocessor, and
-one copies while another computes.
+does not count. The rows of a matrix instruction are slots and then features, of values that it reads transposed; its
+columns are the queries that share keys, 8 or fewer: all that a thread holds of them takes few registers, so that four
+blocks share a multiprocessor, and one copies while another computes. Where rows and heads are few and slots many, the
+tiles are dealt out to a cluster, whose first block puts the parts together, and alone knows of the token.
 """
 
 import functools
@@ -20,10 +21,12 @@ from kernels.mosaic import attention
 from kernels.mosaic import configs
 from kernels.mosaic import tiles
 
-_TILE, _COLUMNS = attention.TILE, 8
+_COLUMNS = 8
 _OF_FEATURES = plgpu.Layout.WGMMA.reduce(1)
-# Tiles of 16 KB, of keys or of values, that a multiprocessor has room for, and the most of them that help a block.
-_ROOM, _MOST_STAGES = 13, 8
+# Slots that a multiprocessor has room for, of keys or of values, and the most of them that help a block.
+_ROOM, _MOST_AHEAD = 13 * attention.TILE, 8 * attention.TILE
+# Slots of a block from which on they are divided among two.
+_LONG = 1024
 # Blocks of a multiprocessor: with three tiles each, as many bytes are on their way as with fewer blocks.
 _MOST_BLOCKS = 4
 
@@ -32,27 +35,30 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
   """The arguments and results of `kernels.decode_attention`; heads of 128 features, dtypes of 16 bits."""
   batch, kv_heads, slots, dim = keys.shape
   heads, dtype = qkv.shape[1] - 2 * kv_heads, qkv.dtype
-  sharing, half, count = heads // kv_heads, dim // 2, slots // _TILE
-  beside = min(_MOST_BLOCKS, pl.cdiv(batch * kv_heads, configs.CORES))
-  stages = min(2 * count, _MOST_STAGES, _ROOM // beside)
+  sharing, half = heads // kv_heads, dim // 2
+  blocks, split = batch * kv_heads, 1
+  while split < 8 and 2 * split * blocks <= configs.CORES and slots >= split * _LONG:
+    split *= 2
+  beside = min(_MOST_BLOCKS, pl.cdiv(blocks, configs.CORES))
+  # A block by itself is as long as its latencies, of which longer steps are fewer.
+  tile = attention.TILE * (2 if beside == 1 and slots % (2 * attention.TILE) == 0 else 1)
+  count, stages = slots // tile, min(2 * slots, _MOST_AHEAD, _ROOM // beside) // tile
   # Where blocks leave memory idle, it costs less to read a tile in vain than to wait for the position first.
-  least = min(count, 2 if beside == 1 else 1)
+  least = min(count, 2 * attention.TILE // tile) if beside == 1 else 1
   scale = math.log2(math.e) / math.sqrt(dim)  # exponents are of 2
 
   def kernel(qkv_gmem, positions_gmem, *refs):
     angle_gmems, (keys_gmem, values_gmem, out_gmem, *refs) = refs[: len(angles or ())], refs[len(angles or ()) :]
-    tiles_smem, queries_smem, weights_smem, full = refs
-    row, head = lax.axis_index('row'), lax.axis_index('head')
+    tiles_smem, queries_smem, weights_smem, full, *of_cluster = refs
+    row, head, rank = lax.axis_index('row'), lax.axis_index('head'), lax.axis_index('part') if split > 1 else 0
     position = positions_gmem[row]
 
     def copy(item: int, first=0):
-      """Starts to copy an item: keys and values of a tile in turn, from tile `first` on."""
-      tile, slot = first + item // 2, lax.rem(2 * first + item, stages)
-      of_tile = pl.ds(tile * _TILE, _TILE)
-      for begin in (0, half):
-        part = pl.ds(begin, half)
-        source = values_gmem.at[row, head, part, of_tile] if item % 2 else keys_gmem.at[row, head, of_tile, part]
-        plgpu.copy_gmem_to_smem(source, tiles_smem.at[slot, part], full.at[slot])
+      """Starts to copy an item: keys and values of this block's tiles in turn, from its tile `first` on."""
+      step, slot = first + item // 2, lax.rem(2 * first + item, stages)
+      of_tile = pl.ds((rank + split * step) * tile, tile)
+      held = values_gmem if item % 2 else keys_gmem
+      plgpu.copy_gmem_to_smem(held.at[row, head, of_tile], tiles_smem.at[slot], full.at[slot])
 
     start = jnp.int32(0)
     for item in range(min(stages, 2 * least)):
@@ -66,7 +72,8 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
     new_key = halves(qkv_gmem.at[row, heads + head])
     new_value = load(qkv_gmem.at[row, heads + kv_heads + head])
 
-    steps = lax.clamp(least, pl.cdiv(position, _TILE), count)
+    steps = lax.min(pl.cdiv(position, tile), count)
+    steps = lax.max(least, lax.div(steps - rank + split - 1, split))
     for item in range(2 * least, stages):
       pl.when(item // 2 < steps)(functools.partial(copy, item, start))
 
@@ -94,10 +101,10 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       last = lax.clamp(0, position, slots - 1)  # a row may be gone on with behind its end, in vain
       for begin, part in zip((0, half), new_key):
         keys_gmem[row, head, last, pl.ds(begin, half)] = part
-      values_gmem[row, head, :, last] = new_value
+      values_gmem[row, head, last] = new_value
 
     if beside == 1:
-      write()  # a block by itself is as long as its latencies, and here one hides behind the copies
+      pl.when(rank == 0)(write)  # a block by itself is as long as its latencies, and here one hides behind the copies
 
     columns = [wide(across(part)) for part in rotated(queries[0])]  # those that are left over repeat it
     for i in range(1, sharing):
@@ -108,48 +115,64 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
     plgpu.commit_smem()
 
     most = scale * jnp.sum(sum(part * wide(across(key)) for part, key in zip(columns, new_key)), axis=0)
-    zeros = plgpu.layout_cast(jnp.zeros((_TILE, _COLUMNS), jnp.float32), plgpu.Layout.WGMMA)
-    total = zeros + 1 / _TILE  # every row adds up its own; the weight of the token, 1, is shared among them
+    zeros = plgpu.layout_cast(jnp.zeros((tile, _COLUMNS), jnp.float32), plgpu.Layout.WGMMA)
+    # Every row adds up its own; the weight of the token, 1, is shared among them.
+    own = lax.convert_element_type(rank == 0, jnp.float32) if split > 1 else 1.
+    mixed, total = own * wide(across(new_value)), zeros + own / tile
 
     def step(index, carry):
       mixed, most, total = carry
       key_slot, value_slot = (lax.rem(2 * index + i, stages) for i in range(2))
       plgpu.barrier_wait(full.at[key_slot])
-      scores = scale * multiplied(zeros, [
-          (tiles_smem.at[key_slot, part], queries_smem.at[:, part].T) for part in (pl.ds(0, half), pl.ds(half, half))])
-      before = position - index * _TILE - iota(_TILE, 0)
+      scores = scale * multiplied(zeros, tiles_smem.at[key_slot], queries_smem.T)
+      before = position - (rank + split * index) * tile - iota(tile, 0)
       seen = before > 0 if window is None else (before > 0) & (before < window)
       scores = jnp.where(seen, scores, -jnp.inf)
       above = lax.max(most, jnp.max(scores, axis=0))
-      faded, weights = jnp.exp2(most - above), jnp.exp2(scores - down(above, _TILE))
+      faded, weights = jnp.exp2(most - above), jnp.exp2(scores - down(above, tile))
       weights_smem.T[...] = turned(weights)
       plgpu.commit_smem()  # all threads have read the keys, too
       pl.when(index + stages // 2 < steps)(functools.partial(copy, stages, index))
       plgpu.barrier_wait(full.at[value_slot])
-      mixed = multiplied(mixed * down(faded, dim), [(tiles_smem.at[value_slot], weights_smem.T)])
+      mixed = multiplied(mixed * down(faded, dim), tiles_smem.at[value_slot].T, weights_smem.T)
 
       @pl.when(index + (stages + 1) // 2 < steps)
       def _():
         plgpu.commit_smem()  # all threads have read what is replaced
         copy(stages + 1, index)
 
-      return mixed, above, total * down(faded, _TILE) + weights
+      return mixed, above, total * down(faded, tile) + weights
 
-    mixed, _, total = lax.fori_loop(0, steps, step, (wide(across(new_value)), most, total))
-    mixed *= down(1 / jnp.sum(total, axis=0), dim)
-    for i in range(sharing):
-      column = jnp.sum(jnp.where(iota(dim, 1) == i, mixed, 0.), axis=1)
-      out_gmem[row, head * sharing + i] = column.astype(dtype)
+    mixed, most, total = lax.fori_loop(0, steps, step, (mixed, most, total))
+    sums = mixed, down(most, dim), down(jnp.sum(total, axis=0), dim)
+
+    def finish():
+      """Puts the parts together, and stores."""
+      mixed, _, total = functools.reduce(joined, [sums, *received(*of_cluster)])
+      mixed /= total
+      for i in range(sharing):
+        column = jnp.sum(jnp.where(iota(dim, 1) == i, mixed, 0.), axis=1)
+        out_gmem[row, head * sharing + i] = column.astype(dtype)
+
+    pl.when(rank == 0)(finish)
+    if split > 1:
+      pl.when(rank > 0)(lambda: send(sums, rank - 1, *of_cluster))
     if beside > 1:
       write()  # into lines that the GPU's cache has by now, since the loop has read them
 
-  scratch = (
-      tiles.smem((stages, dim, _TILE), dtype), tiles.smem((_COLUMNS, dim), dtype, half),
-      tiles.smem((_COLUMNS, _TILE), dtype), plgpu.Barrier(num_arrivals=2, num_barriers=stages))
+  scratch = [
+      tiles.smem((stages, tile, dim), dtype, half), tiles.smem((_COLUMNS, dim), dtype, half),
+      tiles.smem((_COLUMNS, tile), dtype, attention.TILE), plgpu.Barrier(num_barriers=stages)]
+  if split > 1:
+    others = split - 1
+    scratch += [plgpu.SMEM((others, 3, dim, _COLUMNS), jnp.float32), plgpu.Barrier(num_arrivals=3 * others)]
   call = pl.kernel(
       lambda *refs: pl.run_scoped(functools.partial(kernel, *refs), *scratch),
       out_type=jax.ShapeDtypeStruct((batch, heads, dim), dtype),
-      mesh=plgpu.Mesh(grid=(batch, kv_heads), grid_names=('row', 'head')), compiler_params=tiles.PARAMS,
+      mesh=plgpu.Mesh(
+          grid=(batch, kv_heads), grid_names=('row', 'head'),
+          **dict(cluster=(split,), cluster_names=('part',)) if split > 1 else {}),
+      compiler_params=tiles.PARAMS,
       name='decode_attention')
 
   def run(refs):
@@ -159,10 +182,30 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
   return pl.run_state(run)((jnp.zeros((batch, heads, dim), dtype), keys, values))
 
 
-def multiplied(total, pairs):
-  """float32 `total`, in the layout of an accumulator, and the products of pairs of references to shared memory."""
-  def run(accumulator):
-    for pair in pairs:
-      plgpu.wgmma(accumulator, *pair)
+def send(sums, place: int, sums_smem, arrived) -> None:
+  """Stores what `joined` takes into the shared memory of a cluster's first block."""
+  for i, array in enumerate(sums):
+    plgpu.async_store_smem(
+        array, sums_smem.at[place, i], arrived, cluster_idx=0, cluster_dim='part', optimized=False)
 
-  return pl.run_state(run)(plgpu.ACC.init(total))
+
+def received(sums_smem=None, arrived=None):
+  """What the other blocks of a cluster, if there are any, have sent."""
+  if sums_smem is None:
+    return
+  plgpu.barrier_wait(arrived)
+  for place in range(sums_smem.shape[0]):
+    yield [tiles.load(sums_smem.at[place, i], plgpu.Layout.WGMMA, optimized=False) for i in range(3)]
+
+
+def joined(one, other):
+  """(mixed values, the score they are relative to, the sum of their weights) over the slots of both."""
+  top = lax.max(one[1], other[1])
+  scales = [jnp.exp2(part[1] - top) for part in (one, other)]
+  mixed, total = (sum(scale * part[i] for scale, part in zip(scales, (one, other))) for i in (0, 2))
+  return mixed, top, total
+
+
+def multiplied(total, a, b):
+  """float32 `total`, in the layout of an accumulator, and the product of two references to shared memory."""
+  return pl.run_state(lambda accumulator: plgpu.wgmma(accumulator, a, b))(plgpu.ACC.init(total))

@@ -73,7 +73,7 @@ def every() -> list[Case]:
       *itertools.starmap(_two_level, itertools.product([small], [few, many], [64, 32])),
       *itertools.starmap(_plain, itertools.product([small], [1, 16, 64, 128], [None, 128], [False, True])),
       *itertools.starmap(_plain, itertools.product(_SIZES[1:], [1, 64, 128], [128], [True])),
-      *itertools.starmap(_attention, [(1, 32, 32, 128), (16, 32, 32, 2048), (16, 32, 8, 2048)]),
+      *itertools.starmap(_attention, [(1, 32, 32, 128), (1, 32, 8, 8192), (16, 32, 32, 2048), (16, 32, 8, 2048)]),
       *itertools.starmap(_quantization, [
           ('int8', {}), ('uint8, sums of 128', dict(symmetric=False, group_size=128)),
           ('int4 packed', dict(bits=4, packed=True)), ('int8 static', dict(static=True)),
@@ -117,7 +117,7 @@ def _attention(rows, heads, kv_heads, slots) -> Case:
   of, dim, dtype = jax.ShapeDtypeStruct, 128, jnp.bfloat16
   operands = dict(
       qkv=of((rows, heads + 2 * kv_heads, dim), dtype), keys=of((rows, kv_heads, slots, dim), dtype),
-      values=of((rows, kv_heads, dim, slots), dtype), positions=of((rows,), jnp.int32),
+      values=of((rows, kv_heads, slots, dim), dtype), positions=of((rows,), jnp.int32),
       angles=(of((rows, dim // 2), jnp.float32),) * 2)
   call = lambda operands: attention.lowered(**operands, window=None)
   return Case(f'attention of {rows} x {heads} heads over {kv_heads} x {slots}', call, operands)

@@ -35,8 +35,7 @@ class ExtendTest(parameterized.TestCase):
     want = {name: array.copy() for name, array in held.items()}
     for (row, token), slot in np.ndenumerate(positions):
       if slot < _SLOTS:
-        want['keys'][row, :, slot] = new[0, row, token]
-        want['values'][row, :, :, slot] = new[1, row, token]
+        want['keys'][row, :, slot], want['values'][row, :, slot] = new[:, row, token]
     variables = {cache.COLLECTION: jax.tree.map(jnp.asarray, held)}
     got, changed = _Holder().apply(variables, *new, positions, first=first, mutable=[cache.COLLECTION])
     for name, array in zip(('keys', 'values'), got):
