@@ -16,7 +16,7 @@ from kernels import checks
 NORMS = ('rms', 'layer')
 # Nonlinearities of float32 numbers, of operations that every implementation has; `rounded` takes what a model has as an
 # array by itself to its dtype and back.
-GATES = {'silu': lambda x, rounded: rounded(x * rounded(jax.lax.logistic(x)))}
+GATES = {'silu': lambda x, rounded, logistic: rounded(x * rounded(logistic(x)))}
 VECTORS = ('gain', 'bias', 'shift', 'scale')
 
 
@@ -72,7 +72,8 @@ def check(before: Before, features: int) -> None:
 def apply(
     x, before: Before, transform: Callable[[Any, int], Any], load: Callable[[Any], Any] = lambda vector: vector,
     narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype),
-    mean: Callable[[Any, int], Any] = lambda x, power: jnp.mean(x**power, axis=-1, keepdims=True)):
+    mean: Callable[[Any, int], Any] = lambda x, power: jnp.mean(x**power, axis=-1, keepdims=True),
+    logistic: Callable[[Any], Any] = jax.lax.logistic):
   """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
 
   Args:
@@ -82,10 +83,11 @@ def apply(
     load: makes an array of a vector of `before` when its turn comes.
     narrow: (float32 value, dtype) -> the value in the dtype, rounded.
     mean: (float32 [..., K], 1 or 2) -> the mean of each token's numbers to this power, in a shape that broadcasts.
+    logistic: of float32 numbers, for a gate.
   """
   wide = lambda a: a.astype(jnp.float32)
   if before.gate is not None:
-    x = gated(*x, before.gate, narrow)
+    x = gated(*x, before.gate, narrow, logistic)
   dtype = x.dtype
   if before.norm:
     x = wide(x)
@@ -103,10 +105,11 @@ def apply(
   return x
 
 
-def gated(x, y, gate: str, narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype)):
+def gated(x, y, gate: str, narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype),
+          logistic: Callable[[Any], Any] = jax.lax.logistic):
   """The product of one of `GATES` of x with y, in their dtype: rounded by `narrow` wherever a model rounds."""
   rounded = lambda value: narrow(value, y.dtype).astype(jnp.float32)
-  return narrow(GATES[gate](x.astype(jnp.float32), rounded) * y.astype(jnp.float32), y.dtype)
+  return narrow(GATES[gate](x.astype(jnp.float32), rounded, logistic) * y.astype(jnp.float32), y.dtype)
 
 
 def butterflies(x, block: int):

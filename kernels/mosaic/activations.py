@@ -129,7 +129,8 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
         values, before._replace(**dict(zip(names, vectors))),
         lambda values, block: token_registers.butterflies(values, places, block, *scratch),
         (lambda vector: vector) if at_once else load, narrow,
-        lambda values, power: token_arithmetic.total(values, power, places, next(means_smem)) / features)
+        lambda values, power: token_arithmetic.total(values, power, places, next(means_smem)) / features,
+        lambda values: token_arithmetic.logistic(values, places))
     if static is not None:
       codes, bias = _static_codes(values, bits, *(ref[0] for ref in known_refs))
       numbers = ()

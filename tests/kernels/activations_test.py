@@ -112,6 +112,7 @@ class InterpretTest(activation_cases.LikeXlaCases):
         pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)))
     alone = mock.patch.multiple(
         token_arithmetic, narrow=lambda values, dtype, places: values.astype(dtype),
+        logistic=lambda values, places: jax.lax.logistic(values),
         total=lambda values, power, *_: jnp.sum(values**power),
         combined=lambda arrays, kinds, *_: [
             jnp.sum(array) if kind == 'sum' else getattr(jnp, kind)(array).astype(jnp.float32)
