@@ -21,6 +21,8 @@ from kernels.mosaic import configs
 
 DATA = pathlib.Path(__file__).parent / 'data'
 _FEW = 64
+# Of the inputs, what the last step may have beyond them: it costs no memory, but time of the tensor cores.
+_MOST_BEYOND = 0.05
 _forced = []
 
 
@@ -86,8 +88,11 @@ def misfit(problem: Problem, config) -> str | None:
   part = math.lcm(problem.group or 1, configs.LEAST_STEP)
   if config.tile_m not in range(8, (configs.Prefill if prefill else configs.Decode).MOST_TOKENS + 1, 8):
     return f'no tile has {config.tile_m} tokens'
-  if config.tile_k < 1 or config.tile_k % part or problem.inputs % config.tile_k:
-    return f'steps of {config.tile_k} inputs do not divide {problem.inputs}, or {part} inputs not a step'
+  if config.tile_k < 1 or config.tile_k % part:
+    return f'{part} inputs do not divide a step of {config.tile_k}'
+  step = config.tile_k if prefill else config.tile_k * config.fold
+  if (beyond := -problem.inputs % step) and (prefill or problem.group or beyond > problem.inputs * _MOST_BEYOND):
+    return f'steps of {step} inputs do not divide {problem.inputs}'
   if prefill and problem.layout is prepack.Layout.INT4_WIDE:
     return 'plain activations have no kernel for many tokens'
   if prefill and (config.tile_n not in (64, 128) or outputs % (config.outputs * config.cluster)):
@@ -103,8 +108,8 @@ def misfit(problem: Problem, config) -> str | None:
 
 def _decode_misfit(problem: Problem, config: configs.Decode) -> str | None:
   """What is wrong with runs of inputs in the rows of an instruction, or with who copies."""
-  if config.fold not in (1, 2) or problem.inputs % (config.fold * config.tile_k):
-    return f'{config.fold} runs of steps of {config.tile_k} do not divide {problem.inputs} inputs'
+  if config.fold not in (1, 2):
+    return f'rows of an instruction hold 1 or 2 runs of inputs, not {config.fold}'
   if not config.copying and not config.shared:
     return 'a block whose warpgroups copy for themselves has no registers to take from one that copies'
   if config.fold > 1 and config.split > 1:

@@ -28,7 +28,8 @@ def matmul(
   """The scaled product.
 
   Args:
-    x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K a multiple of `tile_k` times `fold`.
+    x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K with groups a multiple of `tile_k`
+      times `fold`.
     w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`, `DINT4`), N a multiple of 64.
     terms: the epilogue's vectors.
     groups: `factors.Groups`, or None for one scale an output.
@@ -40,10 +41,10 @@ def matmul(
   Returns:
     [M, N] of `out_dtype`.
   """
-  (tokens, inputs), outputs = x.shape, w.shape[0]
+  tokens, outputs = len(x), len(w)
   product = products.Product(x, w, groups, layout, config.tile_k, unpacking, config.fold)
   warpgroups, stages, fold = config.warpgroups, config.stages, config.fold
-  steps, lanes = inputs // fold // config.tile_k, warpgroups * config.split
+  steps, lanes = product.steps, warpgroups * config.split
   chunk = epilogue.Chunk(config.outputs, config.tile_m, 1, True)
   shape = config.TILE_N, fold * config.tile_m
   vectors, of_tokens = terms.vectors(), terms.of_tokens()
@@ -171,7 +172,7 @@ def matmul(
           plgpu.Barrier(num_arrivals=max(1, len(of_tokens)))),
       grid=(outputs // config.outputs, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
       num_threads=warpgroups + config.copying, thread_name='group', compiler_params=tiles.PARAMS,
-      kernel_name=f'decode_{outputs}x{inputs}',
+      kernel_name=f'decode_{outputs}x{x.shape[1]}',
       # Blocks find their places in clusters by divisions.
       **dict(cluster=(config.split,), cluster_names=('split',)) if config.split > 1 else {})
   return call(*product.arrays, *vectors)

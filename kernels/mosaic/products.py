@@ -64,11 +64,15 @@ class Product:
   Attributes:
     arrays: the operands in memory, those of the groups and the unpacking behind x and w.
     copied: of these arrays, all but what unpacking needs of whole outputs.
+    steps: of all inputs.
   """
 
   def __init__(self, x, w, groups: factors.Groups | None, layout: prepack.Layout, tile_k: int,
                unpacking: factors.Unpacking | None = None, fold: int = 1):
-    """With `fold` runs of the inputs, steps have `tile_k` of each: see `partial_sums`."""
+    """With `fold` runs of the inputs, steps have `tile_k` of each: see `partial_sums`.
+
+    What steps have beyond the inputs, copies fill with zeros.
+    """
     self.arrays = [x, w] + (groups.arrays() if groups else []) + ([unpacking.values] if unpacking else [])
     self.copied = len(self.arrays) - (unpacking is not None and unpacking.values.ndim == 1)
     self._fold = fold
@@ -76,6 +80,7 @@ class Product:
     self._unpacking = unpacking
     self._packed = layout is not prepack.Layout.ROWS
     self._width = tile_k
+    self.steps = pl.cdiv(x.shape[1], fold * tile_k)
     self._parts = 1 if groups is None else self._parts_of(groups.scale)
     # Columns of a matrix instruction; of a smaller group, the others' weights are zeros.
     self._columns = max(tile_k // self._parts, _LEAST_BYTES // x.dtype.itemsize)
@@ -115,14 +120,14 @@ class Product:
       _, rows, width = smem.shape
       rows //= self._fold
       for run in range(self._fold):
-        first = run * (gmem.shape[1] // self._fold) + step * width
+        first = (run * self.steps + step) * width
         plgpu.copy_gmem_to_smem(
             gmem.at[pl.ds(row, rows), pl.ds(first, width)], smem.at[slot, pl.ds(run * rows, rows)], barrier,
             collective_axes=shared if gmem is x else None)
     for array, gmem, smem in zip(self.arrays[2:], rest, rest_smem):
       *_, parts, size = smem.shape
       for run in range(self._fold):
-        first = run * (gmem.shape[0] // self._fold) + step * parts
+        first = (run * self.steps + step) * parts
         if self._of_tokens(array):
           plgpu.copy_gmem_to_smem(gmem.at[pl.ds(first, parts), pl.ds(m, size)], smem.at[slot, run], barrier)
           continue

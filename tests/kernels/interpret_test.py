@@ -56,6 +56,7 @@ class InterpretTest(parameterized.TestCase):
       (configs.Decode(tile_m=16, stages=4, warpgroups=1), (24, 256, 100), 'x, per token', jnp.float32),
       (configs.Decode(tile_m=16, tile_k=128, stages=2, warpgroups=1, shared=True, copying=False), (24, 1024, 100),
        'x, per token', jnp.float32),
+      (configs.Decode(tile_m=8, tile_k=256, stages=2, warpgroups=1), (5, 2688, 128), 'x, per token', jnp.float32),
       (configs.Prefill(tile_m=64, stages=2), (72, 384, 256), 'both, per token', jnp.float32, 3),
       (configs.Decode(tile_m=8, tile_k=64, stages=2, warpgroups=1), (5, 640, 128), 'w', jnp.float32, 10))
   def test_products(self, config, shape, offsets, dtype, groups=1):

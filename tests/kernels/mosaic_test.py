@@ -91,6 +91,12 @@ class MosaicTest(product_cases.TilingCases, integer_weight_cases.IntegerWeightCa
     want = plain['x_codes'].astype(np.int64) @ plain['w_codes']
     np.testing.assert_array_equal(got, want.astype(np.float32))
 
+  @parameterized.parameters((1, 512, 2), (16, 256, 2), (40, 512, 1))
+  def test_the_last_step_may_go_beyond_the_inputs(self, tokens, tile_k, fold):
+    config = configs.Decode(8 if tokens == 1 else 16, tile_k, 2, 2, fold=fold, shared=True)
+    with tuning.forced(lambda _: config):
+      self.check_sums((8, 4), (tokens, 11_008, 128))
+
   def test_a_race_would_change_the_sums(self):
     arguments = product_cases.problem(shape=(64, 4096, 4096), bits=(8, 4))
     first, *others = (self.run_problem(arguments, (8, 4), out_dtype=jnp.bfloat16) for _ in range(8))
