@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 _LEAST = 0.1  # launches an evaluation: what is launched more seldom prepares the measurement
+_OURS = '_mosaic_gpu_kernel'  # what ends names of kernels of ours, which say what they are for
 _NUMBERED = re.compile(r'(_\d+)+$')  # how XLA tells programs' kernels of one kind apart
 
 
@@ -13,7 +14,7 @@ class Kernel(NamedTuple):
   """Kernels of one name.
 
   Attributes:
-    name: without the numbers that XLA appends.
+    name: without the numbers that XLA appends to those of its own.
     launches: in an evaluation, on average.
     seconds: of all these launches together.
   """
@@ -32,7 +33,7 @@ def by_name(launches: Iterable[tuple[str, float]], evaluations: int) -> list[Ker
   """
   times = collections.defaultdict(list)
   for name, seconds in launches:
-    times[_NUMBERED.sub('', name.removesuffix('_mosaic_gpu_kernel'))].append(seconds)
+    times[name.removesuffix(_OURS) if name.endswith(_OURS) else _NUMBERED.sub('', name)].append(seconds)
   found = [Kernel(name, len(each) / evaluations, sum(each) / evaluations) for name, each in times.items()]
   return sorted((each for each in found if each.launches >= _LEAST), key=lambda each: -each.seconds)
 

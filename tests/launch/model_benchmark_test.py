@@ -76,10 +76,10 @@ class ColumnsTest(parameterized.TestCase):
 class KernelsTest(absltest.TestCase):
 
   def test_launches_of_one_kind_are_added_up(self):
-    step = [('decode_12288x4096_mosaic_gpu_kernel', 9e-6), ('fusion_12', 1e-6), ('fusion_3_1', 2e-6), ('gemm', 5e-5)]
+    step = [('quantize_4096_mosaic_gpu_kernel', 9e-6), ('fusion_12', 1e-6), ('fusion_3_1', 2e-6), ('gemm', 5e-5)]
     found = model_kernels.by_name([('once', 1.0), *step * 20], 20)
     self.assertEqual([(each.name, each.launches) for each in found],
-                     [('gemm', 1), ('decode_12288x4096', 1), ('fusion', 2)])
+                     [('gemm', 1), ('quantize_4096', 1), ('fusion', 2)])
     for each, seconds in zip(found, (5e-5, 9e-6, 3e-6)):
       self.assertAlmostEqual(each.seconds, seconds)
     self.assertEqual(model_kernels.table(found).splitlines()[-2:],
