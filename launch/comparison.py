@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxquant import errors
 from jaxquant.data import loader
 from jaxquant.evaluation import outliers
 from jaxquant.evaluation import perplexity

@@ -67,6 +67,17 @@ class LayoutTest(parameterized.TestCase):
         for line, module in source.imports(path) if module.startswith('.')
     ])
 
+  def test_what_a_module_imports_it_uses(self):
+    unused = []
+    for path in source.python_files(*source.FOLDERS):
+      if not path.endswith('__init__.py'):
+        tree = source.parse(path)
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        unused += [f'{path}:{node.lineno} imports {alias.name}' for node in tree.body
+                   if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names
+                   if (alias.asname or alias.name.partition('.')[0]) not in used]
+    self.assertEmpty(unused)
+
   def test_import_of_jaxquant_is_light(self):
     heavy = {'orbax', 'grain', 'tokenizers', 'matplotlib'}
     self.assertEmpty(_modules_after('import jaxquant') & heavy)

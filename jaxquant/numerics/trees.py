@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
-from jaxquant.numerics import nodes
 
 # Linears whose kernel is a table that is looked up row by row, and perhaps a head that reads it transposed.
 TABLES = ('embedding', 'positions', 'types')

@@ -10,7 +10,6 @@ from kernels import dispatch
 from kernels import prepack
 from kernels import tuning
 from kernels.mosaic import calls
-from kernels.mosaic import configs
 
 # From here on the tensor cores limit both, and a product of dequantized weights is as fast.
 MOST_TOKENS = 128

@@ -1,6 +1,5 @@
 """The decoder: against a float64 forward that shares no code with it, its initial tree, and trees of codes."""
 
-import dataclasses
 import functools
 import math
 
