@@ -33,7 +33,7 @@ _SEED = _Bounds(0, 2**32 - 1)
 # What the elements of a tuple are, and bounds of values, by the name of the key within `config` or `config.ptq`.
 _ELEMENTS = {
     'variants': str, 'seeds': int, 'data.train': str, 'evaluation.precisions': str, 'qat.ranges': tuple,
-    'site_patterns': str, 'methods': str, 'allocation.candidates': str,
+    'site_patterns': str, 'methods': str, 'allocation.candidates': str, 'smooth_quant.exponents': tuple,
 }
 _BOUNDS = {
     **{f'model.{key}': _COUNT for key in (
@@ -72,6 +72,7 @@ _BOUNDS = {
 }
 # Bits of codes, or 16 for none.
 _BITS = ('weights', 'activations', 'value_bits', 'qat.weight_bits')
+_WITH_NUMBERS = ('qat.ranges', 'smooth_quant.exponents')  # tuples of (pattern, number) pairs
 # Groups whose keys are names of the user's choice, with the type of their values.
 _NAMED = {'data.validation': (str, tuple)}
 
@@ -121,16 +122,16 @@ def _check_value(name: str, key: str, value: Any) -> None:
     raise errors.UserError(f'config.{name} is {value}; it must be {bounds}')
   if key in _BITS and not (2 <= value <= 8 or value == 16):
     raise errors.UserError(f'config.{name} is {value}; there are 2 to 8 bits, and 16 for none')
-  patterns = {'pattern': (value,), 'patterns': value, 'ranges': value}.get(re.split('[._]', key)[-1], ())
-  for pattern in patterns if key != 'ranges' else ():
+  last = re.split('[._]', key)[-1]
+  for pattern in (value,) if last == 'pattern' else value if last == 'patterns' or key in _WITH_NUMBERS else ():
     _check_pattern(name, pattern)
 
 
 def _check_pattern(name: str, pattern: Any) -> None:
-  """Checks a regular expression, or one with the width of a range."""
+  """Checks a regular expression, or one with a number: the width of a range, or an exponent."""
   if isinstance(pattern, tuple):
     if [type(part) for part in pattern] not in ([str, float], [str, int]):
-      raise errors.UserError(f'config.{name} holds {pattern!r}, not a pattern and a width')
+      raise errors.UserError(f'config.{name} holds {pattern!r}, not a pattern and a number')
     pattern = pattern[0]
   try:
     re.compile(pattern)

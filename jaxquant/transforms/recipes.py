@@ -26,7 +26,8 @@ class Recipe:
     methods: names out of `methods.METHODS`, in order; those that fold come before those that own linears. None for
       rounding to nearest, or for none where kernels stay as they are.
     options: {name of a method: its options}, where they are not the defaults. One that folds also has `site_pattern`:
-      the sites, out of those below, at which it does.
+      the sites, out of those below, at which it does. `smooth_quant` also has `exponents`: (pattern, exponent) pairs,
+      of which a site gets the first that matches its whole name, and the `exponent` if none does.
     weight: the grid of the kernels; None leaves them as they are.
     allocated: whether kernels are rounded to grids that stand in the tree by then, such as an allocation of bits writes
       (`transforms.allocation`); folds are judged with `weight` still.
@@ -74,7 +75,9 @@ class Recipe:
     self._check_options()
     patterns = {'weight_pattern': (self.weight_pattern,), 'clip_pattern': (self.clip_pattern,),
                 'site_patterns': self.site_patterns,
-                **{f'{name}.site_pattern': (self._site_pattern(name),) for name, _ in self._named('sites')}}
+                **{f'{name}.site_pattern': (self._site_pattern(name),) for name, _ in self._named('sites')},
+                **{f'{name}.{method.by_site}s': [pattern for pattern, _ in self._given(name, method.by_site)]
+                   for name, method in self._named('sites')}}
     for field, values in patterns.items():
       for pattern in values:
         _check_pattern(field, pattern)
@@ -107,7 +110,7 @@ class Recipe:
         raise errors.UserError(
             f'{name}: nothing can be folded at any site that site_patterns {", ".join(map(repr, self.site_patterns))} '
             f'and {name}.site_pattern {self._site_pattern(name)!r} match')
-      steps.append(self._step(name, '|'.join(map(re.escape, takers)), told))
+      steps.append(self._step(name, self._by_site(name, list(takers)), told))
     return steps
 
   def rounding(self) -> list[driver.Step]:
@@ -116,7 +119,7 @@ class Recipe:
     steps = self._activations()
     for name, method in self._named('linears') if self.weight is not None else ():
       both = rf'(?=(?:{self.clip_pattern})\Z)(?:{self.weight_pattern})'
-      steps.append(self._step(name, both if name == 'clip_search' else self.weight_pattern, told))
+      steps.append(self._step(name, [(both if name == 'clip_search' else self.weight_pattern, {})], told))
       if method.chooses:
         told['weight'] = None  # the methods behind it find it in the tree
     return steps
@@ -128,11 +131,29 @@ class Recipe:
   def _site_pattern(self, name) -> str:
     return self.options.get(name, {}).get('site_pattern', r'.*')
 
-  def _step(self, name, pattern, told) -> driver.Step:
+  def _by_site(self, name, takers: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """(pattern, options of their own) of all sites at which a method folds."""
+    option, found = methods_lib.get(name).by_site, []
+    for pattern, value in self._given(name, option):
+      won = trees.matching(pattern, takers)
+      if not won:
+        raise errors.UserError(
+            f'{name}.{option}s: {pattern!r} matches no site that {name} folds at and that no pattern before it has')
+      takers = [site for site in takers if site not in won]
+      found.append((won, {option: value}))
+    if takers:
+      found.append((takers, {}))
+    return [('|'.join(map(re.escape, won)), own) for won, own in found]
+
+  def _given(self, name, option) -> Sequence[tuple[str, Any]]:
+    return self.options.get(name, {}).get(f'{option}s', ())
+
+  def _step(self, name, rules, told) -> driver.Step:
     method = methods_lib.get(name)
-    options = {option: value for option, value in self.options.get(name, {}).items() if option != 'site_pattern'}
-    factory = method.bound(told, options)
-    return driver.Step(method.owns, [(pattern, factory)], every=False, stream=method.stream, schedule=method.schedule)
+    recipes_own = ('site_pattern', f'{method.by_site}s')
+    options = {option: value for option, value in self.options.get(name, {}).items() if option not in recipes_own}
+    rules = [(pattern, method.bound(told, options | own)) for pattern, own in rules]
+    return driver.Step(method.owns, rules, every=False, stream=method.stream, schedule=method.schedule)
 
   def _activations(self) -> list[driver.Step]:
     steps = []

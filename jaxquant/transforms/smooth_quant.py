@@ -16,7 +16,8 @@ def smooth_quant(
   Args:
     claim: sites with a producer; the paper's are the outputs of the norms.
     weight, activation: what quantizes the linears' kernels and the activation in a search; not needed without one.
-    exponent: a, in [0, 1]; the paper takes 0.5 for OPT and BLOOM, and more where activations are harder.
+    exponent: a, in [0, 1]; the paper takes 0.5 for OPT and BLOOM, and more where activations are harder. Sites may
+      differ in it: by rules of their own in a step, or by `exponents` of `recipes.Recipe` and of a configuration.
     search: take for each site the exponent, of `candidates` evenly spaced ones from 0 to 1, with which its quantized
       linears come closest, if any beats no scales at all.
     candidates: how many exponents are tried, at least 2.

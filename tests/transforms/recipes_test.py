@@ -66,6 +66,16 @@ class SitesTest(parameterized.TestCase):
         claimed = self._claimed('opt', options={name: options}, **methods_of(name))
         self.assertEqual(claimed, tuple(f'layers/0/{site}' for site in want))
 
+  @parameterized.parameters(
+      ((), {'attention': 0.7, 'mlp': 0.7}), (((r'.*mlp/.*', 0.2),), {'attention': 0.7, 'mlp': 0.2}),
+      (((r'.*mlp/.*', 0.2), (r'layers/.*', 1.0)), {'attention': 1.0, 'mlp': 0.2}))
+  def test_a_site_has_the_exponent_of_the_first_pattern_that_matches_it(self, exponents, want):
+    recipe = recipes.Recipe(methods=('smooth_quant', 'round_to_nearest'),
+                            options={'smooth_quant': {'exponent': 0.7, 'exponents': exponents}})
+    (_, rules, *_), = recipe.folds(_sites())
+    of = lambda site: next(factory for pattern, factory in rules if trees.matching(pattern, (site,)))
+    self.assertEqual({name: of(f'layers/0/{name}/input').keywords['exponent'] for name in want}, want)
+
 
 class RefusalsTest(parameterized.TestCase):
 
@@ -79,6 +89,8 @@ class RefusalsTest(parameterized.TestCase):
       ({'weight_pattern': '['}, r"^weight_pattern: '\[' is not a regular expression"),
       ({'clip_pattern': '*'}, r"^clip_pattern: '\*' is not a regular expression"),
       ({'methods': ('awq', 'gptq'), 'options': {'awq': {'site_pattern': ')'}}}, r"^awq.site_pattern: '\)' is not"),
+      ({'methods': ('smooth_quant', 'gptq'), 'options': {'smooth_quant': {'exponents': (('(', 0.5),)}}},
+       r"^smooth_quant.exponents: '\(' is not"),
       ({'methods': ('awq', 'gptq'), 'weight': None}, '^gptq is for weights that are quantized, and those of 16 bits'),
       ({'methods': ('round_to_nearest',), 'weight': None}, '^round_to_nearest is for weights that are quantized'),
       ({'methods': ('gptq', 'awq')}, '^methods gptq, awq: those that fold at sites must come before the others$'),
@@ -93,6 +105,13 @@ class RefusalsTest(parameterized.TestCase):
   def test_a_method_that_could_fold_nowhere_is_named_with_the_patterns(self, fields, message):
     recipe = recipes.Recipe(methods=('awq', 'round_to_nearest'), **fields)
     with self.assertRaisesRegex(errors.UserError, f'^awq: nothing can be folded at any site that {message} match$'):
+      recipe.folds(_sites())
+
+  @parameterized.parameters('.*/down/input', 'nothing', 'layers/0/mlp/input')
+  def test_an_exponent_for_no_site_is_named(self, pattern):
+    recipe = recipes.Recipe(methods=('smooth_quant', 'round_to_nearest'),
+                            options={'smooth_quant': {'exponents': (('.*/mlp/input', 0.3), (pattern, 0.4))}})
+    with self.assertRaisesRegex(errors.UserError, f"^smooth_quant.exponents: '{pattern}' matches no site that "):
       recipe.folds(_sites())
 
   def test_without_weights_to_quantize_there_are_no_methods_unless_named(self):
