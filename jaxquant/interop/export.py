@@ -29,7 +29,7 @@ FORMATS = (*CODED, FLOAT)
 _DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 _ENTRIES = {
     'gather': 'a reordering of channels', 'shift': 'a shift of channels', 'scale': 'a scale of channels',
-    'clip': 'a clip of activations'}
+    'hadamard': 'a transform of channels', 'clip': 'a clip of activations'}
 
 
 class Export:

@@ -1,7 +1,7 @@
 """Input quantizers of a tree that is laid out for a GPU: one kernel per activation, with the sums that products need.
 
 Offsets of weights meet the sums of the activation's codes over the weights' groups, which a quantizer has at hand when
-it rounds. A norm that stands before it, and a shift and a scale of channels, are taken into the kernel too. Ranges that
+it rounds. A norm that stands before it, a shift, a scale and a transform of channels are taken into the kernel too. Ranges that
 are static, or those of groups of features, stay with XLA, which fuses the former into whatever makes the activation.
 """
 
@@ -22,13 +22,15 @@ _STEP = 128
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=['shift', 'scale'], meta_fields=['bits', 'symmetric', 'run'])
+    jax.tree_util.register_dataclass, data_fields=['shift', 'scale'],
+    meta_fields=['hadamard', 'bits', 'symmetric', 'run'])
 @dataclasses.dataclass(frozen=True)
 class DeviceQuantizer:
   """Per-token ranges, as `DynamicQuantizer` takes them: by a GPU's kernel, a code on an edge may be its neighbor.
 
   Attributes:
     shift, scale: float32 [features], subtracted and divided by before, or None.
+    hadamard: features that are transformed together behind these, 1 for none.
     bits: bits of a code.
     symmetric: whether there is no offset.
     run: features whose codes are summed.
@@ -36,6 +38,7 @@ class DeviceQuantizer:
 
   shift: Any
   scale: Any
+  hadamard: int
   bits: int
   symmetric: bool
   run: int
@@ -49,7 +52,7 @@ class DeviceQuantizer:
 
   def codes_and_total(self, x) -> tuple[quantizers.Codes, Any]:
     """(`codes`, the array that the norm or the gate is of, if there is one, with what is added to it)."""
-    before, addend = kernels.Before(shift=self.shift, scale=self.scale), None
+    before, addend = kernels.Before(shift=self.shift, scale=self.scale, hadamard=self.hadamard), None
     if isinstance(x, norms.Normed):
       before = before._replace(norm=x.kind, gain=x.scale, bias=x.bias, epsilon=x.epsilon)
       x, addend = x.x if isinstance(x.x, norms.Sum) else (x.x, None)
@@ -80,6 +83,7 @@ def converted(specification: dict[str, Any], groups: list[tuple[int, int]]) -> d
     return specification
   runs = [inputs if count == 1 else math.gcd(inputs // count, _STEP) for inputs, count in groups]
   taken = {name: specification.get(name) for name in ('shift', 'scale')}
+  taken['hadamard'] = specification['hadamard'].block if 'hadamard' in specification else 1
   rest = {name: entry for name, entry in specification.items() if name not in taken}
   return rest | {'quantizer': DeviceQuantizer(
       **taken, bits=quantizer.format.bits, symmetric=quantizer.format.symmetric, run=math.gcd(*runs))}

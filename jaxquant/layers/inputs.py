@@ -5,20 +5,24 @@ A specification is a dict in the parameter tree with any of these entries, appli
   gather     int32 [channels]       channel i of the result is channel gather[i] of the activation
   shift      float32 [channels]     subtracted
   scale      float32 [channels]     divided by
+  hadamard   numerics.hadamard      blocks multiplied by the normalized Walsh-Hadamard matrix of their order
   clip       float32 [2]            lower and upper end
   quantizer  an input quantizer node (numerics.quantizers)
 """
 
 from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxquant import errors
 from jaxquant.layers import norms
 from jaxquant.numerics import quantizers
+from kernels import before
 
-ENTRIES = ('gather', 'shift', 'scale', 'clip', 'quantizer')
+ENTRIES = ('gather', 'shift', 'scale', 'hadamard', 'clip', 'quantizer')
 
 
 class Activation(NamedTuple):
@@ -106,9 +110,20 @@ def _apply(specification: dict, x) -> Activation:
     x = (x - specification['shift']).astype(dtype)
   if 'scale' in specification:
     x = (x / specification['scale']).astype(dtype)
+  if 'hadamard' in specification:
+    x = _transformed(x, specification['hadamard'].block)
   if 'clip' in specification:
     x = jnp.clip(x.astype(jnp.float32), *specification['clip']).astype(dtype)
-  return _quantized(specification['quantizer'], x) if 'quantizer' in specification else Activation(x, None)
+  activation = _quantized(specification['quantizer'], x) if 'quantizer' in specification else Activation(x, None)
+  return activation._replace(values=activation.values.astype(dtype))
+
+
+def _transformed(x, block: int):
+  """float32 [..., channels], not rounded in front of a quantizer, as `kernels.quantize_activations` does not either."""
+  if block < 1 or block & (block - 1) or x.shape[-1] % block:
+    raise errors.UserError(f'a Hadamard transform takes blocks of a power of two that divides {x.shape[-1]} channels, '
+                           f'not of {block}')
+  return before.butterflies(x.astype(jnp.float32), block) * (1 / math.sqrt(block))
 
 
 def _quantized(quantizer, x) -> Activation:

@@ -8,6 +8,7 @@ from jaxquant.layers import attention
 from jaxquant.layers import inputs
 from jaxquant.models import config as model_config
 from jaxquant.models import staging
+from jaxquant.numerics import hadamard
 from jaxquant.numerics import nodes
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
@@ -47,7 +48,8 @@ def validate(params: dict, config: model_config.TransformerConfig) -> None:
       if fits and tuple(value.shape) != expected[path]:
         problems.append(f'{path}: shape {tuple(value.shape)} instead of {expected[path]}')
     elif parent in specified and key in inputs.ENTRIES:
-      fits = isinstance(value, quantizers.INPUT_QUANTIZERS) if key == 'quantizer' else not nodes.is_node(value)
+      kinds = {'quantizer': quantizers.INPUT_QUANTIZERS, 'hadamard': hadamard.Hadamard}
+      fits = isinstance(value, kinds[key]) if key in kinds else not nodes.is_node(value)
     elif parent in linears and key == 'kernel_quantizer':
       fits = isinstance(value, quantizers.WeightQuantizer)
     elif parent in linears and key == 'bias':  # of a shift that was folded into a linear without one

@@ -16,6 +16,7 @@ from jaxquant.layers import linear
 from jaxquant.layers import norms
 from jaxquant.models import staging
 from jaxquant.numerics import formats
+from jaxquant.numerics import hadamard
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
@@ -39,9 +40,10 @@ def _specification(name='uint8', **entries):
 class DeviceQuantizerTest(parameterized.TestCase):
 
   @parameterized.product(name=['int8', 'uint8', 'int4', 'uint4'], dtype=[jnp.float32, jnp.bfloat16],
-                         entries=[(), ('scale',), ('shift', 'scale'), ('gather', 'shift')])
+                         entries=[(), ('scale',), ('shift', 'scale'), ('gather', 'shift'), ('scale', 'hadamard')])
   def test_codes_and_values_are_those_of_the_specification(self, name, dtype, entries):
-    every = {'gather': jnp.arange(96)[::-1], 'shift': _random(96, seed=1), 'scale': jnp.exp(_random(96, seed=2))}
+    every = {'gather': jnp.arange(96)[::-1], 'shift': _random(96, seed=1), 'scale': jnp.exp(_random(96, seed=2)),
+             'hadamard': hadamard.Hadamard(32)}
     specification = _specification(name, **{entry: every[entry] for entry in entries})
     converted = device_quantizers.converted(specification, [(96, 1)])
     self.assertIsInstance(converted['quantizer'], device_quantizers.DeviceQuantizer)

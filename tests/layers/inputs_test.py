@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant import errors
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.numerics import formats
+from jaxquant.numerics import hadamard
 from jaxquant.numerics import quantizers
 from tests import networks
 
@@ -42,9 +44,10 @@ class PrepareTest(parameterized.TestCase):
     x = _random(5, 4)
     specification = {
         'quantizer': quantizers.ClipQuantizer(jnp.float32(-2), jnp.float32(5.5), 4),
-        'clip': jnp.float32([-1.2, 0.8]), 'scale': jnp.float32([0.5, 2, 1, 3, 1]),
-        'shift': jnp.float32([1, -1, 0, 0.25, 2]), 'gather': jnp.int32([3, 0, 0, 1, 2])}
-    want = (np.asarray(x)[:, [3, 0, 0, 1, 2]] - specification['shift']) / specification['scale']
+        'clip': jnp.float32([-1.2, 0.8]), 'hadamard': hadamard.Hadamard(2), 'scale': jnp.float32([0.5, 2, 1, 3]),
+        'shift': jnp.float32([1, -1, 0, 0.25]), 'gather': jnp.int32([3, 0, 0, 1])}
+    want = (np.asarray(x)[:, [3, 0, 0, 1]] - specification['shift']) / specification['scale']
+    want = (want.reshape(-1, 2, 2) @ np.array([[1, 1], [1, -1]]) / np.sqrt(2)).reshape(-1, 4)
     want = np.clip(want, -1.2, 0.8)
     unquantized = {key: value for key, value in specification.items() if key != 'quantizer'}
     np.testing.assert_allclose(_prepare(unquantized, x).values, want, atol=1e-6)
@@ -55,7 +58,7 @@ class PrepareTest(parameterized.TestCase):
 
   def test_the_dtype_of_the_activation_is_kept(self):
     specification = {'shift': jnp.ones(4), 'scale': jnp.full(4, 3.0), 'clip': jnp.float32([-0.3, 0.3])}
-    for extra in ({}, {'quantizer': _CLIP}):
+    for extra in ({}, {'quantizer': _CLIP}, {'hadamard': hadamard.Hadamard(4)}):
       values = _prepare(specification | extra, _random(3, 4).astype(jnp.bfloat16)).values
       self.assertEqual(values.dtype, jnp.bfloat16)
 
@@ -68,8 +71,23 @@ class PrepareTest(parameterized.TestCase):
     np.testing.assert_allclose(linear.linear(layer, x), linear.linear(folded, x), rtol=1e-5, atol=1e-5)
 
   def test_unknown_entries_are_refused_by_name(self):
-    with self.assertRaisesRegex(ValueError, r"unknown entries \['hadamard', 'smooth'\] .* gather, shift, scale"):
-      inputs.prepare({'smooth': jnp.ones(4), 'scale': jnp.ones(4), 'hadamard': True}, _random(2, 4))
+    with self.assertRaisesRegex(ValueError, r"unknown entries \['merge', 'smooth'\] .* gather, shift, scale"):
+      inputs.prepare({'smooth': jnp.ones(4), 'scale': jnp.ones(4), 'merge': True}, _random(2, 4))
+
+  @parameterized.parameters(1, 4, 16)
+  def test_a_transform_that_kernels_have_too_changes_nothing(self, block):
+    x, kernel = _random(6, 48), _random(48, 3, seed=1)
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < block:
+      matrix = np.kron(matrix, [[1, 1], [1, -1]]) / np.sqrt(2)
+    rotated = np.kron(np.eye(48 // block), matrix) @ kernel
+    got = linear.linear({'kernel': rotated.astype(jnp.float32), 'input': {'hadamard': hadamard.Hadamard(block)}}, x)
+    np.testing.assert_allclose(got, x @ kernel, rtol=1e-5, atol=1e-5)
+
+  @parameterized.parameters(0, 3, 32)
+  def test_blocks_that_a_transform_cannot_have_are_refused(self, block):
+    with self.assertRaisesRegex(errors.UserError, f'power of two that divides 48 channels, not of {block}$'):
+      inputs.prepare({'hadamard': hadamard.Hadamard(block)}, _random(2, 48))
 
 
 class PreparedTest(parameterized.TestCase):

@@ -10,6 +10,7 @@ from jaxquant.layers import attention
 from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import formats
+from jaxquant.numerics import hadamard
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
@@ -52,7 +53,8 @@ class ValidateTest(parameterized.TestCase):
     changes = {f'{site.name}/quantizer': _CLIP for site in staging.model_sites(config)}
     changes |= {f'layers/0/attention/{name}/quantizer': _CLIP for name in attention.OPERANDS}
     changes |= {'layers/0/attention/q/input/shift': _VECTOR, 'layers/0/mlp/input/scale': _VECTOR,
-                'layers/0/mlp/input/gather': np.arange(16), 'layers/0/mlp/input/clip': np.float32([-1, 1])}
+                'layers/0/mlp/input/gather': np.arange(16), 'layers/0/mlp/input/clip': np.float32([-1, 1]),
+                'layers/0/mlp/down/input/hadamard': hadamard.Hadamard(8)}
     for i, path in enumerate(trees.linears(params)):
       fmt = formats.parse(('int4', 'uint8')[i % 2])
       changes[f'{path}/kernel'] = jax.eval_shape(lambda x: quantize.quantize(x, fmt), trees.get(params, path)['kernel'])
@@ -79,6 +81,8 @@ class ValidateTest(parameterized.TestCase):
       ('codes for a gain', 'final_norm/scale', _CODES, 'a QTensor cannot stand here'),
       ('quantizer for a kernel', 'head/kernel', _CLIP, 'a ClipQuantizer cannot stand here'),
       ('array for a quantizer', 'layers/0/mlp/input/quantizer', _VECTOR, 'an array cannot stand here'),
+      ('array for a transform', 'layers/0/mlp/input/hadamard', _VECTOR, 'an array cannot stand here'),
+      ('transform for a scale', 'layers/0/mlp/input/scale', hadamard.Hadamard(8), 'a Hadamard cannot stand here'),
       ('quantizer of weights for inputs', 'head/input/quantizer', _WEIGHTS, 'a WeightQuantizer cannot stand here'),
       ('codes in a specification', 'layers/0/mlp/input/scale', _CODES, 'a QTensor cannot stand here'),
       ('quantizer of inputs for weights', 'head/kernel_quantizer', _CLIP, 'a ClipQuantizer cannot stand here'))
