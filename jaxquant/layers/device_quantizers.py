@@ -1,8 +1,9 @@
 """Input quantizers of a tree that is laid out for a GPU: one kernel per activation, with the sums that products need.
 
 Offsets of weights meet the sums of the activation's codes over the weights' groups, which a quantizer has at hand when
-it rounds. A norm that stands before it, a shift, a scale and a transform of channels are taken into the kernel too. Ranges that
-are static, or those of groups of features, stay with XLA, which fuses the former into whatever makes the activation.
+it rounds. A norm that stands before it, a shift, a scale and a transform of channels are taken into the kernel too.
+Ranges that are static, or those of groups of features, stay with XLA, which fuses the former into whatever makes the
+activation.
 """
 
 import dataclasses
