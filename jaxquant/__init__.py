@@ -1,6 +1,7 @@
 """jaxquant: low-bit language models in JAX. Quantization is data in the parameter tree.
 
   compilation   compiler options for programs that are run a few times
+  terminal      how a message takes the place of a progress bar
   numerics      formats, QTensor, quantize, quantizers
   layers        the one evaluator of linear layers, attention, norms
   models        decoders in Flax Linen

@@ -1,5 +1,6 @@
 """What a launcher says while it works: one parseable line per interval, a live bar on a terminal, tables at the end."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxquant import terminal
 from jaxquant.calibration import driver
 from jaxquant.report import page
 from jaxquant.report import tables
@@ -32,14 +34,16 @@ class Printer:
     """A bar that the next line replaces, on a terminal only."""
     if self._first and sys.stderr.isatty():
       filled = int(30 * fraction)
-      sys.stderr.write(f'\r\x1b[K[{"#" * filled}{"." * (30 - filled)}] {text}')
+      # What a terminal has wrapped, it does not erase; nor is its last column to be trusted.
+      shown = f'[{"#" * filled}{"." * (30 - filled)}] {text}'[:shutil.get_terminal_size().columns - 1]
+      sys.stderr.write(terminal.CLEARED + shown)
       sys.stderr.flush()
       self._bar = True
 
   def _print(self, line, stream):
     if self._first:
       if self._bar:
-        sys.stderr.write('\r\x1b[K')
+        sys.stderr.write(terminal.CLEARED)
         self._bar = False
       print(line, file=stream, flush=True)
 

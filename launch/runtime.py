@@ -15,6 +15,7 @@ from absl import flags
 from absl import logging
 
 from jaxquant import errors
+from jaxquant import terminal
 from launch import processes
 from launch import stopping
 
@@ -36,6 +37,7 @@ def launch(main: Callable[[], None]) -> None:
   except stopping.Stopped as stop:
     code = stop.exit_code
     if process == 0:
+      _clear()
       print(stop, file=sys.stderr, flush=True)
   except KeyboardInterrupt:
     code = _INTERRUPTED
@@ -82,9 +84,16 @@ def _report(error: Exception, process: int) -> int:
     code, error = errors.UserError.exit_code, exhausted
     if smaller := ' or '.join(f'--{name}' for name in ('length', 'batch_size') if name in flags.FLAGS):
       error += f'; a smaller {smaller} takes less'
+  _clear()
   if code is None:
     traceback.print_exception(error)
     return 1
   if process == 0 or not getattr(error, 'collective', False):
     print(f'process {process}: ' * (process > 0) + ' '.join(str(error).split()), file=sys.stderr, flush=True)
   return code
+
+
+def _clear() -> None:
+  """Makes room for the last words where a bar has been left behind."""
+  if sys.stderr.isatty():
+    sys.stderr.write(terminal.CLEARED)

@@ -11,6 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxquant import errors
+from jaxquant import terminal
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again.
 EXIT_CODE = 75
@@ -71,4 +72,4 @@ class Preemption:
       os.kill(os.getpid(), signal.SIGTERM)
     # Printing could deadlock if the signal came while something else was printed.
     advice = f'stopping after {self._end}' if first else 'already stopping, ignored'
-    os.write(2, f'{name}: {advice}\n'.encode())
+    os.write(2, f'{terminal.CLEARED * os.isatty(2)}{name}: {advice}\n'.encode())

@@ -8,6 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from jaxquant import errors
+from jaxquant import terminal
 from launch import agreement
 from launch import runtime
 
@@ -23,6 +24,15 @@ class RuntimeTest(parameterized.TestCase):
       code = runtime._report(error, 0)  # pylint: disable=protected-access
     self.assertEqual(code, 2)
     self.assertEqual(said.getvalue(), f'out of memory: Out of memory allocating 1 byte.{end}')
+
+  @parameterized.parameters((errors.UserError('no file'), 'no file\n'), (KeyError('ours'), "KeyError: 'ours'\n"))
+  def test_the_last_words_take_the_place_of_a_bar_on_a_terminal(self, error, words):
+    for start in (terminal.CLEARED, ''):
+      said = io.StringIO()
+      said.isatty = lambda start=start: bool(start)
+      with contextlib.redirect_stderr(said):
+        runtime._report(error, 0)  # pylint: disable=protected-access
+      self.assertEqual(said.getvalue(), start + words)
 
   def test_only_a_mistake_or_a_lack_of_memory_can_be_mended(self):
     for error, reason in ((errors.UserError('no'), 'no'), (agreement.Failed('process 1: no', 2), 'process 1: no'),

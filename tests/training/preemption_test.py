@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -68,6 +69,13 @@ class PreemptionTest(parameterized.TestCase):
         os.kill(os.getpid(), again)
         self.assertTrue(stop.requested())
     self.assertEqual([signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)], before)
+
+  @parameterized.parameters((True, b'\r\x1b[K'), (False, b''))
+  def test_notice_takes_the_place_of_a_bar_on_a_terminal(self, terminal, start):
+    with (mock.patch.object(os, 'isatty', lambda descriptor: terminal), mock.patch.object(os, 'write') as write,
+          preemption.Preemption()):
+      os.kill(os.getpid(), signal.SIGUSR1)
+    write.assert_called_once_with(2, start + b'SIGUSR1: stopping after this step, with a checkpoint\n')
 
   def _run(self, directory: str, last: int) -> list[tuple[int, str, str]]:
     with socket.socket() as free:
