@@ -1,6 +1,10 @@
 """AdaDim (arXiv:2309.15531): groups of 128 along inputs, along outputs, or chosen linear by linear, at 3 and 4 bits.
 
   python -m launch.sweep --rows=configs/sweeps/adadim.py --model=DIR --text=FILE --workdir=OUT
+
+Expected: chosen linear by linear below either axis for all with rounding to nearest, level with the better one with
+GPTQ (docs/results.md, at 3 bits). In the paper the gain is smaller at 4 bits, which has not been measured here. How
+many linears took which axis is not kept by a sweep: decisions.json of adadim_rtn_w3a16_g128 has the `axis` of each.
 """
 
 import itertools

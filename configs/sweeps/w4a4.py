@@ -1,9 +1,15 @@
-"""4-bit weights per output channel and 4-bit activations per token: every method, and compositions of them.
+"""4-bit weights per output channel and 4-bit activations per token: methods that allow it, and compositions of them.
 
   python -m launch.sweep --rows=configs/sweeps/w4a4.py:opt --model=DIR --text=FILE --workdir=OUT
 
 The argument is the kind of the model, opt (LayerNorm, folds at norms alone) or llama (RMSNorm, the default). The rows
-`8-bit` tell which operand limits the others, those in groups what finer scales of both are worth.
+`8-bit` tell which operand limits the others, those in groups what finer scales of both are worth, those of dINT what
+two half steps are worth at the price of two levels. AdaDim is absent: its scales of input channels stand inside the sum
+over these, which integer activations exclude.
+
+Expected: Outlier Suppression+ ahead on OPT-like models, behind SmoothQuant more so; all methods within 1 % of one
+another on LLaMA-like ones; groups of 128 ahead of any method without them (docs/results.md, which has no row of dINT
+yet).
 """
 
 import itertools
@@ -27,6 +33,7 @@ def get_rows(family: str = 'llama'):
           for scaling, rounding in itertools.product(_SCALINGS, _ROUNDINGS)}
   for scaling in ('aqas', 'outlier_suppression'):
     rows[f'groups of 128, {scaling} + gptq'] = row((scaling, 'gptq'), group_size=128, activation_group_size=128)
+    rows[f'dint, {scaling} + gptq'] = row((scaling, 'gptq'), weight_kind='dint')
   rows['8-bit weights, outlier_suppression + gptq'] = row(('outlier_suppression', 'gptq'), weights=8)
   rows['8-bit activations, gptq'] = row(('gptq',), activations=8)
   return rows
