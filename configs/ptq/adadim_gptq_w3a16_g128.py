@@ -2,8 +2,9 @@
 
   python -m launch.quantize --config=configs/ptq/adadim_gptq_w3a16_g128.py --model=DIR --workdir=OUT
 
-Expected: no worse than GPTQ with groups along inputs. Published for Vicuna-33B: 55.68 to 57.08 points of MMLU.
-Calibration is published on 256 windows of 512 tokens: --config.calibration_length=512.
+Expected: no worse than GPTQ with groups along inputs; on small models level with the better axis for all
+(docs/results.md). Published for Vicuna-33B: 55.68 to 57.08 points of MMLU. Calibration is published on 256 windows of
+512 tokens: --config.calibration_length=512.
 """
 
 from launch import settings
