@@ -4,10 +4,13 @@ Keys whose default is None take the type that the comment names.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from jaxquant import errors
 from jaxquant.models import config as model_config
 from jaxquant.training import optimizer
 from jaxquant.training import qat
@@ -117,6 +120,13 @@ def quantize() -> ml_collections.ConfigDict:
     if options := method.options():
       config[name] = ml_collections.ConfigDict(options)
   return config
+
+
+def of_family(family: str, choices: Mapping[str, Any]) -> Any:
+  """What a configuration has for models like `family`; raises `UserError` for one that is none of its choices."""
+  if family not in choices:
+    raise errors.UserError(f'no family {family!r}, only {", ".join(choices)}')
+  return choices[family]
 
 
 def _fields(instance) -> ml_collections.ConfigDict:

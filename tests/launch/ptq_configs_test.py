@@ -1,6 +1,9 @@
-"""Every configuration of post-training quantization describes a recipe that runs."""
+"""Every configuration of post-training quantization describes a recipe that runs, with the numbers of its name."""
 
+import ast
 import importlib
+import inspect
+import re
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -20,9 +23,22 @@ from tests import networks
 from tests import source
 
 _NAMES = [path.stem for path in sorted((source.ROOT / 'configs' / 'ptq').glob('*.py'))]
+_NUMBERS = re.compile(r'w(?P<weights>\d+)a(?P<activations>\d+)(v(?P<values>\d+))?(_g(?P<group>\d+))?\Z')
+
+
+def _arguments(name):
+  """The arguments of a file that its docstring names."""
+  text = ast.get_docstring(source.parse(f'configs/ptq/{name}.py'))
+  return list(dict.fromkeys(re.findall(rf'\b{name}\.py:(\w+(?:,\w+)*)', text)))
+
+
+# A file, and an argument where it takes one: what is published, each of it.
+_SETTINGS = [(name, *argument) for name in _NAMES for argument in ((), *zip(_arguments(name)))]
 # One of each composition of methods is run, on one architecture.
-_RUN = {'gptq_w3a16_g128': 'llama', 'awq_w4a16_g128': 'opt', 'smooth_quant_o2_w8a8': 'llama',
-        'outlier_suppression_bert_w6a6': 'bert', 'aqas_dint_w3a8v3': 'llama', 'adadim_gptq_w3a16_g128': 'opt'}
+_RUN = [
+    ('llama', 'gptq_w3a16_g128'), ('opt', 'awq_w4a16_g128'), ('llama', 'smooth_quant_o2_w8a8'),
+    ('bert', 'outlier_suppression_bert_w6a6'), ('opt', 'outlier_suppression_w4a4', 'opt,512'),
+    ('opt', 'aqas_dint_w3a8v3', 'opt'), ('opt', 'adadim_gptq_w3a16_g128')]
 
 
 def _config(name, *argument):
@@ -31,14 +47,33 @@ def _config(name, *argument):
 
 class ConfigsTest(parameterized.TestCase):
 
-  @parameterized.parameters(*_NAMES)
-  def test_describes_a_recipe(self, name):
-    config = _config(name)
+  @parameterized.parameters(*_SETTINGS)
+  def test_describes_a_recipe(self, name, *argument):
+    config = _config(name, *argument)
     post_training.check(config)
     recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
     steps = recipe.steps(staging.model_sites(networks.config('llama')))
     self.assertLen(steps, len(config.methods) + (config.activations < 16) + (config.value_bits < 16))
     self.assertIn(f'--config=configs/ptq/{name}.py', importlib.import_module(f'configs.ptq.{name}').__doc__)
+
+  @parameterized.parameters(*_SETTINGS)
+  def test_has_the_numbers_of_its_name(self, name, *argument):
+    config, number = _config(name, *argument), lambda text: None if text is None else int(text)
+    named = _NUMBERS.search(name)
+    self.assertEqual(config.weights, number(named['weights']))
+    self.assertEqual(config.activations, number(named['activations']))
+    self.assertEqual(config.value_bits, number(named['values']) or 16)
+    groups = number(named['group'] or ''.join(argument).partition(',')[2] or None)
+    self.assertEqual(config.group_size, groups)
+    self.assertEqual(config.activation_group_size, None if config.activations == 16 else groups)
+
+  @parameterized.parameters(*_NAMES)
+  def test_names_the_arguments_that_it_takes_and_each_is_another_setting(self, name):
+    get_config = importlib.import_module(f'configs.ptq.{name}').get_config
+    default = [parameter.default for parameter in inspect.signature(get_config).parameters.values()]
+    self.assertEqual(bool(default), bool(_arguments(name)))
+    settings_of = [_config(name), *(_config(name, argument) for argument in {*_arguments(name)} - {*default})]
+    self.assertLen({str(config.to_dict()) for config in settings_of}, len(settings_of))
 
   @parameterized.parameters(
       ({'activation_mode': 'none'}, "activation_mode is 'none' and config.activations is 4"),
@@ -54,11 +89,12 @@ class ConfigsTest(parameterized.TestCase):
     config.update(activations=16, activation_kind='uint')
     post_training.check(config)
 
-  @parameterized.parameters(*_RUN.items())
-  def test_runs(self, name, style):
+  @parameterized.parameters(*_RUN)
+  def test_runs(self, style, name, *argument):
     params, architecture = networks.params(style), networks.config(style)
-    config = _config(name)
-    config.group_size = 8 if config.group_size else None
+    config = _config(name, *argument)
+    for key in ('group_size', 'activation_group_size'):
+      config[key] = 8 if config[key] else None
     recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
     result = driver.run(
         params, staging.staged(architecture), recipe.steps(staging.model_sites(architecture)), [networks.tokens(6)])
@@ -84,11 +120,11 @@ class ConfigsTest(parameterized.TestCase):
       if path.startswith('layers/'):
         self.assertIsNotNone(two_level.levels(trees.get(result.params, path)['kernel'].scale), path)
 
-  @parameterized.parameters(*(name for name in _NAMES if name.startswith(('aqas', 'awq', 'slac'))))
-  def test_queries_and_keys_are_left_out_of_the_clip_search(self, name):
+  @parameterized.parameters(*(setting for setting in _SETTINGS if setting[0].startswith(('aqas', 'awq', 'slac'))))
+  def test_queries_and_keys_are_left_out_of_the_clip_search(self, *setting):
     """As the code of AWQ, which AQAS follows, leaves them out: their errors meet in a product."""
     linears = [f'layers/0/{name}' for name in (*(f'attention/{n}' for n in 'qkvo'), 'mlp/gate', 'mlp/up', 'mlp/down')]
-    clipped = trees.matching(_config(name).clip_pattern, linears)
+    clipped = trees.matching(_config(*setting).clip_pattern, linears)
     self.assertEqual(clipped, tuple(linears[2:]))
 
   @parameterized.parameters(
@@ -103,9 +139,20 @@ class ConfigsTest(parameterized.TestCase):
     claimed = trees.matching(pattern, [site.name for site in sites])
     self.assertEqual(claimed, tuple(f'layers/0/{site}' for site in want))
 
-  def test_outlier_suppression_knows_its_families(self):
-    with self.assertRaisesRegex(errors.UserError, "^no family 'gemma', only opt, llama$"):
-      _config('outlier_suppression_w6a6', 'gemma')
+  @parameterized.parameters(*(name for name in _NAMES if name.startswith('aqas')))
+  def test_aqas_fuses_the_norms_of_opt_and_no_others(self, name):
+    self.assertEqual(_config(name, 'opt').methods, ('norm_fusion', *_config(name, 'llama').methods))
+    self.assertNotIn('norm_fusion', _config(name).methods)
+
+  @parameterized.parameters(('w6a6', 'opt', 'static'), ('w6a6', 'llama', 'dynamic'), ('w4a4', 'llama', 'dynamic'))
+  def test_outlier_suppression_has_the_ranges_that_were_published(self, name, family, mode):
+    self.assertEqual(_config(f'outlier_suppression_{name}', family).activation_mode, mode)
+
+  @parameterized.parameters(
+      ('outlier_suppression_w6a6', 'gemma'), ('outlier_suppression_w4a4', 'gemma,512'), ('aqas_w4a8', 'gemma'))
+  def test_another_family_is_refused(self, name, argument):
+    with self.assertRaisesRegex(errors.UserError, "^no family 'gemma', only (opt, llama|llama, opt)$"):
+      _config(name, argument)
 
   @parameterized.parameters(('awq_w3a16_g128', 'llama'), ('awq_w4a16_g128', 'opt'))
   def test_the_clip_search_of_awq_leaves_queries_and_keys_alone(self, name, style):
