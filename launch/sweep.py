@@ -76,8 +76,8 @@ def main(stop: Callable[[], None]) -> None:
     return
   with jax.set_mesh(sharding.data_mesh()):
     model, rows, asked, workdir = agreement.agree(_open)
-    results = {'evaluations': [], 'seconds': 0, **agreement.agree(workdir.read_results)}
-    evaluations, seconds = results['evaluations'], results['seconds']
+    results = {'evaluations': [], 'seconds': 0, 'decisions': {}, **agreement.agree(workdir.read_results)}
+    evaluations, seconds, decisions = (results[key] for key in ('evaluations', 'seconds', 'decisions'))
     scored = {evaluation.get('row') for evaluation in evaluations}
     missing = {name: number for number, name in enumerate((None, *rows), 1) if not agreement.of_first(name in scored)}
     tokens = agreement.agree(lambda: _tokens(model, {name: rows[name] for name in missing if name}))
@@ -92,7 +92,8 @@ def main(stop: Callable[[], None]) -> None:
       tree, store = params, None
       try:
         if name:
-          tree, store = _quantized(params, rows[name], model, tokens, workdir, say, stop)
+          made, store = _quantized(params, rows[name], model, tokens, workdir, say, stop)
+          tree = made.params
         evaluations = evaluations + _scored(tree, name, rows.get(name), model, asked, say)
       except Exception as error:  # pylint: disable=broad-except
         if not name or not (reason := runtime.mistake(error)):
@@ -100,8 +101,10 @@ def main(stop: Callable[[], None]) -> None:
         say.error(f'row {name!r} is left out: {reason}')
         failed.append(name)
         continue
-      results = {'evaluations': evaluations, 'environment': workdirs.environment(), 'contents': contents,
-                 'seconds': seconds + time.monotonic() - started}
+      if name:
+        decisions = {**decisions, name: made.decisions}
+      results = {'evaluations': evaluations, 'decisions': decisions, 'environment': workdirs.environment(),
+                 'contents': contents, 'seconds': seconds + time.monotonic() - started}
       workdir.write_results(results)
       if store is not None:
         store.clear()
@@ -139,12 +142,11 @@ def _tokens(model, rows):
 
 
 def _quantized(params, config, model, tokens, workdir, say, stop):
-  """(the tree that a configuration makes of the model, the store of its blocks)."""
+  """(what the driver returns for a configuration, the store of its blocks)."""
   prepared, recipe, _ = post_training.prepare(params, model, config)
   windows = post_training.windows(config, model, tokens)
   run = post_training.fingerprint(prepared, windows, model, config)
-  result, store = post_training.calibrated(prepared, recipe, windows, run, model, config, workdir, say, stop)
-  return result.params, store
+  return post_training.calibrated(prepared, recipe, windows, run, model, config, workdir, say, stop)
 
 
 def _scored(tree, name, config, model, asked, say) -> list[dict[str, Any]]:

@@ -49,6 +49,7 @@ Files and fields may be missing; the page then lacks that part. A number may be 
                    tokens_per_second, checkpoint}]
   environment      {device, device_count, and any versions}
   seconds          duration of all launches that came to a result
+  decisions        of a sweep, by row, what `decisions.json` has
 
 `decisions.json`, of a quantization, is one object: {path of a linear or site: {method: {field: number}}}.
 

@@ -72,6 +72,9 @@ class SweepTest(parameterized.TestCase):
                              self.flags[0], self.flags[2], f'--workdir={self.workdir}')
     self.assertEqual(finished.code, 0, finished.error)
     self.assertEqual(self.perplexities(self.straight)['fed back'], self.perplexities(self.workdir)[None])
+    kept = json.loads((self.straight / 'results.json').read_text())['decisions']
+    self.assertEqual(list(kept), ['rounded', 'fed back', 'eight'])
+    self.assertEqual(kept['fed back'], json.loads((self.workdir / 'decisions.json').read_text()))
 
   def test_the_table_and_the_page_have_a_row_for_each(self):
     page = (self.straight / 'report.html').read_text()
@@ -93,6 +96,7 @@ class SweepTest(parameterized.TestCase):
     self.assertEqual(finished.code, 0, finished.error)
     self.assertEqual([line for line in finished.output.splitlines() if line.startswith('row ')], ['row 4/4: eight'])
     self.assertEqual(self.perplexities(self.workdir), self.perplexities(self.straight))
+    self.assertLen(json.loads((self.workdir / 'results.json').read_text())['decisions'], 3)
 
   @parameterized.parameters(('text', 'a text'), ('calibration', 'what rows are calibrated on'))
   def test_files_whose_contents_changed_are_refused(self, flag, what):
