@@ -5,8 +5,9 @@
 Every linear is scored on each grid by the second-order change of the model's loss (transforms.sensitivity), which takes
 one gradient of the whole model for a window; --config.allocation.score=layer_errors scores by the relative error of its
 output, block by block, which needs none. Then the sum of the scores is made as small as the budget allows
-(transforms.allocation). 4.5 is what int4 stores with a float32 scale for 64 weights, so that 4 bits for all is one of
-the allocations.
+(transforms.allocation). Bits are traded between all blocks, so that the whole model is held in floats, which no other
+configuration of a model directory needs. 4.5 is what int4 stores with a float32 scale for 64 weights, so that 4 bits
+for all is one of the allocations.
 
 Expected: the table that is said, and decisions.json, give a grid to each linear; the sum of their scores is no larger
 than that of 4 bits for all in the same memory. On a LLaMA-like model of 26 million parameters, where 4 bits for all
