@@ -77,7 +77,7 @@ def run(
     report: called after each transform of each block.
 
   Raises:
-    UserError: a rule that wins nothing, a name without owner, no batches where one is needed.
+    UserError: a rule that wins nothing, a name without owner, no batches where one is needed, an empty one.
     NonFiniteError: non-finite weights or activations, by path.
   """
   source = params if isinstance(params, stores.Source) else stores.InMemory(params, model)
@@ -156,7 +156,7 @@ class _Run:
     """One transform on one block: (params, {name: record and decisions})."""
     observe, search = compiled(transform, block)
     if transform.needs_data:
-      check_batches(self.ids)
+      check_batches(streams[stream])
       teacher = teacher if transform.needs_teacher else None
       taught = streams['float'] if transform.needs_teacher else self.ids
       batches = [(params, x, ids, teacher, y) for x, ids, y in zip(streams[stream], self.ids, taught, strict=True)]
@@ -203,9 +203,11 @@ class _Run:
 
 
 def check_batches(batches: Sequence[Any]) -> None:
-  """Raises `UserError` if there are no batches for a transform that needs one."""
+  """Raises `UserError` if there are no batches for a transform that needs one, or one of them is empty."""
   if not batches:
     raise errors.UserError('calibration needs at least one batch of tokens')
+  if not all(batch.size for batch in batches):
+    raise errors.UserError('calibration has a batch without tokens, which says nothing of any activation; leave it out')
 
 
 def merged(first: dict, second: dict) -> dict:

@@ -318,6 +318,11 @@ class RefusalsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'calibration needs at least one batch of tokens'):
       driver.run(_params(), _MODEL, [_SITES], [])
 
+  @parameterized.parameters((0, 8), (2, 0))
+  def test_a_batch_without_tokens_where_statistics_are_needed(self, rows, length):
+    with self.assertRaisesRegex(errors.UserError, '^calibration has a batch without tokens, which says nothing'):
+      driver.run(_params(), _MODEL, [_SITES], [*_batches(), jnp.zeros((rows, length), jnp.int32)])
+
   def test_no_batches_are_fine_where_none_is_needed(self):
     result = driver.run(_params(), _MODEL, [_WEIGHTS], [])
     jax.tree.map(np.testing.assert_array_equal, result.params, _run([_WEIGHTS]).params)
