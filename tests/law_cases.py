@@ -205,7 +205,7 @@ def _searched_fold(method, record, weight, activation=None, variant=False, **opt
 _SCALE = frozenset({'exponent', 'weight_exponent', 'largest'})
 _SHIFT_AND_SCALE = frozenset({'threshold', 'scaled', 'shift', 'error_shifted'})
 _GPTQ = frozenset({'error', 'error_rtn', 'damping_increases', 'dead', 'tokens'})
-_CLIP = frozenset({'clipped', 'error_clipped', 'error_unclipped', 'relative_error'})
+_CLIP = frozenset({'clipped', 'error_clipped', 'error_unclipped', 'tokens', 'relative_error'})
 _AXES = frozenset({'error_output_channels', 'error_input_channels', 'axis'})
 _PER_TOKEN = quantizers.DynamicQuantizer(formats.parse('uint4'))
 _PER_TENSOR = quantizers.DynamicQuantizer(formats.parse('uint4'), per_tensor=True)

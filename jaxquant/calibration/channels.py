@@ -93,6 +93,10 @@ class SecondMoment:
     """Mean of x^T x over tokens, float32 [features, features]."""
     return self.matrix / jnp.maximum(self.tokens, 1)
 
+  def count(self):
+    """How many tokens there were, int32."""
+    return self.tokens.astype(jnp.int32)
+
 
 def output_error(moment, difference):
   """trace(difference^T moment difference), the squared error of a linear's output summed over outputs.

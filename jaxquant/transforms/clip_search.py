@@ -41,7 +41,8 @@ def clip_search(
 
   Returns:
     A Transform that records for each linear `clipped`, the mean of the chosen ratios; `error_clipped`, the minimized
-    errors summed and divided by those of a kernel of zeros; and `error_unclipped`, the same with all ratios 1.
+    errors summed and divided by those of a kernel of zeros; `error_unclipped`, the same with all ratios 1; and
+    `tokens`, how many were observed. Of fewer tokens than a group has inputs it warns, as GPTQ does.
 
   Raises:
     UserError: a linear that reads no site, an argument out of its range; at `init`, what `grids.check` and
@@ -70,11 +71,15 @@ def clip_search(
       moment = state[point].mean()
       for path in linears:
         kernel = trees.get(params, path)['kernel']
-        clamped, record[path] = search(kernel, moment, grids.grid(params, path, weight), ratios, ends)
+        clamped, found = search(kernel, moment, grids.grid(params, path, weight), ratios, ends)
+        record[path] = {**found, 'tokens': state[point].count()}
         params = trees.put(params, f'{path}/kernel', clamped)
     return params, record, {}
 
-  return transform.Transform(init, moments.observe, find)
+  def warn(params, record):
+    return moments.warn(params, record, lambda path: grids.grid(params, path, weight).group_size)
+
+  return transform.Transform(init, moments.observe, find, warn=warn)
 
 
 def search(
@@ -90,7 +95,7 @@ def search(
     ends: see `clip_search`.
 
   Returns:
-    (kernel like the given one, record of scalars as for `clip_search`).
+    (kernel like the given one, record of its errors and ratios as for `clip_search`).
   """
   values = kernel.astype(jnp.float32)
   low, high = quantize.group_range(values, axis=-2, group_size=weight.group_size)

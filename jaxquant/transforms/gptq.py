@@ -80,10 +80,10 @@ def gptq(
               'error': _relative_error(moment, kernel, result),
               'error_rtn': _relative_error(moment, kernel, grid.quantized(kernel)),
               'damping_increases': factor.increases, 'dead': jnp.sum(~factor.live),
-              'tokens': state[point].tokens.astype(jnp.int32)}
+              'tokens': state[point].count()}
     return params, record, {}
 
-  return transform.Transform(init, moments.observe, search, _refuse_failures, warn=_warn)
+  return transform.Transform(init, moments.observe, search, _refuse_failures, warn=moments.warn)
 
 
 def _by_grid(params, paths, weight):
@@ -108,11 +108,3 @@ def _refuse_failures(params, record, decisions):
     raise errors.NonFiniteError(
         f'{failed[0]}: no damping gives the second moment of its input a finite factor, not even {most} times tenfold')
   return params
-
-
-def _warn(params, record):
-  inputs = {path: trees.get(params, path)['kernel'].shape[-2] for path in record}
-  return {
-      path: f'its {inputs[path]} inputs were observed in {entry["tokens"]} tokens only; with fewer tokens than inputs, '
-            'directions that no token has are left to the damping'
-      for path, entry in record.items() if entry['tokens'] < inputs[path]}

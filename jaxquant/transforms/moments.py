@@ -3,6 +3,7 @@
 What is observed is the activation as the product sees it, behind its input specification.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -52,6 +53,25 @@ def empty(claim: transform.Claim, params: Any, batch: transform.Batch) -> dict[s
 def observe(state: dict[str, channels.SecondMoment], batch: transform.Batch) -> dict[str, channels.SecondMoment]:
   """The state with the activations of `batch`: the `observe` of a transform."""
   return {point: moment.observed(batch.activation(point)) for point, moment in state.items()}
+
+
+def warn(
+    params: Any, record: dict[str, dict], together: Callable[[str], int | None] = lambda path: None) -> dict[str, str]:
+  """What a user should know of linears that were observed in fewer `tokens` than inputs: the `warn` of a transform.
+
+  Args:
+    params: the tree.
+    record: that of the transform, with the `tokens` of each linear.
+    together: path -> how many inputs, those of a group, are judged by themselves; None: all are judged together.
+  """
+  found = {}
+  for path, entry in record.items():
+    group, inputs = together(path), trees.get(params, path)['kernel'].shape[-2]
+    if entry['tokens'] < (group or inputs):
+      found[path] = (
+          f'its {f"groups of {group}" if group else inputs} inputs were observed in {entry["tokens"]} tokens only; '
+          'with fewer tokens than inputs, errors along directions that no token has go unseen')
+  return found
 
 
 def relative(error, total):

@@ -13,6 +13,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.transforms import clip_search
+from jaxquant.transforms import gptq
 from tests import calibrating
 
 _INPUTS, _OUTPUTS = 24, 10
@@ -76,12 +77,13 @@ def _exhaustive(grid, ends):
   return _RATIOS[found.argmin(0)], found
 
 
-def _clipped(*names, weight=_grid(), params=None, **options):
-  """(linears, record) of a block with two kernels after the search."""
+def _clipped(*names, weight=_grid(), params=None, x=None, **options):
+  """(linears, record) of a block with two kernels after the search on `x`, or else on `_activation()`."""
   params = params or {'mlp': {'up': {'kernel': _kernel()}, 'gate': {'kernel': jnp.asarray(_kernel()[:, ::-1])}}}
   factory = functools.partial(clip_search.clip_search, weight=weight, **options)
   claim = calibrating.claim(*(f'mlp/{name}' for name in names), sites=_SITES)
-  batches = [calibrating.batch({'mlp/input': x[None]}, i) for i, x in enumerate(_activation())]
+  sequences = _activation() if x is None else x
+  batches = [calibrating.batch({'mlp/input': sequence[None]}, i) for i, sequence in enumerate(sequences)]
   params, record = calibrating.apply(factory, claim, params, batches)
   return params['mlp'], record
 
@@ -102,7 +104,7 @@ class ClipSearchTest(parameterized.TestCase):
     self.assertEqual(linears['up']['kernel'].dtype, jnp.float32)
     total = sum(_shares(start, _kernel()[start : start + size]).sum() for start in range(0, _INPUTS, size))
     want = {'clipped': ratios.mean(), 'error_clipped': found.min(0).sum() / total,
-            'error_unclipped': found[0].sum() / total}
+            'error_unclipped': found[0].sum() / total, 'tokens': 100}
     self.assertEqual(set(record['mlp/up']), set(want))
     for key, value in want.items():
       np.testing.assert_allclose(record['mlp/up'][key], value, rtol=1e-4)
@@ -158,7 +160,22 @@ class ClipSearchTest(parameterized.TestCase):
     params = {'mlp': {'up': {'kernel': kernel}}}
     linears, record = _clipped('up', params=params)
     np.testing.assert_array_equal(linears['up']['kernel'], kernel)
-    self.assertEqual(record['mlp/up'], {'clipped': 1, 'error_clipped': 0, 'error_unclipped': 0})
+    self.assertEqual(record['mlp/up'], {'clipped': 1, 'error_clipped': 0, 'error_unclipped': 0, 'tokens': 100})
+
+  @parameterized.parameters(
+      (None, 11, 'its 24 inputs were observed in 22 tokens only; '), (None, 12, None),
+      (8, 3, 'its groups of 8 inputs were observed in 6 tokens only; '), (8, 4, None))
+  def test_fewer_tokens_than_are_judged_together_are_warned_of(self, group_size, length, text):
+    """All inputs of a linear, in the words of GPTQ, so that of both nothing is said twice; or those of a group."""
+    grid = _grid(group_size=group_size)
+    linears, record = _clipped('up', weight=grid, x=_activation()[:, :length])
+    claim = calibrating.claim('mlp/up', sites=_SITES)
+    found, gptq_found = (
+        method(claim, grid).warn({'mlp': linears}, record) for method in (clip_search.clip_search, gptq.gptq))
+    self.assertEqual(list(found), ['mlp/up'] if text else [])
+    if text:
+      self.assertStartsWith(found['mlp/up'], text)
+      self.assertEqual(found == gptq_found, group_size is None)
 
   def test_refuses_by_name_what_it_cannot_do(self):
     for pattern, names, options in (
