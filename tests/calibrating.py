@@ -1,6 +1,6 @@
-"""Transforms in tests: claims, and a run of one transform on activations that the test makes up."""
+"""Transforms in tests: claims, a run of one transform on activations that the test makes up, and what steps cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,3 +41,11 @@ def apply(factory: plan.Factory, owned: transforms.Claim, params: Any, batches: 
   decisions = jax.tree.map(lambda x: x.item(), decisions)
   params = transform.rewrite(params, record, decisions)
   return params, driver.merged(jax.device_get(record), decisions)
+
+
+def quantized(
+    params: Any, model: sites.StagedModel, steps: Sequence[plan.Step], batches: Sequence[Any],
+    forward: Callable[[Any], Any]) -> tuple[driver.Result, float]:
+  """Returns what the driver makes of `params`, and the mean squared difference between `forward` of both trees."""
+  result = driver.run(params, model, steps, batches)
+  return result, float(jnp.mean((forward(result.params) - forward(params)) ** 2))

@@ -23,6 +23,7 @@ from jaxquant.transforms import aqas
 from jaxquant.transforms import dynamic_ranges
 from jaxquant.transforms import gptq
 from jaxquant.transforms import round_to_nearest
+from tests import calibrating
 from tests import networks
 
 _WEIGHT = quantizers.WeightQuantizer(formats.parse('dint4'))
@@ -101,14 +102,12 @@ class FunctionsTest(parameterized.TestCase):
     model = functions.staged(_forward, _SITES)
     aqas_w4a8 = functools.partial(aqas.aqas, weight=_WEIGHT, activation=_ACTIVATION)
     forward = networks.quick_jit(lambda params: jnp.stack([_forward(params, x)[0] for x in _batches()]))
-    exact = forward(_params())
-    found = {}
-    for name, steps in (('rounded', _steps()), ('methods', _steps(aqas_w4a8))):
-      params = driver.run(_params(), model, steps, _batches()).params
-      for path in trees.linears(_params()):
-        self.assertIsInstance(trees.get(params, path)['kernel'], qtensor.QTensor)
-      found[name] = float(jnp.mean((forward(params) - exact) ** 2))
-    self.assertLess(found['methods'], found['rounded'] / 2)
+    (rounded, error_rounded), (methods, error) = (
+        calibrating.quantized(_params(), model, steps, _batches(), forward) for steps in (_steps(), _steps(aqas_w4a8)))
+    for path in trees.linears(_params()):
+      for result in (rounded, methods):
+        self.assertIsInstance(trees.get(result.params, path)['kernel'], qtensor.QTensor)
+    self.assertLess(error, error_rounded / 2)
 
   def test_a_block_records_sites_before_and_behind_their_specifications(self):
     block = functions.block(_forward, _SITES)
