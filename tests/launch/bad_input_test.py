@@ -223,6 +223,8 @@ class BadInputTest(parameterized.TestCase):
       ('no_weights', 'quantize', [
           _PTQ, '--model={trained}', '--config.allocation.bits=5', '--config.weights=16', '--config.methods=()'], [
               'an allocation of bits is for weights']),
+      ('long_calibration', 'quantize', [_PTQ, '--model={trained}', '--config.calibration_length=33'], [
+          "config.calibration_length 33 exceeds the model's 32"]),
       ('own_workdir', 'quantize', [_PTQ, '--model={trained}', '--workdir={trained}'], ['another configuration']),
   )
   def test_other_launchers_refuse(self, launcher, flags, words):

@@ -4,10 +4,12 @@ import ast
 import importlib
 import inspect
 import re
+import types
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
+import numpy as np
 
 from jaxquant import errors
 from jaxquant.calibration import driver
@@ -43,6 +45,19 @@ _RUN = [
 
 def _config(name, *argument):
   return importlib.import_module(f'configs.ptq.{name}').get_config(*argument)
+
+
+def _run(config, style, batches):
+  """What the driver makes of a network by a configuration."""
+  architecture = networks.config(style)
+  recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
+  return driver.run(
+      networks.params(style), staging.staged(architecture), recipe.steps(staging.model_sites(architecture)), batches)
+
+
+def _windows(config):
+  """The calibration windows of a model that was trained on windows of 16 tokens."""
+  return post_training.windows(config, types.SimpleNamespace(length=16), np.arange(640) % 32)
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -95,9 +110,7 @@ class ConfigsTest(parameterized.TestCase):
     config = _config(name, *argument)
     for key in ('group_size', 'activation_group_size'):
       config[key] = 8 if config[key] else None
-    recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
-    result = driver.run(
-        params, staging.staged(architecture), recipe.steps(staging.model_sites(architecture)), [networks.tokens(6)])
+    result = _run(config, style, [networks.tokens(6)])
     validate.validate(result.params, architecture)
     for path in trees.linears(params):
       kernel = trees.get(result.params, path)['kernel']
@@ -108,17 +121,36 @@ class ConfigsTest(parameterized.TestCase):
 
   @parameterized.parameters(('rtn_w4a4', {'activations': 8}), ('gptq_w4a16_g128', {'weight_kind': 'int'}))
   def test_scales_in_two_levels(self, name, changes):
-    params, architecture = networks.params('llama'), networks.config('llama')
     config = _config(name)
     config.update(group_size=8, two_level=True, **changes)
     config.gptq.static_groups = True
     validation.check(config, settings.quantize())
-    recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
-    result = driver.run(
-        params, staging.staged(architecture), recipe.steps(staging.model_sites(architecture)), [networks.tokens(6)])
-    for path in trees.linears(params):
+    result = _run(config, 'llama', [networks.tokens(6)])
+    for path in trees.linears(result.params):
       if path.startswith('layers/'):
         self.assertIsNotNone(two_level.levels(trees.get(result.params, path)['kernel'].scale), path)
+
+  def test_slac_runs_on_windows_as_long_as_it_is_told(self):
+    for length in (64, 128, 512, 2048):
+      config = _config('slac_w4a8', str(length))
+      self.assertEqual((config.calibration_length, config.calibration_windows * length), (length, 128 * 2048))
+    config = _config('slac_w4a8', '8')
+    config.calibration_windows = 12
+    windows = _windows(config)
+    self.assertEqual([batch.shape for batch in windows], [(12, 8)])
+    result = _run(config, 'opt', windows)
+    found = {method: [entry[method]['tokens'] for entry in result.decisions.values() if method in entry]
+             for method in ('clip_search', 'gptq')}
+    self.assertEqual(found, {'clip_search': 4 * [12 * 8], 'gptq': 6 * [12 * 8]})
+
+  @parameterized.parameters(*_NAMES)
+  def test_any_method_is_calibrated_on_windows_of_the_length_that_is_asked_for(self, name):
+    config = _config(name)
+    config.update(calibration_windows=20, calibration_length=6)
+    asked = np.concatenate(_windows(config))
+    config.calibration_length = None
+    self.assertEqual((asked.shape, np.concatenate(_windows(config)).shape), ((20, 6), (20, 16)))
+    np.testing.assert_array_equal(np.diff(asked) % 32, 1)  # each is a run of the text
 
   @parameterized.parameters(*(setting for setting in _SETTINGS if setting[0].startswith(('aqas', 'awq', 'slac'))))
   def test_queries_and_keys_are_left_out_of_the_clip_search(self, *setting):
