@@ -104,7 +104,8 @@ def search(
     low = -high
   groups = low.shape[-2]
   wide = lambda per_group: quantize.spread(per_group, -2, values.shape[-2])
-  clamped = lambda ratio: jnp.clip(values, wide(low * ratio), wide(high * ratio))
+  # In the kernel's dtype, as what rounds it finds it: where both ends are alike, asymmetric zero points lie on a tie.
+  clamped = lambda ratio: jnp.clip(values, wide(low * ratio), wide(high * ratio)).astype(kernel.dtype)
   within = jnp.diagonal(moment.reshape(groups, len(moment) // groups, groups, -1), axis1=0, axis2=2)
   within = jnp.moveaxis(within, -1, 0)  # [groups, size, size]
 
@@ -121,4 +122,4 @@ def search(
   record = {
       'clipped': jnp.mean(chosen), 'error_clipped': moments.relative(jnp.sum(jnp.min(found, axis=0)), total),
       'error_unclipped': moments.relative(jnp.sum(found[0]), total)}
-  return clamped(chosen).astype(kernel.dtype), record
+  return clamped(chosen), record

@@ -54,6 +54,15 @@ def _shares(start, difference):
   return ((x @ difference) ** 2).mean(0)
 
 
+def _relative_error(kernel, grid, exact):
+  """What rounding `kernel` to `grid` leaves of an error in the shares of the groups of `exact`, over these."""
+  difference = np.asarray(quantize.dequantize(grid.quantized(kernel)), np.float64) - exact
+  size = grid.group_size
+  lost, total = (sum(_shares(start, d[start : start + size]).sum() for start in range(0, _INPUTS, size))
+                 for d in (difference, exact))
+  return lost / total
+
+
 def _ends(values, axis, grid, ends):
   """What a ratio of 1 clamps `values` to: (low, high) with `axis` of one element."""
   low, high = (f(values, axis=axis, initial=0, keepdims=True) for f in (np.min, np.max))
@@ -121,18 +130,20 @@ class ClipSearchTest(parameterized.TestCase):
       np.testing.assert_allclose(shares, found[:, group].min(0), rtol=1e-3, atol=1e-9)
       self.assertTrue((shares <= found[0, group] * 1.0001 + 1e-9).all())
 
+  def test_kernels_of_16_bits_are_judged_as_they_will_be_rounded(self):
+    """Where both signs are clamped alike, a last bit of the clamps decides between two zero points."""
+    grid, kernel = _grid('uint3', group_size=8), jnp.asarray(_kernel(), jnp.bfloat16)
+    linears, record = _clipped('up', weight=grid, params={'mlp': {'up': {'kernel': kernel}}})
+    self.assertEqual(linears['up']['kernel'].dtype, jnp.bfloat16)
+    error = _relative_error(linears['up']['kernel'], grid, np.asarray(kernel, np.float64))
+    np.testing.assert_allclose(record['mlp/up']['error_clipped'], error, rtol=1e-4)
+
   def test_two_level_scales_of_the_clamped_kernel_are_better_though_groups_share_a_base(self):
     grid = _grid(group_size=8, two_level=True)
     linears, record = _clipped('up', weight=grid)
-
-    def error(kernel):
-      difference = np.asarray(quantize.dequantize(grid.quantized(kernel)), np.float64) - _kernel()
-      total, found = (sum(_shares(start, d[start : start + 8]).sum() for start in range(0, _INPUTS, 8))
-                      for d in (_kernel(), difference))
-      return found / total
-
-    np.testing.assert_allclose(record['mlp/up']['error_unclipped'], error(_kernel()), rtol=1e-4)
-    self.assertLess(error(linears['up']['kernel']), 0.98 * error(_kernel()))
+    clipped, unclipped = (_relative_error(kernel, grid, _kernel()) for kernel in (linears['up']['kernel'], _kernel()))
+    np.testing.assert_allclose(record['mlp/up']['error_unclipped'], unclipped, rtol=1e-4)
+    self.assertLess(clipped, 0.98 * unclipped)
 
   @parameterized.parameters(
       ({'steps': 4}, [1, 0.75]), ({'steps': 10, 'least': 0.7}, [1, 0.9, 0.8]), ({'steps': 1}, [1]),
