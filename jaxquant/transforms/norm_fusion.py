@@ -32,8 +32,8 @@ def norm_fusion(claim: transform.Claim) -> transform.Transform:
     for site in claim.sites:
       norm = trees.get(params, site.producer)
       record[site.name] = {'largest': jnp.max(jnp.abs(norm['scale']))}
-      factors = (None if x is None else x.astype(jnp.float32) for x in (norm['scale'], norm.get('bias')))
-      params = folding.fold(params, site, *factors)
+      wide = lambda x: None if x is None else x.astype(jnp.promote_types(x.dtype, jnp.float32))
+      params = folding.fold(params, site, wide(norm['scale']), wide(norm.get('bias')))
       # What the fold has divided, zero gains included, by definition.
       plain = {'scale': jnp.ones_like(norm['scale']), 'bias': jnp.zeros_like(norm['scale'])}
       params = trees.put(params, site.producer, {**norm, **{key: plain[key] for key in plain if key in norm}})
