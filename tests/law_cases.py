@@ -22,10 +22,12 @@ from jaxquant.transforms import adadim
 from jaxquant.transforms import aqas
 from jaxquant.transforms import awq
 from jaxquant.transforms import clip_search
+from jaxquant.transforms import dynamic_ranges
 from jaxquant.transforms import gptq
 from jaxquant.transforms import norm_fusion
 from jaxquant.transforms import outlier_suppression
 from jaxquant.transforms import round_to_nearest
+from jaxquant.transforms import sensitivity
 from jaxquant.transforms import smooth_quant
 from tests import networks
 
@@ -98,6 +100,7 @@ CODES = Outcome(lambda block, name: [f'{name}/kernel'], _check_codes)
 GRID = Outcome(lambda block, name: [f'{name}/kernel_quantizer'], _check_grid)
 RANGE = Outcome(lambda block, name: [f'{name}/quantizer'], _check_range)
 FOLD = Outcome(_folded, _check_fold)
+NOTHING = Outcome(lambda block, name: [], lambda test, block, name, before, after: None)
 
 
 class Case(NamedTuple):
@@ -115,7 +118,6 @@ class Case(NamedTuple):
     claimable: sites that it can claim at all.
     weight_only: its kernels cannot meet integer activations.
     ordered: its statistics depend on the order of batches.
-    variant: it differs from another case in options alone.
   """
 
   owns: str
@@ -127,7 +129,6 @@ class Case(NamedTuple):
   claimable: Callable[[sites.Site], bool] = lambda site: True
   weight_only: bool = False
   ordered: bool = False
-  variant: bool = False
 
 
 @functools.cache
@@ -165,14 +166,18 @@ def _ranges(bits=4, **options):
   return functools.partial(activation_ranges.activation_ranges, bits=bits, **options)
 
 
+def _dynamic_ranges(quantizer):
+  return functools.partial(dynamic_ranges.dynamic_ranges, quantizer=quantizer)
+
+
 def _rounding(method, plainer, record=frozenset({'relative_error'}), **fields):
   """A case that leaves codes."""
   return Case('linears', CODES, method, record, plainer, **fields)
 
 
 def _calibrating(method, **fields):
-  """A case that leaves static ranges."""
-  return Case('sites', RANGE, method, frozenset({'low', 'high'}), **{'plainer': _ranges(3), **fields})
+  """A case that leaves ranges."""
+  return Case('sites', RANGE, method, **{'record': frozenset({'low', 'high'}), 'plainer': _ranges(3), **fields})
 
 
 def _folding(method, record, *, claimable=lambda site: site.producer is not None, **fields):
@@ -194,12 +199,12 @@ def _quantized(weight, activation, claim, tree):
   return tree
 
 
-def _searched_fold(method, record, weight, activation=None, variant=False, **options):
+def _searched_fold(method, record, weight, activation=None, **options):
   """A fold that is searched: quantized behind it, the block is no worse than quantized without it."""
   told = {'weight': weight} if activation is None else {'weight': weight, 'activation': activation}
   return _folding(
       functools.partial(method, tokens=128, **told, **options), {*record, 'error', 'error_before'}, plainer=_no_fold,
-      behind=functools.partial(_quantized, weight, activation), variant=variant)
+      behind=functools.partial(_quantized, weight, activation))
 
 
 _SCALE = frozenset({'exponent', 'weight_exponent', 'largest'})
@@ -211,28 +216,27 @@ _PER_TOKEN = quantizers.DynamicQuantizer(formats.parse('uint4'))
 _PER_TENSOR = quantizers.DynamicQuantizer(formats.parse('uint4'), per_tensor=True)
 CASES = {
     'round_to_nearest': _rounding(_round('int4'), _round('int3')),
-    'round_to_nearest, groups': _rounding(_round('int4', group_size=8), _round('int4'), variant=True),
+    'round_to_nearest, groups': _rounding(_round('int4', group_size=8), _round('int3', group_size=8)),
     'round_to_nearest, two-level scales': _rounding(
-        _round('int4', group_size=8, two_level=True), _round('int4'), variant=True),
+        _round('int4', group_size=8, two_level=True), _round('int4')),
     'round_to_nearest, input channels': _rounding(
-        _round('int4', axis=-1), _round('int3'), weight_only=True, variant=True),
-    'round_to_nearest, asymmetric': _rounding(_round('uint4'), _round('uint3'), variant=True),
+        _round('int4', axis=-1), _round('int3'), weight_only=True),
+    'round_to_nearest, asymmetric': _rounding(_round('uint4'), _round('uint3')),
     'round_to_nearest, without zero in range': _rounding(
-        _round('offset_uint4', group_size=8), _round('offset_uint3', group_size=8), variant=True),
+        _round('offset_uint4', group_size=8), _round('offset_uint3', group_size=8)),
     'round_to_nearest, dINT': _rounding(_round('dint4'), _round('uint3')),
     'round_to_nearest, dINT of 3 bits in groups': _rounding(
-        _round('dint3', group_size=8), _round('dint3'), variant=True),
-    'round_to_nearest, dINT of 8 bits': _rounding(_round('dint8'), _round('uint6'), variant=True),
-    'gptq, dINT': _rounding(_gptq('dint4'), _round('dint4'), _GPTQ, variant=True),
+        _round('dint3', group_size=8), _round('dint3')),
+    'round_to_nearest, dINT of 8 bits': _rounding(_round('dint8'), _round('uint6')),
+    'gptq, dINT': _rounding(_gptq('dint4'), _round('dint4'), _GPTQ),
     'gptq': _rounding(_gptq('uint3', group_size=8), _round('uint3', group_size=8), _GPTQ),
     'gptq, act order': _rounding(
-        _gptq('int3', group_size=4, act_order=True, static_groups=True), _round('int3', group_size=4), _GPTQ,
-        variant=True),
+        _gptq('int3', group_size=4, act_order=True, static_groups=True), _round('int3', group_size=4), _GPTQ),
     'gptq, two-level scales': _rounding(
         _gptq('int3', group_size=4, two_level=True, static_groups=True), _round('int3', group_size=4, two_level=True),
-        _GPTQ, variant=True),
+        _GPTQ),
     'gptq, input channels': _rounding(
-        _gptq('int3', axis=-1), _round('int3', axis=-1), _GPTQ, weight_only=True, variant=True),
+        _gptq('int3', axis=-1), _round('int3', axis=-1), _GPTQ, weight_only=True),
     'clip_search': _rounding(
         _clip_and_round(_grid('int3', group_size=8)), _round('int3', group_size=8), _CLIP),
     'adadim': Case(
@@ -243,7 +247,10 @@ CASES = {
     'ranges, percentile': _calibrating(_ranges(method='percentile', percentile=99.0)),
     'ranges, moving_average': _calibrating(_ranges(method='moving_average'), ordered=True),
     'ranges, per channel': _calibrating(
-        _ranges(per_channel=True), plainer=_ranges(3, per_channel=True), variant=True)._replace(owns='operands'),
+        _ranges(per_channel=True), plainer=_ranges(3, per_channel=True))._replace(owns='operands'),
+    'dynamic_ranges': _calibrating(
+        _dynamic_ranges(_PER_TOKEN), plainer=_dynamic_ranges(quantizers.DynamicQuantizer(formats.parse('uint3'))),
+        record=frozenset({'bits'})),
     # Law 8 exempts scales by formula, which promise nothing, and norm fusion, which serves methods behind it.
     'smooth_quant': _folding(smooth_quant.smooth_quant, _SCALE),
     'norm_fusion': _folding(norm_fusion.norm_fusion, {'largest'}, claimable=lambda site: site.reads_residual),
@@ -251,15 +258,21 @@ CASES = {
         smooth_quant.smooth_quant, _SCALE, search=True, weight=_grid('int4'), activation=_PER_TOKEN, candidates=6),
     'awq': _searched_fold(awq.awq, _SCALE, weight=_grid('uint3', group_size=8), candidates=5),
     'awq, two exponents': _searched_fold(
-        awq.awq, _SCALE, weight=_grid('uint3', group_size=8), candidates=4, two_exponents=True,
-        variant=True),
+        awq.awq, _SCALE, weight=_grid('uint3', group_size=8), candidates=4, two_exponents=True),
     'aqas': _searched_fold(aqas.aqas, _SCALE, weight=_grid('uint4'), activation=_PER_TOKEN, candidates=6),
     'outlier_suppression': _searched_fold(
         outlier_suppression.outlier_suppression, _SHIFT_AND_SCALE, weight=_grid('int4'), activation=_PER_TENSOR,
         candidates=10),
     'outlier_suppression, per token': _searched_fold(
         outlier_suppression.outlier_suppression, _SHIFT_AND_SCALE, weight=_grid('int4'), activation=_PER_TOKEN,
-        candidates=10, variant=True),
+        candidates=10),
+    'layer_errors': Case(
+        'linears', NOTHING, functools.partial(sensitivity.layer_errors, candidates=(_grid('int3'), _grid('uint4'))),
+        frozenset({'errors'})),
 }
-MODELS = [*((style, 'float32') for style in networks.STYLES), ('llama', 'bfloat16')]
-IN_TURN = dict(zip(CASES, itertools.cycle(MODELS)))
+MODELS = list(itertools.product(networks.STYLES, ('float32', 'bfloat16')))
+# The model for which the programs of each case are compiled. Folds and ranges leave trees of few structures: all of a
+# kind take one turn, and share programs; folds that of the encoder, whose residual branches they change.
+_KINDS = {name: name if case.outcome is CODES else case.outcome for name, case in CASES.items()}
+_TURNS = {**dict(zip(dict.fromkeys(_KINDS.values()), itertools.cycle(MODELS))), FOLD: ('bert', 'bfloat16')}
+IN_TURN = {name: _TURNS[kind] for name, kind in _KINDS.items()}

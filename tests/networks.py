@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxquant.models import config as model_config
 from jaxquant.models import staging
+from jaxquant.numerics import trees
 
 STYLES = {
     'llama': {},
@@ -46,6 +47,15 @@ def params(style: str, layers: int = 1) -> dict:
   shapes = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))['params']
   noise = lambda path, leaf: (path[-1].key == 'scale') + 0.2 * rng.normal(size=leaf.shape)
   return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(noise(path, leaf), leaf.dtype), shapes)
+
+
+@functools.cache
+def params_with_outliers(style: str) -> dict:
+  """Returns `params` of one layer, a channel of which sticks out of what each norm puts out: what folds are for."""
+  tree = params(style)
+  for gain in ('attention_norm/scale', 'mlp_norm/scale'):
+    tree = trees.put(tree, f'layers/0/{gain}', trees.get(tree, f'layers/0/{gain}').at[5].multiply(6.0))
+  return tree
 
 
 def tokens(rows: int, seed: int = 0) -> jax.Array:
