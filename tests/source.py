@@ -1,9 +1,13 @@
-"""This checkout, for tests: its Python files, what each imports, and the environment of processes that run it."""
+"""This checkout, for tests: its Python files, what each imports, and processes that run it."""
 
 import ast
 import functools
 import os
 import pathlib
+import subprocess
+import sys
+
+from tests import compiling
 
 ROOT = pathlib.Path(__file__).absolute().parents[1]
 PACKAGES = ('jaxquant', 'kernels', 'launch')
@@ -47,3 +51,17 @@ def imports(path: str) -> list[tuple[int, str]]:
 def environment(**variables: str) -> dict[str, str]:
   """The environment of a process that imports this checkout and computes on the CPU."""
   return os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)} | variables
+
+
+def output_on_eight_devices(file: str, argument: str) -> str:
+  """Returns what a Python file prints when it is run with an argument by a process that sees eight CPU devices.
+
+  Raises:
+    AssertionError: it fails; with what it says of that.
+  """
+  result = subprocess.run(
+      [sys.executable, file, argument], env=environment(XLA_FLAGS=compiling.on_devices(8)), capture_output=True,
+      text=True)
+  if result.returncode:
+    raise AssertionError(result.stderr)
+  return result.stdout

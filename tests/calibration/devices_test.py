@@ -6,7 +6,6 @@ Run with an argument, this file is the program on eight devices that its test st
 import functools
 import pathlib
 import pickle
-import subprocess
 import sys
 
 from absl.testing import absltest
@@ -36,7 +35,6 @@ from jaxquant.transforms import gptq
 from jaxquant.transforms import outlier_suppression
 from jaxquant.transforms import round_to_nearest
 from jaxquant.transforms import smooth_quant
-from tests import compiling
 from tests import networks
 from tests import source
 
@@ -190,10 +188,7 @@ class DevicesTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     file = pathlib.Path(absltest.get_default_test_tmpdir()) / 'eight.pickle'
-    environment = source.environment(XLA_FLAGS=compiling.on_devices(8))
-    result = subprocess.run([sys.executable, __file__, file], env=environment, capture_output=True, text=True)
-    if result.returncode:
-      raise AssertionError(result.stderr)
+    source.output_on_eight_devices(__file__, str(file))
     cls.eight = pickle.loads(file.read_bytes())
 
   @parameterized.parameters(*_COMPUTED)

@@ -5,7 +5,6 @@ Run with an argument, this file is the program on eight devices that one of its 
 
 import json
 import math
-import subprocess
 import sys
 
 from absl.testing import absltest
@@ -21,7 +20,6 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
-from tests import compiling
 from tests import networks
 from tests import source
 
@@ -135,10 +133,8 @@ class ScoreTest(parameterized.TestCase):
     self.assertBetween(abs(simulated.nats / _score().nats - 1), 1e-6, 0.01)
 
   def test_eight_devices_score_like_one(self):
-    environment = source.environment(XLA_FLAGS=compiling.on_devices(8))
-    result = subprocess.run([sys.executable, __file__, 'mesh'], env=environment, capture_output=True, text=True)
-    self.assertEqual(result.returncode, 0, result.stderr)
-    np.testing.assert_allclose(json.loads(result.stdout), [_score(length=3)[:2]] * 3, rtol=1e-6)
+    scores = source.output_on_eight_devices(__file__, 'mesh')
+    np.testing.assert_allclose(json.loads(scores), [_score(length=3)[:2]] * 3, rtol=1e-6)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ Run with an argument, this file is the program on eight devices that its test st
 """
 
 import json
-import subprocess
 import sys
 
 from absl.testing import absltest
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant.layers import sharding
-from tests import compiling
 from tests import source
 
 _SHAPES = (), (16,), (4, 16), (16, 4), (16, 24), (4, 4), (3, 8, 5), (8, 0)
@@ -46,10 +44,7 @@ def _observe() -> dict:
 class ShardingTest(absltest.TestCase):
 
   def test_eight_devices(self):
-    environment = source.environment(XLA_FLAGS=compiling.on_devices(8))
-    result = subprocess.run([sys.executable, __file__, 'observe'], env=environment, capture_output=True, text=True)
-    self.assertEqual(result.returncode, 0, result.stderr)
-    observed = json.loads(result.stdout)
+    observed = json.loads(source.output_on_eight_devices(__file__, 'observe'))
     with self.subTest('a batch is split by rows, unless the devices do not divide them'):
       self.assertEqual(observed['placed'], {
           'rows': [2, 3], 'whole': [2, 3], 'odd': [5, 3], 'batch': [2, 3], 'replicated': [16, 3]})

@@ -4,7 +4,6 @@ Run with an argument, this file is the program on eight devices that one of its 
 """
 
 import json
-import subprocess
 import sys
 from unittest import mock
 
@@ -24,7 +23,6 @@ from jaxquant.training import qat
 from jaxquant.training import regularizers
 from jaxquant.training import step as training_step
 from jaxquant.training import trainer
-from tests import compiling
 from tests import networks
 from tests import source
 
@@ -64,10 +62,7 @@ def _train(devices: int, fully_sharded: bool = False, microbatches: int = 1) -> 
 class DevicesTest(absltest.TestCase):
 
   def test_devices_and_shardings_and_microbatches_train_alike(self):
-    environment = source.environment(XLA_FLAGS=compiling.on_devices(8))
-    result = subprocess.run([sys.executable, __file__, 'devices'], env=environment, capture_output=True, text=True)
-    self.assertEqual(result.returncode, 0, result.stderr)
-    one, replicated, sharded = json.loads(result.stdout)
+    one, replicated, sharded = json.loads(source.output_on_eight_devices(__file__, 'devices'))
     for run, shard in ((one, [16, 32]), (replicated, [16, 32]), (sharded, [16, 4])):
       self.assertEqual((run['shard'], run['moment'], run['in_place']), (shard, shard, [True] * 3))
       for got, want in zip(run['metrics'], one['metrics']):
