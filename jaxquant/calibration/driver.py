@@ -166,10 +166,10 @@ class _Run:
       _check_finite(path, state, 'activations: ')
     else:
       state = transform.init(params, None)
-    params, record, decisions = search(params, state)
+    found, record, decisions = search(params, state)
     record, decisions = jax.device_get((record, decisions))
     decisions = jax.tree.map(lambda x: x.item(), decisions)
-    params = transform.rewrite(params, record, decisions)
+    params = _placed(transform.rewrite(found, record, decisions), params)
     return params, merged(jax.tree.map(lambda x: x.tolist(), record), decisions)
 
   def _learn(self, step, plan, blocks, before, current, decisions):
@@ -265,6 +265,23 @@ def _check_finite(path, tree, what=''):
     trees.check_finite(tree)
   except errors.NonFiniteError as error:
     raise errors.NonFiniteError(f'{path or "the head"}: {what}{error}') from None
+
+
+def _placed(tree, before):
+  """`tree`, with what stands for an array of `before` that is sharded over a mesh, in its shape, sharded as that is.
+
+  The compiler splits what it puts out as it sees fit, vectors too, which are whole on every device elsewhere.
+  """
+  given = dict(jax.tree_util.tree_leaves_with_path(before))
+
+  def placed(path, leaf):
+    old = given.get(path)
+    sharding = getattr(old, 'sharding', None)
+    if leaf is old or not isinstance(sharding, jax.sharding.NamedSharding) or leaf.shape != old.shape:
+      return leaf
+    return jax.device_put(leaf, sharding)
+
+  return jax.tree_util.tree_map_with_path(placed, tree)
 
 
 def _join(path, name):
