@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant.calibration import sites
 from jaxquant.models import config as model_config
 from jaxquant.models import staging
 from jaxquant.numerics import trees
@@ -56,6 +57,12 @@ def params_with_outliers(style: str) -> dict:
   for gain in ('attention_norm/scale', 'mlp_norm/scale'):
     tree = trees.put(tree, f'layers/0/{gain}', trees.get(tree, f'layers/0/{gain}').at[5].multiply(6.0))
   return tree
+
+
+def foldable_sites(style: str) -> tuple[sites.Site, ...]:
+  """Returns the sites of a model of one layer at which scales can be folded: there is a producer, and no tied table."""
+  found = staging.model_sites(config(style))
+  return tuple(site for site in found if site.producer and not any(map(trees.is_table, site.consumers)))
 
 
 def tokens(rows: int, seed: int = 0) -> jax.Array:

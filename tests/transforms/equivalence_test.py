@@ -35,8 +35,7 @@ def _params(style: str) -> dict:
 def _folded(style: str, method: str) -> tuple[dict, tuple[sites.Site, ...]]:
   """(the tree with all that the method can fold folded, the sites where that is)."""
   config = networks.config(style)
-  foldable = tuple(site for site in staging.model_sites(config) if site.producer and not any(
-      trees.is_table(path) for path in site.consumers))
+  foldable = networks.foldable_sites(style)
   if method in ('norm_fusion', 'smooth_quant'):
     foldable = tuple(site for site in foldable if site.reads_residual)
   recipe = recipes.Recipe(
