@@ -14,6 +14,7 @@ from jaxquant.models import staging
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.transforms import methods
 from jaxquant.transforms import recipes
 from tests import networks
 from tests import widening
@@ -36,7 +37,7 @@ def _folded(style: str, method: str) -> tuple[dict, tuple[sites.Site, ...]]:
   """(the tree with all that the method can fold folded, the sites where that is)."""
   config = networks.config(style)
   foldable = networks.foldable_sites(style)
-  if method in ('norm_fusion', 'smooth_quant'):
+  if methods.get(method).norms_only:
     foldable = tuple(site for site in foldable if site.reads_residual)
   recipe = recipes.Recipe(
       (method, 'round_to_nearest'), {method: _METHODS[method]}, quantizers.WeightQuantizer(formats.parse('uint4')),

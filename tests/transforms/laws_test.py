@@ -4,11 +4,13 @@ A new method is one more entry of `law_cases.CASES`. Its own oracles belong into
 
   1  observe and search are jitted and compiled once
   2  init and search work on shapes alone
-  3  what comes back has the structure and dtypes that such a transform leaves
+  3  what comes back has the structure and dtypes that such a transform leaves (tests/transforms/shardings_test.py: and
+     is sharded as declared)
   4  what the transform does not claim comes back identical, to the bit
   5  statistics of halves merge to those of the whole; where order matters, a saved state continues the run
   6  all of this in float32 and in bfloat16
   7  folding leaves the full-precision function of the block unchanged, the residual branch of post-norm blocks included
+     (tests/transforms/equivalence_test.py: that of whole networks in float64)
   8  the block's output on the calibration data is no further from the float block's than that of a plainer method; of a
      fold that was searched, once both are quantized, no further than without the fold
   9  simulated, integer and reloaded trees evaluate to the same bits
