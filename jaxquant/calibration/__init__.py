@@ -7,6 +7,7 @@
   samples      mergeable statistics: a sample of whole sequences
   rules        which transform owns which linear or site
   plan         steps and schedules: which transform runs on which block, on which stream
+  programs     what is compiled for a block
   driver       block by block: observe, search, rewrite, propagate
   learning     gradient descent on windows of blocks against the full-precision stream
   aliasing     compiled functions that do not copy what they leave alone

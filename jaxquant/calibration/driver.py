@@ -5,7 +5,6 @@ the quantized ones do. The calibration batches may be sharded over devices along
 computed under jit on global arrays, so that any number of devices gives the same ones.
 """
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxquant import compilation
 from jaxquant import errors
-from jaxquant.calibration import aliasing
 from jaxquant.calibration import learning
 from jaxquant.calibration import plan as plans
+from jaxquant.calibration import programs
 from jaxquant.calibration import sites
 from jaxquant.calibration import stores
 from jaxquant.calibration import transform as transforms
@@ -114,7 +112,7 @@ class _Run:
       finished.update(after)
       if number + 1 < len(windows):
         for path, block in blocks:
-          _advance(block, {'float': before[path], 'quantized': after[path]}, self.streams)
+          programs.advance(block, {'float': before[path], 'quantized': after[path]}, self.streams)
     return Result(self.source.assemble(finished), decisions)
 
   def _restored(self, blocks):
@@ -150,17 +148,17 @@ class _Run:
         warnings = {_join(path, name): text for name, text in transform.warn(current[path], record).items()}
         self._report(blocks[i:i + 1], ', '.join(claim.names), decisions, warnings=warnings)
       if i + 1 < len(blocks):
-        _advance(block, {'float': before[path], 'quantized': current[path]}, streams)
+        programs.advance(block, {'float': before[path], 'quantized': current[path]}, streams)
 
   def _apply(self, transform, block, params, teacher, stream, streams, path):
     """One transform on one block: (params, {name: record and decisions})."""
-    observe, search = compiled(transform, block)
+    observe, search = programs.compiled(transform, block)
     if transform.needs_data:
       check_batches(streams[stream])
       teacher = teacher if transform.needs_teacher else None
       taught = streams['float'] if transform.needs_teacher else self.ids
       batches = [(params, x, ids, teacher, y) for x, ids, y in zip(streams[stream], self.ids, taught, strict=True)]
-      state = transform.init(params, observed(block).eval_shape(*batches[0]))
+      state = transform.init(params, programs.observed(block).eval_shape(*batches[0]))
       for batch in batches:
         state = observe(state, *batch)
       _check_finite(path, state, 'activations: ')
@@ -169,7 +167,7 @@ class _Run:
     found, record, decisions = search(params, state)
     record, decisions = jax.device_get((record, decisions))
     decisions = jax.tree.map(lambda x: x.item(), decisions)
-    params = _placed(transform.rewrite(found, record, decisions), params)
+    params = programs.placed(transform.rewrite(found, record, decisions), params)
     return params, merged(jax.tree.map(lambda x: x.tolist(), record), decisions)
 
   def _learn(self, step, plan, blocks, before, current, decisions):
@@ -180,7 +178,7 @@ class _Run:
       return
     targets = {'float': list(self.streams['float'])}
     for path, block in blocks:
-      _advance(block, {'float': before[path]}, targets)
+      programs.advance(block, {'float': before[path]}, targets)
     for factory in factories:
       owned = {path: claim for path, _ in blocks for owner, claim in plan[path] if owner == factory}
       claims = tuple(owned.get(path, transforms.Claim((), block)) for path, block in blocks)
@@ -226,62 +224,11 @@ def recorded(decisions: dict, method: str, entries: dict) -> dict:
   return merged(decisions, added)
 
 
-@functools.cache
-def compiled(transform: transforms.Transform, block: sites.Block):
-  """Compiled (observe, search): one pair for all blocks that share a `Block` and a transform.
-
-  `observe` takes a state and the arguments of `observed`. Arrays that `search` leaves alone are not copied.
-  """
-  observe = lambda state, *arguments: transform.observe(state, observed(block)(*arguments))
-  return jax.jit(observe), aliasing.Jit(transform.search, compilation.options())
-
-
-@functools.cache
-def observed(block: sites.Block):
-  """Jitted (params, inputs, ids, teacher's params or None, teacher's inputs) -> `transform.Batch`."""
-
-  @jax.jit
-  def batch(params, x, ids, teacher, teacher_x):
-    taught = None if teacher is None else block.taps(teacher, teacher_x)[1]
-    return transforms.Batch(ids, block.taps(params, x)[1], taught)
-
-  return batch
-
-
-@functools.cache
-def _forward(block: sites.Block):
-  return jax.jit(block.forward)
-
-
-def _advance(block, params, streams):
-  """Replaces the batches of every stream by what the block puts out, one at a time; `params` by name of the stream."""
-  for name, xs in streams.items():
-    for i, x in enumerate(xs):
-      xs[i] = _forward(block)(params[name], x)
-
-
 def _check_finite(path, tree, what=''):
   try:
     trees.check_finite(tree)
   except errors.NonFiniteError as error:
     raise errors.NonFiniteError(f'{path or "the head"}: {what}{error}') from None
-
-
-def _placed(tree, before):
-  """`tree`, with what stands for an array of `before` that is sharded over a mesh, in its shape, sharded as that is.
-
-  The compiler splits what it puts out as it sees fit, vectors too, which are whole on every device elsewhere.
-  """
-  given = dict(jax.tree_util.tree_leaves_with_path(before))
-
-  def placed(path, leaf):
-    old = given.get(path)
-    sharding = getattr(old, 'sharding', None)
-    if leaf is old or not isinstance(sharding, jax.sharding.NamedSharding) or leaf.shape != old.shape:
-      return leaf
-    return jax.device_put(leaf, sharding)
-
-  return jax.tree_util.tree_map_with_path(placed, tree)
 
 
 def _join(path, name):

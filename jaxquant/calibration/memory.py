@@ -14,6 +14,7 @@ from jaxquant import errors
 from jaxquant.calibration import aliasing
 from jaxquant.calibration import driver
 from jaxquant.calibration import plan as plans
+from jaxquant.calibration import programs
 from jaxquant.calibration import sites
 from jaxquant.calibration import stores
 from jaxquant.calibration import transform as transforms
@@ -137,10 +138,10 @@ class _Window:
       x = self.inputs[0]
       ids = jax.ShapeDtypeStruct(x.shape[:1], np.int32)
       teacher = (self.before[path], x) if transform.needs_teacher else (None, ids)
-      example = driver.observed(block).eval_shape(params, x, ids, *teacher)
+      example = programs.observed(block).eval_shape(params, x, ids, *teacher)
     state = jax.eval_shape(lambda params: transform.init(params, example), params)
     self.statistics = max(self.statistics, _bytes(state))
-    params, record, decisions = driver.compiled(transform, block)[1].eval_shape(params, state)
+    params, record, decisions = programs.compiled(transform, block)[1].eval_shape(params, state)
     first = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype).item(), decisions)
     record = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), record)  # numbers: a method may look at what it found
     rewrite = aliasing.Jit(lambda params: transform.rewrite(params, record, first))
