@@ -60,8 +60,9 @@ def main(stop: Callable[[], None]) -> None:
     earlier = agreement.agree(workdir.read_results)
     names = model_flags.text_names()
     evaluations = [entry for entry in earlier.get('evaluations', ()) if entry['dataset'] not in names]
-    evaluations += [scoring.evaluate(result.params, model, text, say, method=models.method(config.methods))
-                    for text in texts]
+    for text in texts:
+      stop()  # all is saved, and the same command goes on with the texts
+      evaluations.append(scoring.evaluate(result.params, model, text, say, method=models.method(config.methods)))
   sizes = {'float32': 4 * trees.size(post_training.abstract(loaded)), 'stored': scoring.stored_bytes(result.params)}
   say(f'{sizes["stored"] / 1e6:.2f} MB, in float32 {sizes["float32"] / 1e6:.2f} MB')
   progress.finish(workdir, {
