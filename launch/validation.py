@@ -72,7 +72,8 @@ _BOUNDS = {
 }
 # Bits of codes, or 16 for none.
 _BITS = ('weights', 'activations', 'value_bits', 'qat.weight_bits')
-_WITH_NUMBERS = ('qat.ranges', 'smooth_quant.exponents')  # tuples of (pattern, number) pairs
+# Tuples of (pattern, number) pairs, and the bounds of their numbers.
+_WITH_NUMBERS = {'qat.ranges': _POSITIVE, 'smooth_quant.exponents': _Bounds(0, 1)}
 # Groups whose keys are names of the user's choice, with the type of their values.
 _NAMED = {'data.validation': (str, tuple)}
 
@@ -124,15 +125,17 @@ def _check_value(name: str, key: str, value: Any) -> None:
     raise errors.UserError(f'config.{name} is {value}; there are 2 to 8 bits, and 16 for none')
   last = re.split('[._]', key)[-1]
   for pattern in (value,) if last == 'pattern' else value if last == 'patterns' or key in _WITH_NUMBERS else ():
-    _check_pattern(name, pattern)
+    _check_pattern(name, pattern, _WITH_NUMBERS.get(key))
 
 
-def _check_pattern(name: str, pattern: Any) -> None:
+def _check_pattern(name: str, pattern: Any, bounds: _Bounds | None) -> None:
   """Checks a regular expression, or one with a number: the width of a range, or an exponent."""
   if isinstance(pattern, tuple):
     if [type(part) for part in pattern] not in ([str, float], [str, int]):
       raise errors.UserError(f'config.{name} holds {pattern!r}, not a pattern and a number')
-    pattern = pattern[0]
+    pattern, number = pattern
+    if not bounds.hold(number):
+      raise errors.UserError(f'config.{name} has {number} for {pattern!r}; it must be {bounds}')
   try:
     re.compile(pattern)
   except re.error as error:

@@ -1,5 +1,7 @@
 """Values of a configuration that are out of bounds are refused by name; those at the ends that are allowed are not."""
 
+import re
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -56,6 +58,16 @@ class BoundsTest(parameterized.TestCase):
       ('ptq.percentile', 100.0))
   def test_allowed(self, key, value):
     _check(key, value)
+
+  @parameterized.parameters(
+      ('qat.ranges', (('.*', 0.0),), "has 0.0 for '.*'; it must be above 0"),
+      ('qat.ranges', (('.*', '3'),), "holds ('.*', '3'), not a pattern and a number"),
+      ('smooth_quant.exponents', (('.*', 0.5), ('a', 1.5)), "has 1.5 for 'a'; it must be at least 0 and at most 1"),
+      ('smooth_quant.exponents', ('.*', 0.5), "is '.*', not of type tuple"))
+  def test_patterns_with_numbers(self, key, value, problem):
+    defaults = settings.train if key.startswith('qat') else settings.quantize
+    with self.assertRaisesRegex(errors.UserError, f'^config.{key} {re.escape(problem)}$'):
+      _check(key, value, defaults)
 
   @parameterized.parameters('inf', 'nan')
   def test_what_is_not_finite_is_refused(self, value):
