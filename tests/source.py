@@ -4,8 +4,11 @@ import ast
 import functools
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
+import tempfile
+from typing import Any
 
 from tests import compiling
 
@@ -51,6 +54,14 @@ def imports(path: str) -> list[tuple[int, str]]:
 def environment(**variables: str) -> dict[str, str]:
   """The environment of a process that imports this checkout and computes on the CPU."""
   return os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)} | variables
+
+
+def made_on_eight_devices(file: str) -> Any:
+  """Returns what a Python file pickles into the file that it is run with, see `output_on_eight_devices`."""
+  with tempfile.TemporaryDirectory() as folder:
+    made = pathlib.Path(folder) / 'made.pickle'
+    output_on_eight_devices(file, str(made))
+    return pickle.loads(made.read_bytes())
 
 
 def output_on_eight_devices(file: str, argument: str) -> str:

@@ -14,6 +14,9 @@ from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 
+# Entries of an input specification that are nodes; the others are arrays.
+_NODES = {'quantizer': quantizers.INPUT_QUANTIZERS, 'hadamard': hadamard.Hadamard}
+
 
 def abstract_params(config: model_config.TransformerConfig):
   """Shapes and dtypes of the model's float tree, as `jax.ShapeDtypeStruct`s."""
@@ -48,8 +51,7 @@ def validate(params: dict, config: model_config.TransformerConfig) -> None:
       if fits and tuple(value.shape) != expected[path]:
         problems.append(f'{path}: shape {tuple(value.shape)} instead of {expected[path]}')
     elif parent in specified and key in inputs.ENTRIES:
-      kinds = {'quantizer': quantizers.INPUT_QUANTIZERS, 'hadamard': hadamard.Hadamard}
-      fits = isinstance(value, kinds[key]) if key in kinds else not nodes.is_node(value)
+      fits = isinstance(value, _NODES[key]) if key in _NODES else not nodes.is_node(value)
     elif parent in linears and key == 'kernel_quantizer':
       fits = isinstance(value, quantizers.WeightQuantizer)
     elif parent in linears and key == 'bias':  # of a shift that was folded into a linear without one

@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxquant import errors
@@ -32,7 +33,8 @@ class Method(NamedTuple):
     rounds: whether it leaves codes behind.
     norms_only: whether it folds only at sites that norms produce.
     chooses: whether it leaves the grid to round to behind, in the tree.
-    by_site: the option, of one that folds, that sites may have another value of: a configuration says so in its plural.
+    by_site: {the option of a configuration, (pattern, value) pairs: the factory's option that sites so have a value of
+      their own of}, of one that folds.
     stream, schedule: of its step, as its paper or its code has them.
   """
 
@@ -42,7 +44,7 @@ class Method(NamedTuple):
   rounds: bool = False
   norms_only: bool = False
   chooses: bool = False
-  by_site: str | None = None
+  by_site: Mapping[str, str] = types.MappingProxyType({})
   stream: str = 'float'
   schedule: str = 'block'
 
@@ -52,11 +54,13 @@ class Method(NamedTuple):
     return {p.name: p.default for p in parameters}
 
   def options(self) -> dict[str, Any]:
-    """What a configuration may say of it, with defaults: `site_pattern` and the plural of `by_site`, (pattern, value)
-    pairs, are the recipe's, the others the factory's."""
+    """What a configuration may say of it, with defaults: the factory's options, and those `of_recipe`."""
     own = {name: default for name, default in self.parameters().items() if name not in _NUMBERS}
-    by_site = {f'{self.by_site}s': ()} if self.by_site else {}
-    return {**({'site_pattern': r'.*'} if self.owns == 'sites' else {}), **own, **by_site}
+    return own | self.of_recipe()
+
+  def of_recipe(self) -> dict[str, Any]:
+    """The options that the recipe reads, and not the factory, with defaults."""
+    return ({'site_pattern': r'.*'} if self.owns == 'sites' else {}) | dict.fromkeys(self.by_site, ())
 
   def bound(self, told: dict[str, Any], options: dict[str, Any]) -> plan.Factory:
     """The factory with everything but the claim; options may replace what it is told."""
@@ -65,7 +69,8 @@ class Method(NamedTuple):
 
 METHODS = {
     'norm_fusion': Method(norm_fusion.norm_fusion, 'sites', (), norms_only=True),
-    'smooth_quant': Method(smooth_quant.smooth_quant, 'sites', _NUMBERS, norms_only=True, by_site='exponent'),
+    'smooth_quant': Method(smooth_quant.smooth_quant, 'sites', _NUMBERS, norms_only=True,
+                           by_site={'exponents': 'exponent'}),
     'awq': Method(awq.awq, 'sites'),
     'aqas': Method(aqas.aqas, 'sites', _NUMBERS),
     'outlier_suppression': Method(

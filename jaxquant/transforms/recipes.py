@@ -75,9 +75,9 @@ class Recipe:
     self._check_options()
     patterns = {'weight_pattern': (self.weight_pattern,), 'clip_pattern': (self.clip_pattern,),
                 'site_patterns': self.site_patterns,
-                **{f'{name}.site_pattern': (self._site_pattern(name),) for name, _ in self._named('sites')},
-                **{f'{name}.{method.by_site}s': [pattern for pattern, _ in self._given(name, method.by_site)]
-                   for name, method in self._named('sites')}}
+                **{f'{name}.site_pattern': (self._given(name, 'site_pattern'),) for name, _ in self._named('sites')},
+                **{f'{name}.{option}': [pattern for pattern, _ in self._given(name, option)]
+                   for name, method in self._named('sites') for option in method.by_site}}
     for field, values in patterns.items():
       for pattern in values:
         _check_pattern(field, pattern)
@@ -104,12 +104,13 @@ class Recipe:
     told = {'weight': self.weight, 'activation': self._judged()}
     steps = []
     for name, method in self._named('sites'):
-      takers = trees.matching(self._site_pattern(name), self.sites(
+      own = self._given(name, 'site_pattern')
+      takers = trees.matching(own, self.sites(
           site.name for site in sites if site.producer and (site.reads_residual or not method.norms_only)))
       if not takers:
         raise errors.UserError(
             f'{name}: nothing can be folded at any site that site_patterns {", ".join(map(repr, self.site_patterns))} '
-            f'and {name}.site_pattern {self._site_pattern(name)!r} match')
+            f'and {name}.site_pattern {own!r} match')
       steps.append(self._step(name, self._by_site(name, list(takers)), told))
     return steps
 
@@ -128,30 +129,28 @@ class Recipe:
     named = [(name, methods_lib.get(name)) for name in self.methods]
     return [(name, method) for name, method in named if method.owns == owns]
 
-  def _site_pattern(self, name) -> str:
-    return self.options.get(name, {}).get('site_pattern', r'.*')
-
   def _by_site(self, name, takers: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """(pattern, options of their own) of all sites at which a method folds."""
-    option, found = methods_lib.get(name).by_site, []
-    for pattern, value in self._given(name, option):
-      won = trees.matching(pattern, takers)
-      if not won:
-        raise errors.UserError(
-            f'{name}.{option}s: {pattern!r} matches no site that {name} folds at and that no pattern before it has')
-      takers = [site for site in takers if site not in won]
-      found.append((won, {option: value}))
+    found = []
+    for option, one in methods_lib.get(name).by_site.items():
+      for pattern, value in self._given(name, option):
+        won = trees.matching(pattern, takers)
+        if not won:
+          raise errors.UserError(
+              f'{name}.{option}: {pattern!r} matches no site that {name} folds at and that no pattern before it has')
+        takers = [site for site in takers if site not in won]
+        found.append((won, {one: value}))
     if takers:
       found.append((takers, {}))
     return [('|'.join(map(re.escape, won)), own) for won, own in found]
 
-  def _given(self, name, option) -> Sequence[tuple[str, Any]]:
-    return self.options.get(name, {}).get(f'{option}s', ())
+  def _given(self, name, option):
+    return {**methods_lib.get(name).of_recipe(), **self.options.get(name, {})}[option]
 
   def _step(self, name, rules, told) -> driver.Step:
     method = methods_lib.get(name)
-    recipes_own = ('site_pattern', f'{method.by_site}s')
-    options = {option: value for option, value in self.options.get(name, {}).items() if option not in recipes_own}
+    of_recipe = method.of_recipe()
+    options = {option: value for option, value in self.options.get(name, {}).items() if option not in of_recipe}
     rules = [(pattern, method.bound(told, options | own)) for pattern, own in rules]
     return driver.Step(method.owns, rules, every=False, stream=method.stream, schedule=method.schedule)
 

@@ -4,7 +4,6 @@ Run with an argument, this file is the program on eight devices that its test st
 """
 
 import functools
-import pathlib
 import pickle
 import sys
 
@@ -187,9 +186,7 @@ class DevicesTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    file = pathlib.Path(absltest.get_default_test_tmpdir()) / 'eight.pickle'
-    source.output_on_eight_devices(__file__, str(file))
-    cls.eight = pickle.loads(file.read_bytes())
+    cls.eight = source.made_on_eight_devices(__file__)
 
   @parameterized.parameters(*_COMPUTED)
   def test_eight_devices_make_what_one_makes(self, name):

@@ -59,9 +59,7 @@ class ShardingsTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    file = pathlib.Path(absltest.get_default_test_tmpdir()) / 'split.pickle'
-    source.output_on_eight_devices(__file__, str(file))
-    cls.split = pickle.loads(file.read_bytes())
+    cls.split = source.made_on_eight_devices(__file__)
 
   @parameterized.parameters(*_CASES)
   def test_results_are_split_as_parameters_are_and_equal_those_of_one_device(self, name):
