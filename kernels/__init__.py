@@ -7,9 +7,9 @@
   dint             the integers that codes of dINT stand for
   dispatch         which implementation runs, and the log that says so
   integer_weights  the integers that codes of weights stand for, by themselves or with others of their group
+  layouts          prepack: device layouts of weight codes; what folds a static activation's offset into the bias
   matmul           quantized_matmul: exact integer accumulation, float32 epilogue
   mosaic           the implementation for Hopper
-  prepack          device layouts of weight codes; sums that fold a static activation's offset into the bias
   tuning           configurations of kernels: measured ones, and a rule behind them
   weight_only      weight_only_matmul: activations that are not quantized
   xla              the implementations of every device, to which the others are held
@@ -22,9 +22,10 @@ from kernels.activations import StaticRange
 from kernels.activations import quantize_activations
 from kernels.attention import decode_attention
 from kernels.before import Before
+from kernels.layouts import Layout
+from kernels.layouts import prepack
 from kernels.matmul import DEVICE_IMPLEMENTATIONS
 from kernels.matmul import IMPLEMENTATIONS
 from kernels.matmul import quantized_matmul
 from kernels.mosaic.calls import check_device
-from kernels.prepack import Layout
 from kernels.weight_only import weight_only_matmul

@@ -51,7 +51,7 @@ class StaticRange(NamedTuple):
 def quantize_activations(
     x, *, bits: int = 8, symmetric: bool = True, before: preceding.Before = preceding.Before(),
     static: StaticRange | None = None, group_size: int | None = None, packed: bool = False, addend=None,
-    implementation='xla',
+    implementation=None,
 ):  # pyformat: disable
   """Codes of every token, on a range of its own, which contains zero, or on a static one.
 
@@ -77,8 +77,7 @@ def quantize_activations(
       floating, a static range of anything but scalars, or an unknown norm, gate or implementation.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
-  if implementation is not None and implementation not in _FUNCTIONS:
-    raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
+  checks.implementation(implementation, _FUNCTIONS)
   checks.arrays(x=x)
   if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating) or not x.shape[-1]:
     raise ValueError(f'activations must be floating [..., K] of at least one feature, not {x.dtype} {list(x.shape)}')
@@ -128,10 +127,10 @@ def pack(codes):
 def _xla(x, *, bits, symmetric, before, static, group_size, packed, addend):
   """Divides as `DynamicQuantizer` does, so that the codes are the same to the last one."""
   if addend is not None:
-    x = _narrow(x.astype(jnp.float32) + addend.astype(jnp.float32), x.dtype)
+    x = preceding.narrow(x.astype(jnp.float32) + addend.astype(jnp.float32), x.dtype)
   total = None if addend is None else x
   x = jnp.split(x, 2, axis=-1) if before.gate else x
-  x = preceding.apply(x, before, preceding.butterflies, narrow=_narrow).astype(jnp.float32)
+  x = preceding.apply(x, before, preceding.butterflies).astype(jnp.float32)
   scale = offset = None
   most = 2 ** (bits - 1) - 1
   if static is not None:
@@ -152,12 +151,6 @@ def _xla(x, *, bits, symmetric, before, static, group_size, packed, addend):
   *tokens, features = x.shape
   row_sums = jnp.sum(codes.reshape(*tokens, features // group_size, group_size), axis=-1, dtype=jnp.int32)
   return pack(codes) if packed else codes, scale, offset, row_sums, total
-
-
-def _narrow(value, dtype):
-  """The value rounded to the dtype; of a mere conversion there and back, XLA may keep the excess precision on GPUs."""
-  kind = jnp.finfo(dtype)
-  return jax.lax.reduce_precision(value, kind.nexp, kind.nmant).astype(dtype)
 
 
 def _scale(width, scale):

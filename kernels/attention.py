@@ -14,7 +14,7 @@ from kernels import dispatch
 from kernels.mosaic import attention as mosaic
 
 
-def decode_attention(qkv, keys, values, positions, *, angles=None, window: int | None = None, implementation='xla'):
+def decode_attention(qkv, keys, values, positions, *, angles=None, window: int | None = None, implementation=None):
   """Rotates a token of every row, writes its keys and values into the cache, and attends to all that it sees there.
 
   Args:
@@ -35,8 +35,7 @@ def decode_attention(qkv, keys, values, positions, *, angles=None, window: int |
     ValueError: arrays that do not fit each other, a window of less than one token, or an unknown implementation.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
-  if implementation is not None and implementation not in _FUNCTIONS:
-    raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
+  checks.implementation(implementation, _FUNCTIONS)
   _check(qkv, keys, values, positions, angles, window)
   arguments = dict(qkv=qkv, keys=keys, values=values, positions=positions, angles=angles, window=window)
   problem = f'attention of {qkv.dtype} {list(qkv.shape)} over {list(keys.shape)}'

@@ -6,6 +6,7 @@ and then cost nothing; they stand here for activations that no norm precedes, an
 
 from collections.abc import Callable
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -44,8 +45,16 @@ class Before(NamedTuple):
   gate: str | None = None
 
 
+def narrow(value, dtype):
+  """The value rounded to the dtype; of a mere conversion there and back, XLA may keep the excess precision on GPUs."""
+  kind = jnp.finfo(dtype)
+  return jax.lax.reduce_precision(value, kind.nexp, kind.nmant).astype(dtype)
+
+
 def features(before: Before, given: int) -> int:
-  """The features that are quantized, of so many given; raises `ValueError` for an odd number to a gate."""
+  """The features that are quantized, of so many given; raises `ValueError` for no `Before`, or odd ones for a gate."""
+  if not isinstance(before, Before):
+    raise ValueError(f'what happens before is a kernels.Before, not a {type(before).__name__}')
   if before.gate and given % 2:
     raise ValueError(f'a gate takes an even number of features, not {given}')
   return given // 2 if before.gate else given
@@ -60,10 +69,12 @@ def check(before: Before, features: int) -> None:
   checks.arrays(*VECTORS, **{name: getattr(before, name) for name in VECTORS})
   if not before.norm and not (before.gain is None and before.bias is None):
     raise ValueError('a gain and a bias belong to a norm, and there is none')
+  if isinstance(before.epsilon, bool) or not isinstance(before.epsilon, numbers.Real):
+    raise ValueError(f'the epsilon of a norm is a number, not {before.epsilon!r}')
   for name in VECTORS:
     vector = getattr(before, name)
-    if vector is not None and vector.shape != (features,):
-      raise ValueError(f'{name} of shape {vector.shape} does not fit activations of {features} features')
+    if vector is not None and (vector.shape != (features,) or not jnp.issubdtype(vector.dtype, jnp.floating)):
+      raise ValueError(f'{name} of {vector.dtype} {list(vector.shape)} does not fit activations of {features} features')
   block = before.hadamard
   if not isinstance(block, int) or block < 1 or block & (block - 1) or features % block:
     raise ValueError(f'a Hadamard transform takes blocks of a power of two that divides {features}, not of {block}')
@@ -71,7 +82,7 @@ def check(before: Before, features: int) -> None:
 
 def apply(
     x, before: Before, transform: Callable[[Any, int], Any], load: Callable[[Any], Any] = lambda vector: vector,
-    narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype),
+    narrow: Callable[[Any, Any], Any] = narrow,
     mean: Callable[[Any, int], Any] = lambda x, power: jnp.mean(x**power, axis=-1, keepdims=True),
     logistic: Callable[[Any], Any] = jax.lax.logistic):
   """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
@@ -105,7 +116,7 @@ def apply(
   return x
 
 
-def gated(x, y, gate: str, narrow: Callable[[Any, Any], Any] = lambda value, dtype: value.astype(dtype),
+def gated(x, y, gate: str, narrow: Callable[[Any, Any], Any] = narrow,
           logistic: Callable[[Any], Any] = jax.lax.logistic):
   """The product of one of `GATES` of x with y, in their dtype: rounded by `narrow` wherever a model rounds."""
   rounded = lambda value: narrow(value, y.dtype).astype(jnp.float32)

@@ -1,10 +1,10 @@
-"""Refusals that the public functions share: what is no array, no layout, no width of codes."""
+"""Refusals that the public functions share: what is no array, no implementation, no dtype, no width of codes."""
 
+from collections.abc import Collection
+import numbers
 from typing import Any
 
 import jax.numpy as jnp
-
-from kernels import prepack
 
 # Of sums: what is checked against it never wraps around.
 LARGEST_INT32 = 2**31 - 1
@@ -18,15 +18,25 @@ def arrays(*optional: str, **named: Any) -> None:
       raise ValueError(f'{name} must be an array, not a {type(value).__name__}')
 
 
-def layout(value: Any) -> None:
-  """Raises `ValueError` for what is no `prepack.Layout`."""
-  if not isinstance(value, prepack.Layout):
-    raise ValueError(f'the layout must be a kernels.Layout, not {value!r}')
+def implementation(value: Any, known: Collection[str]) -> None:
+  """Raises `ValueError` for an implementation that is neither one of those that are `known` nor None."""
+  if value is not None and (not isinstance(value, str) or value not in known):
+    raise ValueError(f'unknown implementation {value!r}; there are {", ".join(known)}')
+
+
+def out_dtype(value: Any) -> None:
+  """Raises `ValueError` for a result that is not floating: integers would be cut off."""
+  try:
+    floating = jnp.issubdtype(jnp.dtype(value), jnp.floating)
+  except TypeError:
+    floating = False
+  if value is None or not floating:
+    raise ValueError(f'out_dtype must be a floating dtype, not {value!r}')
 
 
 def bits(name: str, value: Any, most: int, least: int = 1) -> None:
   """Raises `ValueError` unless the number of bits `value` is an integer from `least` to `most`."""
-  if not isinstance(value, int) or not least <= value <= most:
+  if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= value <= most:
     raise ValueError(f'{name} must be an integer from {least} to {most} here, not {value!r}')
 
 

@@ -19,7 +19,7 @@ from kernels import checks
 from kernels import dint
 from kernels import dispatch
 from kernels import integer_weights
-from kernels import prepack
+from kernels import layouts
 from kernels import xla
 from kernels.mosaic import matmul as mosaic
 
@@ -32,14 +32,14 @@ _FUNCTIONS = {'simulated': xla.simulated, 'xla': xla.xla, 'mosaic_gpu': mosaic.m
 
 def quantized_matmul(
     x_codes, w_codes, x_scale, w_scale, *, x_offset=None, w_offset=None, bias=None, x_bits=8, w_bits=8,
-    layout=prepack.Layout.CODES, row_sums=None, column_sums=None, w_zero_point=None, w_special=1 / 2,
-    w_multiplier=None, implementation='xla', out_dtype=jnp.float32,
+    layout=layouts.Layout.CODES, row_sums=None, column_sums=None, w_zero_point=None, w_special=1 / 2,
+    w_multiplier=None, implementation=None, out_dtype=jnp.float32,
 ):  # pyformat: disable
   """y[..., N] = sum over K of (x_scale * x_codes + x_offset) * (w_scale * w_codes + w_offset), + bias.
 
   Args:
     x_codes: int8 [..., K].
-    w_codes: int8 or int16 [K, N], or int8 in another `layout` (kernels.prepack).
+    w_codes: int8 or int16 [K, N], or int8 in another `layout` (kernels.layouts).
     x_scale: float32, scalar or [..., X], X groups along K.
     w_scale: float32 [W, N] or, for plain codes, [W, 1], W groups along K; X and W divide K and one of them the other.
     x_offset, w_offset: like the scale beside them, or None for zero.
@@ -50,7 +50,7 @@ def quantized_matmul(
     layout: how `w_codes` lie in memory.
     row_sums: int32 [..., S], sums of `x_codes` over S equal runs of inputs, a whole number of them in each group of
       weights, if whoever quantized them has them already (`quantize_activations` with a `group_size`).
-    column_sums: float32 [N], the sums of the weights' values (prepack.column_sums), if they are at hand.
+    column_sums: float32 [N], the sums of the weights' values (layouts.column_sums), if they are at hand.
     w_zero_point: int32 like `w_scale`, from 0 to 13, in the layout DINT4 and in no other; then there is no `w_offset`,
       and `w_scale` is that of the integers: `w_special` steps.
     w_special: the magnitude of the special codes' values in steps, one of dint.SPECIALS; a Python number.
@@ -64,18 +64,20 @@ def quantized_matmul(
     [..., N] of `out_dtype`.
 
   Raises:
-    ValueError: wrong dtypes, shapes or widths of codes, operands of another layout, an unknown implementation, or
-      groups so long that sums may exceed int32.
+    ValueError: wrong dtypes, shapes or widths of codes, operands of another layout, an unknown implementation, a
+      result that is not floating, or groups so long that sums may exceed int32.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   checks.arrays(
       'x_offset', 'w_offset', 'bias', 'row_sums', 'column_sums', 'w_zero_point', 'w_multiplier', x_codes=x_codes,
       w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset, bias=bias,
       row_sums=row_sums, column_sums=column_sums, w_zero_point=w_zero_point, w_multiplier=w_multiplier)
-  checks.layout(layout)
+  layouts.check(layout)
+  checks.implementation(implementation, _FUNCTIONS)
+  checks.out_dtype(out_dtype)
   _check_bits(w_codes, x_bits, w_bits, layout, w_special)
   _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
-         w_special, w_multiplier, w_bits, implementation)
+         w_special, w_multiplier, w_bits)
   w_bits = integer_weights.bits(w_bits, w_multiplier)
   length = x_codes.shape[-1]
   groups = max(1 if x_scale.ndim == 0 else x_scale.shape[-1], w_scale.shape[0])
@@ -92,17 +94,17 @@ def quantized_matmul(
 def _described(arguments) -> str:
   """The static part of a problem, in words."""
   *batch, inputs = arguments['x_codes'].shape
-  groups, outputs = arguments['w_scale'].shape
+  outputs = layouts.outputs(arguments['w_codes'], arguments['w_scale'], arguments['layout'])
   multiplier = arguments['w_multiplier']
   return (f'{math.prod(batch)} x {inputs} codes of {arguments["x_bits"]} bits by {inputs} x {outputs} of '
-          f'{arguments["w_bits"]} bits in {groups} groups, laid out as {arguments["layout"].value}'
+          f'{arguments["w_bits"]} bits in {len(arguments["w_scale"])} groups, laid out as {arguments["layout"].value}'
           + ('' if multiplier is None else f', with {len(multiplier)} groups of multipliers'))
 
 
 def _check_bits(w_codes, x_bits, w_bits, layout, w_special):
   """Raises `ValueError` for widths that codes of the dtype or the layout cannot have."""
   checks.bits('x_bits', x_bits, 8)
-  if layout is prepack.Layout.DINT4 and w_special in dint.SPECIALS:
+  if layout is layouts.Layout.DINT4 and w_special in dint.SPECIALS:
     # The least are those of 3-bit codes, at most 5 steps from their zero point.
     checks.bits('w_bits', w_bits, 8, least=dint.per_step(w_special).bit_length() + 3)
   elif w_codes.dtype == jnp.int16:
@@ -113,11 +115,9 @@ def _check_bits(w_codes, x_bits, w_bits, layout, w_special):
 
 def _check(
     x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
-    w_special, w_multiplier, w_bits, implementation,
+    w_special, w_multiplier, w_bits,
 ):  # pyformat: disable
   """Raises `ValueError` for operands that do not fit each other."""
-  if implementation is not None and implementation not in _FUNCTIONS:
-    raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
   if x_codes.dtype != jnp.int8 or w_codes.dtype not in (jnp.int8, jnp.int16):
     raise ValueError(f'codes must be int8, or int16 those of w, not {x_codes.dtype} and {w_codes.dtype}')
   if not x_codes.ndim or not w_codes.ndim:
@@ -125,9 +125,9 @@ def _check(
   inputs = x_codes.shape[-1]
   if w_scale.ndim != 2:
     raise ValueError(f'w_scale of shape {w_scale.shape} does not fit codes of shape {w_codes.shape}')
-  plain = layout is prepack.Layout.CODES
-  outputs = w_codes.shape[-1] if plain else w_scale.shape[1]
-  if w_codes.shape != prepack.shape(layout, inputs, outputs) or (not plain and w_codes.dtype != jnp.int8):
+  plain = layout is layouts.Layout.CODES
+  outputs = layouts.outputs(w_codes, w_scale, layout)
+  if w_codes.shape != layouts.shape(layout, inputs, outputs) or (not plain and w_codes.dtype != jnp.int8):
     raise ValueError(f'cannot contract codes of shape {x_codes.shape} with {w_codes.shape}'
                      + ('' if plain else f' in the layout {layout.value}, for {outputs} outputs'))
   if w_scale.shape[1] not in ((1, outputs) if plain else (outputs,)):

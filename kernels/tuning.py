@@ -16,7 +16,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from kernels import dispatch
-from kernels import prepack
+from kernels import layouts
 from kernels.mosaic import configs
 
 DATA = pathlib.Path(__file__).parent / 'data'
@@ -41,13 +41,13 @@ class Problem(NamedTuple):
   tokens: int
   outputs: int
   inputs: int
-  layout: prepack.Layout
+  layout: layouts.Layout
   group: int | None = None
   four_bits: bool = False
   two_level: bool = False
 
   @property
-  def weights(self) -> tuple[prepack.Layout, int | None, bool]:
+  def weights(self) -> tuple[layouts.Layout, int | None, bool]:
     """What of the weights decides how much shared memory a configuration takes: its arguments."""
     return self.layout, self.group, self.two_level
 
@@ -74,17 +74,19 @@ def choose(problem: Problem, device: str):
   found = None if _forced else measured(device).get(key(problem))
   if found is not None:
     if (reason := misfit(problem, found)) is None:
+      dispatch.say(logging.INFO, f'{problem}: {found}, as measured')
       return found
     dispatch.say(logging.WARNING, f'measured for {problem}: {found}, which is passed over: {reason}')
   config = (_forced[-1] if _forced else rule)(problem)
   if reason := misfit(problem, config):
     raise NotImplementedError(f'{config} does not fit {problem}: {reason}')
+  dispatch.say(logging.INFO, f'{problem}: {config}, by the rule')
   return config
 
 
 def misfit(problem: Problem, config) -> str | None:
   """Why a configuration would not compute a problem, in words; None if it would."""
-  prefill, outputs = isinstance(config, configs.Prefill), prepack.padded(problem.outputs)
+  prefill, outputs = isinstance(config, configs.Prefill), layouts.padded(problem.outputs)
   part = math.lcm(problem.group or 1, configs.LEAST_STEP)
   if config.tile_m not in range(8, (configs.Prefill if prefill else configs.Decode).MOST_TOKENS + 1, 8):
     return f'no tile has {config.tile_m} tokens'
@@ -93,13 +95,13 @@ def misfit(problem: Problem, config) -> str | None:
   step = config.tile_k if prefill else config.tile_k * config.fold
   if (beyond := -problem.inputs % step) and (prefill or problem.group or beyond > problem.inputs * _MOST_BEYOND):
     return f'steps of {step} inputs do not divide {problem.inputs}'
-  if prefill and problem.layout is prepack.Layout.INT4_WIDE:
+  if prefill and problem.layout is layouts.Layout.INT4_WIDE:
     return 'plain activations have no kernel for many tokens'
   if prefill and (config.tile_n not in (64, 128) or outputs % (config.outputs * config.cluster)):
     return f'{config.cluster} x {config.warpgroups} tiles of {config.tile_n} outputs do not divide {outputs}'
   if not prefill and (reason := _decode_misfit(problem, config)):
     return reason
-  if config.float8 and (problem.group is None or not problem.four_bits or problem.layout is not prepack.Layout.INT4):
+  if config.float8 and (problem.group is None or not problem.four_bits or problem.layout is not layouts.Layout.INT4):
     return 'only groups of 4-bit codes by 4-bit codes are multiplied as 8-bit floating point'
   if (size := config.shared_memory(*problem.weights)) > configs.SHARED_MEMORY:
     return f'{size} bytes do not fit the {configs.SHARED_MEMORY} of shared memory'
@@ -114,7 +116,7 @@ def _decode_misfit(problem: Problem, config: configs.Decode) -> str | None:
     return 'a block whose warpgroups copy for themselves has no registers to take from one that copies'
   if config.fold > 1 and config.split > 1:
     return 'inputs are dealt out to rows of an instruction or to blocks of a cluster, not to both'
-  if config.fold > 1 and problem.group is None and (problem.two_level or problem.layout is prepack.Layout.DINT4):
+  if config.fold > 1 and problem.group is None and (problem.two_level or problem.layout is layouts.Layout.DINT4):
     return 'zero points and multipliers of outputs do not go into rows of 2 runs of inputs'
   return None
 
@@ -142,26 +144,29 @@ def measured(device: str) -> dict[Problem, Any]:
   if not file.exists():
     return {}
   entries = json.loads(file.read_text(encoding='utf-8'))['entries']
-  return {Problem(**{**entry['problem'], 'layout': prepack.Layout(entry['problem']['layout'])}):
+  return {Problem(**{**entry['problem'], 'layout': layouts.Layout(entry['problem']['layout'])}):
           configs.parse(entry['config']) for entry in entries}
 
 
 def rule(problem: Problem):
   """The configuration for a problem that nobody measured."""
-  few = problem.tokens <= _FEW or problem.layout is prepack.Layout.INT4_WIDE
+  few = problem.tokens <= _FEW or problem.layout is layouts.Layout.INT4_WIDE
   return _few(problem) if few else _many(problem)
 
 
 def _few(problem: Problem):
   """Few tokens: enough blocks for every multiprocessor, and as much memory in flight as fits."""
   tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
-  wide = problem.layout is prepack.Layout.INT4_WIDE
+  wide = problem.layout is layouts.Layout.INT4_WIDE
   blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
+  if problem.tokens <= tile_m == _FEW and 2 * blocks <= configs.CORES:
+    # Two blocks read the same weights, one of them from the cache, which costs less than a cluster's exchange of sums.
+    tile_m, blocks = _FEW // 2, 2 * blocks
   config = configs.Decode(tile_m, warpgroups=2)
   # Long steps: what a step costs beside its bytes is then paid less often.
   tile_k = next((size for size in (512, 256) if problem.inputs % size == 0), 128)
   # Operands of 16 bits, tables of dINT and sums of small groups take many registers.
-  plain = problem.layout in (prepack.Layout.INT4, prepack.Layout.ROWS) and problem.scaled in (None, 128)
+  plain = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS) and problem.scaled in (None, 128)
   found = None
   if blocks > configs.CORES:
     # While one block of a multiprocessor begins or ends, another's memory is in flight.
@@ -179,7 +184,7 @@ def _few(problem: Problem):
   split = 1
   while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k > 16 * split:
     split *= 2
-  # Long steps of one warpgroup before shorter ones of two, which take 4096 x 14336 at 64 tokens from 12.4 to 13.8 us.
+  # Long steps of one warpgroup before shorter ones of two: of 64 tokens a tile, 12.4 us and 13.8 for 4096 x 14336.
   for size, warpgroups in itertools.product((tile_k, 256, 128), (2, 1)):
     # One stage would leave a warpgroup without the next step while it works on this one.
     found = _deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, split=split), (size,),

@@ -12,20 +12,21 @@ import jax.numpy as jnp
 
 from kernels import checks
 from kernels import dispatch
-from kernels import prepack
+from kernels import layouts
 from kernels.mosaic import weight_only as mosaic
 
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
+
 def weight_only_matmul(
-    x, w_codes, w_scale, *, w_offset=None, bias=None, w_bits, layout=prepack.Layout.CODES, implementation='xla',
+    x, w_codes, w_scale, *, w_offset=None, bias=None, w_bits, layout=layouts.Layout.CODES, implementation=None,
     out_dtype=None,
 ):  # pyformat: disable
   """y[..., N] = sum over K of x * (w_scale * w_codes + w_offset), + bias.
 
   Args:
     x: bfloat16, float16 or float32 [..., K].
-    w_codes: int8 [K, N], or in another `layout` (kernels.prepack) but DINT4.
+    w_codes: int8 [K, N], or in another `layout` (kernels.layouts) but DINT4.
     w_scale: float32 [W, N] or, for plain codes, [W, 1], W groups along K; W divides K.
     w_offset: like `w_scale`, or None for zero.
     bias: floating [N], added in float32, or None.
@@ -39,38 +40,39 @@ def weight_only_matmul(
     [..., N] of `out_dtype`.
 
   Raises:
-    ValueError: wrong dtypes or shapes, or an unknown implementation.
+    ValueError: wrong dtypes or shapes, an unknown implementation, or a result that is not floating.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout, implementation)
+  out_dtype = x.dtype if out_dtype is None else out_dtype
+  checks.out_dtype(out_dtype)
   arguments = dict(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias, w_bits=w_bits, layout=layout,
-                   out_dtype=jnp.dtype(out_dtype or x.dtype))
+                   out_dtype=jnp.dtype(out_dtype))
   *batch, inputs = x.shape
-  groups, outputs = w_scale.shape
   return dispatch.call(_FUNCTIONS, implementation, arguments, (
-      f'{math.prod(batch)} x {inputs} {x.dtype} by {inputs} x {outputs} of {w_bits} bits in {groups} groups, laid out '
-      f'as {layout.value}'))
+      f'{math.prod(batch)} x {inputs} {x.dtype} by {inputs} x {layouts.outputs(w_codes, w_scale, layout)} of {w_bits} '
+      f'bits in {len(w_scale)} groups, laid out as {layout.value}'))
 
 
 def _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout, implementation):
   """Raises `ValueError` for operands that do not fit each other."""
-  if implementation is not None and implementation not in _FUNCTIONS:
-    raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_FUNCTIONS)}')
+  checks.implementation(implementation, _FUNCTIONS)
   checks.arrays('w_offset', 'bias', x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias)
-  checks.layout(layout)
-  if layout is prepack.Layout.DINT4:
+  layouts.check(layout)
+  if layout is layouts.Layout.DINT4:
     raise ValueError('codes in the layout dint4 multiply quantized activations only')
   if x.dtype not in _DTYPES or not x.ndim:
     raise ValueError(f'activations must be bfloat16, float16 or float32 [..., K], not {x.dtype} {list(x.shape)}')
   if w_codes.dtype != jnp.int8:
     raise ValueError(f'codes must be int8, not {w_codes.dtype}')
-  checks.bits('w_bits', w_bits, 4 if layout in (prepack.Layout.INT4, prepack.Layout.INT4_WIDE) else 8)
-  inputs, plain = x.shape[-1], layout is prepack.Layout.CODES
+  checks.bits('w_bits', w_bits, 4 if layout in (layouts.Layout.INT4, layouts.Layout.INT4_WIDE) else 8)
+  inputs, plain = x.shape[-1], layout is layouts.Layout.CODES
   if w_scale.ndim != 2 or w_scale.dtype != jnp.float32:
     raise ValueError(f'w_scale must be float32 [groups, outputs], not {w_scale.dtype} {list(w_scale.shape)}')
-  groups, outputs = w_scale.shape
-  outputs = w_codes.shape[-1] if plain and w_codes.ndim else outputs
-  if w_codes.shape != prepack.shape(layout, inputs, outputs):
+  if not w_codes.ndim:
+    raise ValueError(f'cannot contract activations of shape {x.shape} with codes of shape ()')
+  groups, outputs = len(w_scale), layouts.outputs(w_codes, w_scale, layout)
+  if w_codes.shape != layouts.shape(layout, inputs, outputs):
     raise ValueError(f'cannot contract activations of shape {x.shape} with codes of shape {w_codes.shape} in the '
                      f'layout {layout.value}, for {outputs} outputs')
   if w_scale.shape[1] not in ((1, outputs) if plain else (outputs,)) or not groups or inputs % groups:
@@ -84,7 +86,7 @@ def _xla(x, w_codes, w_scale, *, w_offset, bias, w_bits, layout, out_dtype):
   """The product in XLA."""
   del w_bits
   inputs, groups = x.shape[-1], len(w_scale)
-  w = prepack.unpack(w_codes, layout, (inputs, w_scale.shape[1]))
+  w = layouts.unpack(w_codes, layout, (inputs, w_scale.shape[1]))
   product = lambda w: jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.float32)
   if groups == 1:
     y = product(w) * w_scale[0]

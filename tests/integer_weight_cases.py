@@ -9,7 +9,7 @@ import numpy as np
 
 import kernels
 from kernels import integer_weights
-from kernels import prepack
+from kernels import layouts
 from tests import product_cases
 
 # Sums of this many products of int8 stay exact in the float32 that they are returned in.
@@ -97,7 +97,7 @@ class IntegerWeightCases(product_cases.ProductCases):
     coded, plain = two_level_problem(groups=4, offsets=offsets, shape=(5, 512, 64))
     want = self.run_problem(coded, (8, 4), layout=kernels.Layout.INT4)
     coded['row_sums'] = coded['x_codes'].reshape(5, 4, -1).sum(axis=-1, dtype=np.int32)
-    coded['column_sums'] = np.asarray(prepack.column_sums(jnp.asarray(plain['w_codes']), jnp.asarray(plain['w_scale'])))
+    coded['column_sums'] = np.asarray(layouts.column_sums(jnp.asarray(plain['w_codes']), jnp.asarray(plain['w_scale'])))
     got = self.run_problem(coded, (8, 4), layout=kernels.Layout.INT4)
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
@@ -111,15 +111,15 @@ class IntegerWeightCases(product_cases.ProductCases):
 
   @parameterized.product(kind=_KINDS, mapped=['activations', 'weights too'])
   def test_under_vmap_codes_keep_the_integers_of_their_group(self, kind, mapped):
-    layouts, bits, coded, plain = zip(*(_problem(kind, groups=2, shape=(5, 256, 64), seed=seed) for seed in range(2)))
+    laid_out, bits, coded, plain = zip(*(_problem(kind, groups=2, shape=(5, 256, 64), seed=seed) for seed in range(2)))
     if kind == 'two-level':
       coded[1]['w_multiplier'] = integer_weights.MOST + 1 - coded[1]['w_multiplier']
       plain[1]['w_codes'] = coded[1]['w_codes'] * np.repeat(coded[1]['w_multiplier'], 128, axis=0).astype(np.int8)
     shared = lambda name: mapped == 'activations' and name[0] == 'w'
     stacked = {name: a if shared(name) else np.stack([each[name] for each in coded]) for name, a in coded[0].items()}
-    stacked['w_codes'] = prepack.prepack(jnp.asarray(stacked['w_codes']), layouts[0])
+    stacked['w_codes'] = layouts.prepack(jnp.asarray(stacked['w_codes']), laid_out[0])
     call = lambda a: kernels.quantized_matmul(
-        **a, w_bits=bits[0][1], layout=layouts[0], implementation=self.implementation)
+        **a, w_bits=bits[0][1], layout=laid_out[0], implementation=self.implementation)
     got = jax.jit(jax.vmap(call, in_axes=({name: None if shared(name) else 0 for name in stacked},)))(stacked)
     for each, result in zip(plain, got):
       weights = {name: a for name, a in plain[0].items() if shared(name)}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
-from kernels import prepack
+from kernels import layouts
 
 # offset of x, offset of w
 OFFSETS = {'none': (None, False), 'x, scalar': ('scalar', False), 'x, per token': ('token', False),
@@ -70,7 +70,7 @@ class ProductCases(parameterized.TestCase):
   def run_problem(self, arguments, bits, *, layout=kernels.Layout.CODES, out_dtype=jnp.float32, **static):
     """The result, as a NumPy array."""
     arguments = jax.tree.map(jnp.asarray, arguments)
-    arguments['w_codes'] = prepack.prepack(arguments['w_codes'], layout)
+    arguments['w_codes'] = layouts.prepack(arguments['w_codes'], layout)
     shape = *arguments['x_codes'].shape[:-1], arguments['w_scale'].shape[1]
     call = jax.jit(lambda a: kernels.quantized_matmul(
         **a, x_bits=bits[0], w_bits=bits[1], layout=layout, implementation=self.implementation, out_dtype=out_dtype,
@@ -191,7 +191,7 @@ class TilingCases(ProductCases):
     arguments = problem(offsets='both, per token', groups=(1, groups), shape=(5, 512, 64))
     want = self.run_problem(arguments, (4, 4))
     arguments['row_sums'] = arguments['x_codes'].reshape(5, runs, -1).sum(axis=-1, dtype=np.int32)
-    arguments['column_sums'] = np.asarray(prepack.column_sums(
+    arguments['column_sums'] = np.asarray(layouts.column_sums(
         *(jnp.asarray(arguments[name]) for name in ('w_codes', 'w_scale', 'w_offset'))))
     np.testing.assert_allclose(self.run_problem(arguments, (4, 4)), want, rtol=1e-6)
 
@@ -218,7 +218,7 @@ class WeightOnlyCases(parameterized.TestCase):
 
   def run_problem(self, arguments, layout, out_dtype):
     """The result, as a NumPy array."""
-    packed = arguments | {'w_codes': prepack.prepack(jnp.asarray(arguments['w_codes']), layout)}
+    packed = arguments | {'w_codes': layouts.prepack(jnp.asarray(arguments['w_codes']), layout)}
     call = jax.jit(lambda a: kernels.weight_only_matmul(
         **a, w_bits=4, layout=layout, implementation=self.implementation, out_dtype=out_dtype))
     poison((len(arguments['x']), arguments['w_scale'].shape[1]), out_dtype)

@@ -23,7 +23,7 @@ from jaxquant.numerics import two_level
 from kernels import checks
 from kernels import dint
 from kernels import integer_weights
-from kernels import prepack
+from kernels import layouts
 
 # Linears that read one activation, by what stands for them once their kernels are joined.
 JOINED = {'qkv': ('q', 'k', 'v'), 'gate_up': ('gate', 'up')}
@@ -125,7 +125,7 @@ def laid_out(params: dict) -> dict:
   then run over all inputs at once. Others, tables, and kernels with scales per input stay as they are. What quantizes
   the activations of a kernel that is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED`
   that are alike become one, with the outputs of all behind each other: one kernel in place of some that are too short
-  to fill a GPU.
+  to fill a GPU. The lower end of a static range goes into the biases of its linears, where all are laid out.
 
   Raises:
     UserError: a zero point of dINT codes lies beyond them, so that their integers may exceed 8 bits.
@@ -135,16 +135,15 @@ def laid_out(params: dict) -> dict:
     kernel = trees.get(params, path)['kernel']
     parent, _, name = path.rpartition('/')
     below = lambda place, entry: f'{place}/{entry}' if place else entry
-    if not isinstance(kernel, qtensor.QTensor) or kernel.ndim != 2 or kernel.axis != -2 or trees.is_table(name):
-      continue
     above = {below(path, 'input'), *([below(parent, 'input')] if name in _SHARING else [])} & sites
-    converted = _convert(kernel, bool(above), path)
+    takes = isinstance(kernel, qtensor.QTensor) and kernel.ndim == 2 and kernel.axis == -2 and not trees.is_table(name)
+    converted = _convert(kernel, bool(above), path) if takes else None
     if converted is not None:
       params = trees.put(params, below(path, 'kernel'), converted)
-      for site in above:
-        readers.setdefault(site, []).append((converted.shape[0], converted.scale.shape[0]))
-  for site, groups in readers.items():
-    params = trees.put(params, site, device_quantizers.converted(trees.get(params, site), groups))
+    for site in above:
+      readers.setdefault(site, {})[path] = converted
+  for site, kernels_of in readers.items():
+    params = _site_converted(params, site, kernels_of)
   for path, parent in list(trees.walk(params)):
     for name, parts in JOINED.items() if isinstance(parent, dict) else ():
       if _alike(linears := [parent.get(part) for part in parts]):
@@ -153,11 +152,25 @@ def laid_out(params: dict) -> dict:
   return params
 
 
+def _site_converted(params: dict, site: str, readers: dict[str, DeviceKernel | None]) -> dict:
+  """The tree with what quantizes at a site for its linears, by path; None stands for one that is not laid out."""
+  laid = [kernel for kernel in readers.values() if kernel is not None]
+  specification = trees.get(params, site)
+  offset = device_quantizers.static_offset(specification)
+  if offset is None or len(laid) < len(readers):
+    groups = [(kernel.shape[0], kernel.scale.shape[0]) for kernel in laid]
+    return trees.put(params, site, device_quantizers.converted(specification, groups))
+  for path, kernel in readers.items():
+    bias = trees.get(params, path).get('bias')
+    params = trees.put(params, f'{path}/bias' if path else 'bias', layouts.fold_offset(bias, offset, kernel.column_sums))
+  return trees.put(params, site, device_quantizers.folded(specification))
+
+
 def _alike(linears: list[dict | None]) -> bool:
   """Whether linears are laid out in one way, and hold nothing but that and biases."""
   def kind(linear):
     kernel = linear.get('kernel') if isinstance(linear, dict) else None
-    if not isinstance(kernel, DeviceKernel) or set(linear) - {'kernel', 'bias'} or kernel.shape[1] % prepack.PADDING:
+    if not isinstance(kernel, DeviceKernel) or set(linear) - {'kernel', 'bias'} or kernel.shape[1] % layouts.PADDING:
       return None
     return (kernel.layout, kernel.bits, kernel.special, kernel.shape[0], len(kernel.scale), kernel.offset is None,
             None if kernel.multiplier is None else len(kernel.multiplier), 'bias' in linear)
@@ -213,4 +226,4 @@ def _arrays(kernel: qtensor.QTensor, layout: kernels.Layout):
   codes, scale, offset, zero_point = multiples, wide(scale), wide(offset), None
   if layout is kernels.Layout.DINT4:
     codes, zero_point = dint.widened(kernel.unpacked(), kernel.format.plus), wide(kernel.zero_point.astype(jnp.int32))
-  return prepack.prepack(codes, layout), scale, offset, prepack.column_sums(multiples, scale, offset), zero_point
+  return layouts.prepack(codes, layout), scale, offset, layouts.column_sums(multiples, scale, offset), zero_point

@@ -3,7 +3,7 @@
 Offsets of weights meet the sums of the activation's codes over the weights' groups, which a quantizer has at hand when
 it rounds. A norm that stands before it, a shift, a scale and a transform of channels are taken into the kernel too.
 Ranges that are static, or those of groups of features, stay with XLA, which fuses the former into whatever makes the
-activation.
+activation; the lower end of a static range goes into the biases of the linears that read it.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import math
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 import kernels
 from jaxquant.layers import norms
@@ -69,6 +70,39 @@ class DeviceQuantizer:
   def __call__(self, x):
     codes, total = self.codes_and_total(x)
     return quantizers.values(codes).astype(total.dtype)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['quantizer'], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class FoldedQuantizer:
+  """A static range whose offset is in the biases of the linears that read it: value = scale * code.
+
+  Attributes:
+    quantizer: the one of the range.
+  """
+
+  quantizer: Any
+
+  def codes(self, x) -> quantizers.Codes:
+    """Integer codes of `x` [..., features], as the quantizer gives them, without their offset."""
+    return dataclasses.replace(self.quantizer.codes(x), offset=None)
+
+  def __call__(self, x):
+    return quantizers.values(self.codes(x)).astype(x.dtype)
+
+
+def static_offset(specification: dict[str, Any]):
+  """The offset, a float32 scalar, of the codes of a static range for the whole activation; None if there is none."""
+  quantizer = specification['quantizer']
+  if not isinstance(quantizer, (quantizers.ClipQuantizer, quantizers.PactQuantizer)):
+    return None
+  offset = quantizer.codes(jnp.zeros(1)).offset  # the same for any activation
+  return None if offset.ndim else offset
+
+
+def folded(specification: dict[str, Any]) -> dict[str, Any]:
+  """The specification of an activation whose `static_offset` is in the biases of all that read it."""
+  return specification | {'quantizer': FoldedQuantizer(specification['quantizer'])}
 
 
 def converted(specification: dict[str, Any], groups: list[tuple[int, int]]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from jaxquant.numerics import quantizers
 
 # Not exact, and much faster where scales are many: for calibration, whose inputs need not be right to the last bit.
 DEQUANTIZED = 'dequantized'
+_IMPLEMENTATIONS = (*kernels.IMPLEMENTATIONS, *kernels.DEVICE_IMPLEMENTATIONS, 'auto', DEQUANTIZED)
 
 
 def linear(params: dict, x, *, implementation: str = 'simulated', transpose: bool = False):
@@ -42,9 +43,9 @@ def linear(params: dict, x, *, implementation: str = 'simulated', transpose: boo
   Args:
     params: the dict above.
     x: activation [..., in], or an `inputs.Activation` prepared at the site that several linears share.
-    implementation: how codes meet codes. `simulated` and `xla` run everywhere and give the same bits; `mosaic_gpu`
-      gives the same integers before they are scaled; `auto` takes what is fastest for the problem on this device;
-      `DEQUANTIZED` does without integers.
+    implementation: how codes meet codes, and a kernel that is laid out a plain activation. `simulated` and `xla` run
+      everywhere and give the same bits; `mosaic_gpu` gives the same integers before they are scaled; `auto` takes what
+      is fastest for the problem on this device; `DEQUANTIZED` does without integers.
     transpose: contract with the kernel's last axis instead (a tied head reads the embedding's [vocabulary, in]).
 
   Returns:
@@ -52,7 +53,10 @@ def linear(params: dict, x, *, implementation: str = 'simulated', transpose: boo
 
   Raises:
     UserError: `mosaic_gpu` is asked for, and does not take this product, or not on this device.
+    ValueError: an unknown implementation, or a kernel laid out for another number of inputs.
   """
+  if implementation not in _IMPLEMENTATIONS:
+    raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_IMPLEMENTATIONS)}')
   activation = inputs.prepare(params.get('input'), x)
   return _product(activation, effective_kernel(params), params.get('bias'), implementation, transpose)
 
@@ -92,6 +96,9 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
     raise ValueError('a kernel with scales per input channel cannot meet integer activations: its scales vary along '
                      'the contraction, so no integer sum can be scaled afterwards; leave the activation unquantized')
   if not integer or implementation == DEQUANTIZED:
+    if isinstance(kernel, qtensor.QTensor) and implementation in kernels.DEVICE_IMPLEMENTATIONS:
+      raise errors.UserError(f'{implementation} does not multiply this: a plain activation meets a kernel of '
+                             f'{kernel.format.name} that is not laid out; auto takes what does')
     kernel = quantize.dequantize(kernel, dtype) if isinstance(kernel, qtensor.QTensor) else kernel.astype(dtype)
     y = activation.values @ kernel
     return y if bias is None else y + bias.astype(dtype)
@@ -109,7 +116,9 @@ def _asked_for(implementation: str | None) -> Iterator[None]:
 
 def _device_product(activation: inputs.Activation, kernel: device_kernels.DeviceKernel, bias, implementation):
   """The product with a kernel that is laid out."""
-  dtype, codes = activation.values.dtype, activation.codes
+  dtype, codes, features = activation.values.dtype, activation.codes, activation.values.shape[-1]
+  if features != kernel.shape[0]:  # which padding would hide
+    raise ValueError(f'an activation of {features} features meets a kernel of {kernel.shape[0]} inputs')
   if codes is None:
     # There is no simulation of a product without codes.
     implementation = 'xla' if implementation == 'simulated' else implementation

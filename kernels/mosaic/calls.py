@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import dispatch
-from kernels import prepack
+from kernels import layouts
 
 # The kernels rely on the Mosaic of this version; what later ones take away shows when their modules are imported.
 _OLDEST_JAX = (0, 10, 2)
@@ -41,8 +41,8 @@ def group_of(inputs: int, groups: int) -> int | None:
   """
   if groups == 1:
     return None
-  if inputs // groups % 32 or inputs % prepack.PADDING:
-    raise NotImplementedError(f'it takes groups of a multiple of 32 inputs, {prepack.PADDING} of which divide all of '
+  if inputs // groups % 32 or inputs % layouts.PADDING:
+    raise NotImplementedError(f'it takes groups of a multiple of 32 inputs, {layouts.PADDING} of which divide all of '
                               f'them, not groups of {inputs // groups} of {inputs}')
   return math.gcd(inputs // groups, 128)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from kernels import prepack
+from kernels import layouts
 
 # Multiprocessors of an H100 or H200 (SXM). A constant, since a kernel is also lowered where there is no device to ask.
 CORES = 132
@@ -22,13 +22,13 @@ def shared_memory_beside(blocks: int) -> int:
   return _OF_MULTIPROCESSOR // blocks - _OF_BLOCK
 
 
-def _per_byte(layout: prepack.Layout) -> int:
-  return 1 if layout is prepack.Layout.ROWS else 2
+def _per_byte(layout: layouts.Layout) -> int:
+  return 1 if layout is layouts.Layout.ROWS else 2
 
 
-def _of_token(layout: prepack.Layout) -> int:
+def _of_token(layout: layouts.Layout) -> int:
   """Bytes of an activation."""
-  return 2 if layout is prepack.Layout.INT4_WIDE else 1
+  return 2 if layout is layouts.Layout.INT4_WIDE else 1
 
 
 def _scales(outputs: int, tokens: int, parts: float, two_level: bool) -> int:
@@ -70,14 +70,14 @@ class Prefill:
     """Outputs of a tile."""
     return self.tile_n * self.warpgroups
 
-  def shared_memory(self, layout: prepack.Layout, group: int | None = None, two_level: bool = False) -> int:
+  def shared_memory(self, layout: layouts.Layout, group: int | None = None, two_level: bool = False) -> int:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.tile_m * _of_token(layout) + self.outputs // _per_byte(layout)) * self.tile_k
     step += _scales(self.outputs, self.tile_m, self.tile_k / group if group else 0, two_level)
     return self.stages * step + self.warpgroups * 2 * self.tile_n * 64 * 2
 
   def deepest(
-      self, layout: prepack.Layout, group: int | None = None, two_level: bool = False, most: int = 6) -> 'Prefill':
+      self, layout: layouts.Layout, group: int | None = None, two_level: bool = False, most: int = 6) -> 'Prefill':
     """The same with as many stages as fit, from 1 up to `most`."""
     deeper = [dataclasses.replace(self, stages=stages) for stages in range(2, most + 1)]
     fitting = [config for config in deeper if config.shared_memory(layout, group, two_level) <= SHARED_MEMORY]
@@ -126,7 +126,7 @@ class Decode:
     """Warpgroups' tiles of sums that others read."""
     return self.warpgroups * self.split - (self.fold == 1)
 
-  def shared_memory(self, layout: prepack.Layout, group: int | None = None, two_level: bool = False) -> int:
+  def shared_memory(self, layout: layouts.Layout, group: int | None = None, two_level: bool = False) -> int:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.fold * self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
     step += _scales(self.TILE_N, self.fold * max(32, self.tile_m), self.tile_k / group if group else 0, two_level)

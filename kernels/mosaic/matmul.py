@@ -11,7 +11,7 @@ from kernels import checks
 from kernels import dint
 from kernels import dispatch
 from kernels import integer_weights
-from kernels import prepack
+from kernels import layouts
 from kernels import tuning
 from kernels.mosaic import calls
 from kernels.mosaic import configs
@@ -50,16 +50,16 @@ def _check(operands, layout, x_bits, w_bits, out_dtype):
     raise NotImplementedError(f'it takes weights of at most 8 bits, not {w_bits}')
   if out_dtype not in _DTYPES:
     raise NotImplementedError(f'it writes bfloat16, float16 or float32, not {jnp.dtype(out_dtype)}')
-  if layout is prepack.Layout.CODES:
-    layout = prepack.Layout.INT4 if w_bits <= 4 or _two_level(operands) else prepack.Layout.ROWS
-  if layout is prepack.Layout.INT4_WIDE:
+  if layout is layouts.Layout.CODES:
+    layout = layouts.Layout.INT4 if w_bits <= 4 or _two_level(operands) else layouts.Layout.ROWS
+  if layout is layouts.Layout.INT4_WIDE:
     raise NotImplementedError(f'the layout {layout.value} is for activations that are not quantized')
-  if layout is prepack.Layout.DINT4 and w_bits > 7:
+  if layout is layouts.Layout.DINT4 and w_bits > 7:
     raise NotImplementedError(f'it takes dINT codes of integers of at most 7 bits, not {w_bits}')
   groups, length = _groups(operands), operands['x_codes'].shape[-1]
-  if calls.group_of(length, groups) == 32 and layout is prepack.Layout.ROWS:
+  if calls.group_of(length, groups) == 32 and layout is layouts.Layout.ROWS:
     raise NotImplementedError(f'it takes groups of {length // groups} inputs of weights of 4 bits only')
-  stored_bits = {prepack.Layout.INT4: 8, prepack.Layout.DINT4: w_bits + 1}.get(layout, w_bits)  # with their factors
+  stored_bits = {layouts.Layout.INT4: 8, layouts.Layout.DINT4: w_bits + 1}.get(layout, w_bits)  # with their factors
   if length // len(operands['w_scale']) > (most := checks.LARGEST_INT32 >> (x_bits + stored_bits - 2)):
     raise NotImplementedError(f'its sums over more than {most} inputs may exceed int32')
   return layout
@@ -78,12 +78,12 @@ def _groups(operands: dict) -> int:
 def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
   """Calls the kernel in the configuration for the problem."""
   (*batch, inputs), groups = operands['x_codes'].shape, _groups(operands)
-  outputs = operands['w_codes'].shape[1] if given is prepack.Layout.CODES else operands['w_scale'].shape[1]
+  outputs = layouts.outputs(operands['w_codes'], operands['w_scale'], given)
   group = calls.group_of(inputs, groups)
   two_level = _two_level(operands)
-  four_bits = x_bits <= 4 and layout is not prepack.Layout.DINT4 and not two_level
+  four_bits = x_bits <= 4 and layout is not layouts.Layout.DINT4 and not two_level
   config = tuning.choose(
-      tuning.Problem(math.prod(batch), outputs, prepack.padded(inputs), layout, group, four_bits, two_level),
+      tuning.Problem(math.prod(batch), outputs, layouts.padded(inputs), layout, group, four_bits, two_level),
       dispatch.device().device_kind)
   return _call(
       operands, given=given, layout=layout, group=group, out_dtype=out_dtype, config=config, w_special=w_special)
@@ -99,16 +99,16 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
       'x_codes', 'w_codes', 'w_scale', 'w_offset', 'x_scale', 'x_offset', 'bias', 'row_sums', 'column_sums'))
   w_zero_point, w_multiplier = operands.get('w_zero_point'), operands.get('w_multiplier')
   *batch, inputs = x.shape
-  outputs = w.shape[1] if given is prepack.Layout.CODES else w_scale.shape[1]
+  outputs = layouts.outputs(w, w_scale, given)
   spread = lambda v: None if v is None else jnp.broadcast_to(v, (v.shape[0], outputs))
   w_scale, w_offset = spread(w_scale), spread(w_offset)
   if x_offset is not None and column_sums is None:
     integers = integer_weights.integers(w, given, (inputs, outputs), w_zero_point, w_special, w_multiplier)
-    column_sums = prepack.column_sums(integers, w_scale, w_offset)
-  if given is prepack.Layout.CODES:
-    w = prepack.prepack(w, layout)
+    column_sums = layouts.column_sums(integers, w_scale, w_offset)
+  if given is layouts.Layout.CODES:
+    w = layouts.prepack(w, layout)
 
-  tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
+  tokens, groups, length = math.prod(batch), len(w_scale), layouts.padded(inputs)
   # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
   # be a multiple of 8. For many tokens, vectors are read without a copy and have to cover whole tiles.
   rows = calls.whole_rows(tokens)
@@ -130,9 +130,9 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
     w_offset = (0 if w_offset is None else w_offset) - 8 * w_scale
   elif w_multiplier is not None:
     unpacked = unpacking(w_multiplier, registers.int4_times)
-  elif layout is prepack.Layout.INT4:  # the operand is 16 * code
+  elif layout is layouts.Layout.INT4:  # the operand is 16 * code
     factor = 1 / 16
-  elif layout is prepack.Layout.DINT4:  # the operand is 2 * integer
+  elif layout is layouts.Layout.DINT4:  # the operand is 2 * integer
     factor = 1 / 2
     unpacked = unpacking(
         w_zero_point, functools.partial(registers.dint4_times_2, per_step=dint.per_step(w_special)))

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from kernels import prepack
+from kernels import layouts
 from kernels.mosaic import factors
 from kernels.mosaic import partial_sums
 from kernels.mosaic import registers
@@ -67,7 +67,7 @@ class Product:
     steps: of all inputs.
   """
 
-  def __init__(self, x, w, groups: factors.Groups | None, layout: prepack.Layout, tile_k: int,
+  def __init__(self, x, w, groups: factors.Groups | None, layout: layouts.Layout, tile_k: int,
                unpacking: factors.Unpacking | None = None, fold: int = 1):
     """With `fold` runs of the inputs, steps have `tile_k` of each: see `partial_sums`.
 
@@ -78,7 +78,7 @@ class Product:
     self._fold = fold
     self._groups = groups
     self._unpacking = unpacking
-    self._packed = layout is not prepack.Layout.ROWS
+    self._packed = layout is not layouts.Layout.ROWS
     self._width = tile_k
     self.steps = pl.cdiv(x.shape[1], fold * tile_k)
     self._parts = 1 if groups is None else self._parts_of(groups.scale)

@@ -2,7 +2,7 @@
 
 Each function loads nothing: it turns an array of bytes in the layout of an 8-bit matrix operand, a 32-bit word a
 register, into operands of a matrix instruction. Arithmetic on 8-bit vectors does not exist below, hence words.
-The layouts of the bytes are those of `kernels.prepack`, where the tests emulate the same masks.
+The layouts of the bytes are those of `kernels.layouts`, where the tests emulate the same masks.
 """
 
 from jax.experimental.mosaic import gpu as mgpu

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import dispatch
-from kernels import prepack
+from kernels import layouts
 from kernels import tuning
 from kernels.mosaic import calls
 
@@ -35,7 +35,7 @@ def lowered(operands: dict, *, layout, w_bits, out_dtype):
     raise NotImplementedError(f'it takes at most {MOST_TOKENS} tokens, not {tokens}')
   if x.dtype != jnp.bfloat16 or out_dtype not in (jnp.bfloat16, jnp.float32):
     raise NotImplementedError(f'it takes bfloat16 and writes it or float32, not {x.dtype} and {jnp.dtype(out_dtype)}')
-  if w_bits > 4 or layout not in (prepack.Layout.CODES, prepack.Layout.INT4_WIDE):
+  if w_bits > 4 or layout not in (layouts.Layout.CODES, layouts.Layout.INT4_WIDE):
     raise NotImplementedError(f'it takes weights of 4 bits, not {w_bits} bits laid out as {layout.value}')
   calls.group_of(x.shape[-1], groups)
   return calls.guarded(functools.partial(_run, layout=layout, out_dtype=out_dtype), operands, ('x',))
@@ -44,10 +44,10 @@ def lowered(operands: dict, *, layout, w_bits, out_dtype):
 def _run(operands: dict, *, layout, out_dtype):
   """Calls the kernel in the configuration for the problem."""
   (*batch, inputs), groups = operands['x'].shape, len(operands['w_scale'])
-  outputs = operands['w_codes'].shape[1] if layout is prepack.Layout.CODES else operands['w_scale'].shape[1]
+  outputs = layouts.outputs(operands['w_codes'], operands['w_scale'], layout)
   group = calls.group_of(inputs, groups)
   config = tuning.choose(tuning.Problem(
-      math.prod(batch), outputs, prepack.padded(inputs), prepack.Layout.INT4_WIDE, group),
+      math.prod(batch), outputs, layouts.padded(inputs), layouts.Layout.INT4_WIDE, group),
                          dispatch.device().device_kind)
   return _call(operands, layout=layout, group=group, out_dtype=out_dtype, config=config)
 
@@ -59,10 +59,10 @@ def _call(operands: dict, *, layout, group, out_dtype, config):
   from kernels.mosaic import decode, epilogue, factors  # pylint: disable=g-import-not-at-top
   x, w, w_scale, w_offset, bias = (operands[name] for name in ('x', 'w_codes', 'w_scale', 'w_offset', 'bias'))
   *batch, inputs = x.shape
-  outputs = w.shape[1] if layout is prepack.Layout.CODES else w_scale.shape[1]
-  if layout is prepack.Layout.CODES:
-    w = prepack.prepack(w, prepack.Layout.INT4_WIDE)
-  tokens, groups, length = math.prod(batch), len(w_scale), prepack.padded(inputs)
+  outputs = layouts.outputs(w, w_scale, layout)
+  if layout is layouts.Layout.CODES:
+    w = layouts.prepack(w, layouts.Layout.INT4_WIDE)
+  tokens, groups, length = math.prod(batch), len(w_scale), layouts.padded(inputs)
   x = x.reshape(tokens, inputs)
   rows = calls.whole_rows(tokens)
   covered = calls.next_multiple(tokens, config.tile_m)
@@ -80,6 +80,6 @@ def _call(operands: dict, *, layout, group, out_dtype, config):
     scaled = factors.Groups(repeat(w_scale), repeat(w_offset), row_sums)
   bias = None if bias is None else calls.fit(bias.astype(jnp.float32), len(w))
   x = jnp.pad(x, ((0, rows - tokens), (0, length - inputs)))
-  y = decode.matmul(x, w, epilogue.Terms(scale, None, rank_one, bias), scaled, layout=prepack.Layout.INT4_WIDE,
+  y = decode.matmul(x, w, epilogue.Terms(scale, None, rank_one, bias), scaled, layout=layouts.Layout.INT4_WIDE,
                     out_dtype=out_dtype, config=config)
   return y[:tokens, :outputs].reshape(*batch, outputs)

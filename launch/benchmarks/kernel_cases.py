@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import kernels
-from kernels import prepack
+from kernels import layouts
 from kernels.mosaic import activations
 from kernels.mosaic import attention
 from kernels.mosaic import matmul
@@ -49,7 +49,7 @@ def product(
   zero_point = of((groups, outputs), jnp.int32) if layout is kernels.Layout.DINT4 else None
   multiplier = of((multipliers, outputs), jnp.int32) if multipliers else None
   return dict(
-      x_codes=of((tokens, inputs), jnp.int8), w_codes=of(prepack.shape(layout, inputs, outputs), jnp.int8),
+      x_codes=of((tokens, inputs), jnp.int8), w_codes=of(layouts.shape(layout, inputs, outputs), jnp.int8),
       x_scale=x_scale, w_scale=output, x_offset=x_scale if x_offset else None,
       w_offset=output if w_offset else None, bias=of((outputs,), jnp.float32) if bias else None, row_sums=None,
       column_sums=of((outputs,), jnp.float32) if x_offset else None, w_zero_point=zero_point, w_multiplier=multiplier)
@@ -106,7 +106,7 @@ def _plain(size, tokens, group, w_offset) -> Case:
   (outputs, inputs), of, layout = size, jax.ShapeDtypeStruct, kernels.Layout.INT4_WIDE
   scale = of((inputs // group if group else 1, outputs), jnp.float32)
   operands = dict(
-      x=of((tokens, inputs), jnp.bfloat16), w_codes=of(prepack.shape(layout, inputs, outputs), jnp.int8), w_scale=scale,
+      x=of((tokens, inputs), jnp.bfloat16), w_codes=of(layouts.shape(layout, inputs, outputs), jnp.int8), w_scale=scale,
       w_offset=scale if w_offset else None, bias=None)
   call = functools.partial(weight_only.lowered, layout=layout, w_bits=4, out_dtype=jnp.bfloat16)
   return Case(_name('W4A16', size, tokens, group, w_offset), call, operands)

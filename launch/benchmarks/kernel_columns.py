@@ -12,7 +12,7 @@ import kernels
 from kernels import activations
 from kernels import dint
 from kernels import integer_weights
-from kernels import prepack
+from kernels import layouts
 from launch.benchmarks import kernel_reading
 from launch.benchmarks import kernel_timing
 
@@ -129,7 +129,7 @@ def _int4(codes, scale):
 
 
 def _packed(layout, codes, scale):
-  return prepack.prepack(codes, layout), scale
+  return layouts.prepack(codes, layout), scale
 
 
 def _xla_int8(x, w):

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from kernels import prepack
+from kernels import layouts
 from kernels import tuning
 from kernels.mosaic import configs
 from launch import workdir
@@ -80,10 +80,10 @@ def candidates(problem: tuning.Problem) -> list[Any]:
     for tile_k, stages, warpgroups, (split, fold, shared, copying), f8 in itertools.product(
         (*steps, 512), (2, 4, 8), (1, 2), _BLOCKS, float8):
       found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8, fold, shared, copying))
-    if problem.layout is not prepack.Layout.INT4_WIDE:
+    if problem.layout is not layouts.Layout.INT4_WIDE:
       found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
                 for tile_k, warpgroups, f8 in itertools.product((256, 512), (1, 2), float8)]
-  if problem.tokens >= 64 and problem.layout is not prepack.Layout.INT4_WIDE:
+  if problem.tokens >= 64 and problem.layout is not layouts.Layout.INT4_WIDE:
     tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.scaled else (
         (64, 64), (64, 128), (64, 192), (64, 256), (128, 64), (128, 128))
     for (tile_n, tile_m), tile_k, warpgroups, panel, f8, cluster in itertools.product(

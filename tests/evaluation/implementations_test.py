@@ -55,8 +55,8 @@ class ImplementationsTest(parameterized.TestCase):
     if activations == 16:  # what the rounding of weights costs would be seen
       self.assertGreater(abs(_perplexity(_float(), dtype, 'xla') / found['xla'] - 1), 3 * _LIMITS[dtype], found)
 
-  @gpus.needed
   @parameterized.product(activations=[16, 8, 4], dtype=list(_LIMITS))
+  @gpus.needed
   def test_on_a_gpu(self, activations, dtype):
     packed = _packed(activations)
     found = {name: _perplexity(packed, dtype, name) for name in kernels.IMPLEMENTATIONS}

@@ -1,6 +1,6 @@
 """The kernels' own bodies, interpreted: pipelines, addresses, terms and the way to memory, with weights of 8 bits.
 
-Weights of 4 bits are unpacked in registers, which the interpreter does not know; `prepack_test` emulates that part.
+Weights of 4 bits are unpacked in registers, which the interpreter does not know; `layouts_test` emulates that part.
 Nor does it know sums that cross warpgroups, so that products of few tokens run in one, or stores of single registers.
 """
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
-from kernels import prepack
+from kernels import layouts
 from kernels import tuning
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
@@ -93,7 +93,7 @@ class InterpretTest(parameterized.TestCase):
     want, size = product_cases.reference(arguments)
     row_sums = arguments['x_codes'].reshape(5, runs, -1).sum(axis=-1, dtype=np.int32)
     operands = jax.tree.map(jnp.asarray, arguments) | {
-        'row_sums': jnp.asarray(row_sums), 'column_sums': prepack.column_sums(
+        'row_sums': jnp.asarray(row_sums), 'column_sums': layouts.column_sums(
             *(jnp.asarray(arguments[name]) for name in ('w_codes', 'w_scale', 'w_offset')))}
 
     def run(**others):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
-from kernels import prepack
+from kernels import layouts
 from tests import integer_weight_cases
 from tests import product_cases
 
@@ -167,6 +167,11 @@ class QuantizedMatmulTest(parameterized.TestCase):
       ({'x_bits': 9}, 'x_bits must be an integer from 1 to 8 here, not 9'),
       ({'w_bits': -5}, 'w_bits must be an integer from 1 to 8 here, not -5'),
       ({'w_bits': 4.0}, 'w_bits must be an integer from 1 to 8 here, not 4.0'),
+      ({'w_bits': True}, 'w_bits must be an integer from 1 to 8 here, not True'),
+      ({'out_dtype': jnp.int32}, "out_dtype must be a floating dtype, not <class 'jax.numpy.int32'>"),
+      ({'out_dtype': 'foo'}, "out_dtype must be a floating dtype, not 'foo'"),
+      ({'out_dtype': None}, 'out_dtype must be a floating dtype, not None'),
+      ({'implementation': ['xla']}, r"unknown implementation \['xla'\]; there are simulated, xla, mosaic_gpu"),
       ({'w_bits': 12}, 'w_bits must be an integer from 1 to 8 here, not 12'),
       ({'w_codes': np.zeros((24, 7), np.int16)}, 'w_bits must be an integer from 9 to 15 here, not 8'),
       ({'w_codes': np.zeros((24, 7), np.int16), 'w_bits': 16}, 'w_bits must be an integer from 9 to 15 here, not 16'),
@@ -203,19 +208,20 @@ class DintTest(parameterized.TestCase):
       ({'w_bits': 4}, 'w_bits must be an integer from 5 to 8 here, not 4'),
       ({'w_bits': 6, 'w_special': 1 / 8}, 'w_bits must be an integer from 7 to 8 here, not 6'),
       ({'w_bits': 9}, 'w_bits must be an integer from 5 to 8 here, not 9'),
+      ({'w_zero_point': np.full((2, 64), 14, np.int32)}, 'w_zero_point goes from 0 to 13, and one is 14'),
       ({'w_special': 1 / 3}, '1/2, 1/4 or 1/8 of a step, not 0.333'),
       ({'w_offset': np.zeros((2, 64), np.float32)}, 'the layout dint4 takes w_zero_point instead of w_offset'),
       ({'w_codes': np.zeros((128, 256), np.int8)}, 'cannot contract codes of .* in the layout dint4, for 64 outputs'))
   def test_refuses_operands_that_do_not_fit(self, overrides, message):
     coded, _ = integer_weight_cases.dint_problem(groups=2)
-    coded['w_codes'] = prepack.prepack(jnp.asarray(coded['w_codes']), kernels.Layout.DINT4)
+    coded['w_codes'] = layouts.prepack(jnp.asarray(coded['w_codes']), kernels.Layout.DINT4)
     with self.assertRaisesRegex(ValueError, message):
       kernels.quantized_matmul(**coded | overrides, layout=kernels.Layout.DINT4)
 
   @parameterized.product(implementation=list(kernels.IMPLEMENTATIONS), groups=[1, 4])
   def test_integers_of_eight_bits_give_the_bits_of_plain_ones(self, implementation, groups):
     coded, plain = integer_weight_cases.dint_problem(special=1 / 8, groups=groups, offsets='x, per token')
-    coded['w_codes'] = prepack.prepack(jnp.asarray(coded['w_codes']), kernels.Layout.DINT4)
+    coded['w_codes'] = layouts.prepack(jnp.asarray(coded['w_codes']), kernels.Layout.DINT4)
     got = kernels.quantized_matmul(
         **coded, layout=kernels.Layout.DINT4, w_special=1 / 8, implementation=implementation)
     np.testing.assert_array_equal(got, kernels.quantized_matmul(**plain, implementation=implementation))
@@ -231,6 +237,8 @@ class TwoLevelTest(parameterized.TestCase):
       ({'w_multiplier': np.ones((2, 1), np.int32)}, r'for W groups of 256 inputs, not int32 \[2, 1\]'),
       ({'w_multiplier': np.ones(64, np.int32)}, r'for W groups of 256 inputs, not int32 \[64\]'),
       ({'w_multiplier': np.ones((2, 64), np.int8)}, r'for W groups of 256 inputs, not int8 \[2, 64\]'),
+      ({'w_multiplier': np.full((2, 64), 100, np.int32)}, 'w_multiplier goes from 1 to 15, and one is 100'),
+      ({'w_multiplier': jnp.zeros((2, 64), jnp.int32)}, 'w_multiplier goes from 1 to 15, and one is 0'),
       ({'w_scale': np.ones((2, 64), np.float32)}, 'w_multiplier takes one w_scale an output, not 2, and no w_offset'),
       ({'w_offset': np.ones((1, 64), np.float32)}, 'w_multiplier takes one w_scale an output, not 1, and no w_offset'),
       ({'w_zero_point': np.ones((1, 64), np.int32)}, 'w_zero_point belongs to the layout dint4, not to codes'))

@@ -63,6 +63,7 @@ class RefusalTest(parameterized.TestCase):
       (dict(layout='codes'), ValueError, "must be a kernels.Layout, not 'codes'"),
       (dict(bias=np.ones(7, np.int32)), ValueError, r'bias of shape \(7,\) and dtype int32 does not fit'),
       (dict(bias=np.ones(6, np.float32)), ValueError, r'bias of shape \(6,\) and dtype float32 does not fit 7 outputs'),
+      (dict(out_dtype=jnp.int8), ValueError, 'out_dtype must be a floating dtype'),
       (dict(implementation='mosaic_gpu'), NotImplementedError, 'compute capability 9.0, and this is cpu'))
   def test_operands_that_do_not_fit(self, overrides, error, message):
     arguments = product_cases.weight_only_problem(3, 24, 7, 2, False, False) | {'w_bits': 4} | overrides

@@ -12,6 +12,7 @@ import numpy as np
 import kernels
 from jaxquant import errors
 from jaxquant.layers import device_kernels
+from jaxquant.layers import device_quantizers
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.numerics import formats
@@ -55,9 +56,41 @@ class DeviceKernelTest(parameterized.TestCase):
     layer, x = _layer(name, group_size, quantizer), _random(2, 3, 128)
     converted = device_kernels.laid_out(layer)
     self.assertEqual(isinstance(converted['kernel'], device_kernels.DeviceKernel), name != 'dint8')
+    want = _linear(layer, x, implementation='xla')
+    # The offset of a static range is added to the bias first.
+    tolerance = 2e-6 * np.abs(want).max() if quantizer == 'clip' else 0
     for implementation in ('simulated', 'auto'):
       got = _linear(converted, x, implementation=implementation)
-      np.testing.assert_array_equal(got, _linear(layer, x, implementation='xla'))
+      np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
+
+  @parameterized.parameters(
+      ('clip', True), ('pact', True), ('step', False), ('per token', False), ('per channel', False))
+  def test_the_offset_of_a_static_range_goes_into_the_bias(self, name, folded):
+    others = {'pact': quantizers.PactQuantizer(jnp.float32(2), 4), 'step': quantizers.StepQuantizer(jnp.float32(0.1), 4),
+              'per channel': quantizers.ClipQuantizer(-jnp.ones(128), jnp.ones(128), 4)}
+    quantizer = (_QUANTIZERS | others)[name]
+    layer = _layer('int4', 32, 'clip') | {'input': {'quantizer': quantizer}}
+    converted = device_kernels.laid_out(layer)
+    self.assertEqual(isinstance(converted['input']['quantizer'], device_quantizers.FoldedQuantizer), folded)
+    if not folded:
+      self.assertIs(converted['bias'], layer['bias'])
+      return
+    x = _random(3, 128)
+    codes, got = quantizer.codes(x), inputs.prepare(converted['input'], x)
+    self.assertIsNone(got.codes.offset)
+    np.testing.assert_array_equal(got.codes.codes, codes.codes)
+    constant = codes.offset * quantize.dequantize(layer['kernel']).sum(0)
+    np.testing.assert_allclose(converted['bias'], layer['bias'] + constant, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got.values @ converted['kernel'].dense() + converted['bias'],
+                               quantizer(x) @ converted['kernel'].dense() + layer['bias'], rtol=1e-4, atol=1e-4)
+
+  def test_an_offset_stays_where_one_of_its_readers_is_not_laid_out(self):
+    kernel = {'kernel': quantize.quantize(_random(128, 128), formats.parse('int4'))}
+    site = {'input': {'quantizer': _QUANTIZERS['clip']}}
+    for last, folded in ((kernel, True), ({'kernel': _random(128, 128)}, False)):
+      got = device_kernels.laid_out({'gate': kernel, 'up': last} | site)
+      self.assertEqual(isinstance(got['input']['quantizer'], device_quantizers.FoldedQuantizer), folded)
+      self.assertEqual('bias' in got.get('gate_up', got.get('gate')), folded)
 
   @parameterized.product(
       name=['int4', 'full_int4', 'int3'], quantizer=list(_QUANTIZERS), implementation=['simulated', 'auto'])
@@ -132,6 +165,13 @@ class DeviceKernelTest(parameterized.TestCase):
       kept = device_kernels.laid_out(tree)
       jax.tree.map(np.testing.assert_array_equal, kept, tree)
       self.assertEqual(jax.tree.structure(kept), jax.tree.structure(tree))
+
+  @parameterized.parameters('clip', None)
+  def test_a_kernel_laid_out_meets_as_many_features_as_it_has_inputs(self, quantizer):
+    # Both are padded to 128, so that the shapes of what is multiplied would fit.
+    layer = {**_layer('int4', None, quantizer), 'kernel': quantize.quantize(_random(120, 24), formats.parse('int4'))}
+    with self.assertRaisesRegex(ValueError, 'an activation of 128 features meets a kernel of 120 inputs'):
+      linear.linear(device_kernels.laid_out(layer), _random(3, 128))
 
   def test_a_kernel_laid_out_is_not_read_transposed(self):
     with self.assertRaisesRegex(ValueError, 'cannot be read transposed'):

@@ -9,7 +9,7 @@ import numpy as np
 import kernels
 from kernels import dint
 from kernels import integer_weights
-from kernels import prepack
+from kernels import layouts
 
 _PACKED = [kernels.Layout.ROWS, kernels.Layout.INT4, kernels.Layout.INT4_WIDE]
 
@@ -47,38 +47,38 @@ class LayoutTest(parameterized.TestCase):
   @parameterized.product(layout=list(kernels.Layout), size=[(128, 128), (256, 128), (70, 3), (1, 1), (384, 130)])
   def test_unpack_inverts_prepack(self, layout, size):
     codes = _codes(*size) & (15 if layout is kernels.Layout.DINT4 else -1)
-    packed = jax.jit(prepack.prepack, static_argnums=1)(codes, layout)
-    self.assertEqual(packed.shape, prepack.shape(layout, *size))
+    packed = jax.jit(layouts.prepack, static_argnums=1)(codes, layout)
+    self.assertEqual(packed.shape, layouts.shape(layout, *size))
     self.assertEqual(packed.dtype, jnp.int8)
-    np.testing.assert_array_equal(prepack.unpack(packed, layout, size), codes)
+    np.testing.assert_array_equal(layouts.unpack(packed, layout, size), codes)
 
   @parameterized.parameters(*_PACKED)
   def test_padding_is_zero(self, layout):
-    packed = prepack.prepack(jnp.asarray(_codes(70, 3) | 1), layout)
-    whole = np.asarray(prepack.unpack(packed, layout, (prepack.padded(70), prepack.padded(3))))
+    packed = layouts.prepack(jnp.asarray(_codes(70, 3) | 1), layout)
+    whole = np.asarray(layouts.unpack(packed, layout, (layouts.padded(70), layouts.padded(3))))
     np.testing.assert_array_equal(whole[:70, :3], _codes(70, 3) | 1)
     self.assertEqual(np.count_nonzero(whole), 70 * 3)
 
   def test_rows_hold_codes_of_eight_bits(self):
     codes = _codes(256, 5, bits=8)
-    packed = np.asarray(prepack.prepack(jnp.asarray(codes), kernels.Layout.ROWS))
+    packed = np.asarray(layouts.prepack(jnp.asarray(codes), kernels.Layout.ROWS))
     np.testing.assert_array_equal(packed[:5], codes.T)
 
   @parameterized.parameters(*kernels.Layout)
   def test_leading_axes_are_those_of_a_stack(self, layout):
     codes = np.stack([_codes(70, 3, seed=seed) for seed in range(4)]).reshape(2, 2, 70, 3)
-    stacked = prepack.prepack(jnp.asarray(codes), layout)
-    np.testing.assert_array_equal(stacked[1, 0], prepack.prepack(jnp.asarray(codes[1, 0]), layout))
+    stacked = layouts.prepack(jnp.asarray(codes), layout)
+    np.testing.assert_array_equal(stacked[1, 0], layouts.prepack(jnp.asarray(codes[1, 0]), layout))
 
   def test_two_masks_make_eight_bit_operands_of_a_word(self):
     codes = _codes(256, 128)
-    words = _words(prepack.prepack(jnp.asarray(codes), kernels.Layout.INT4))
+    words = _words(layouts.prepack(jnp.asarray(codes), kernels.Layout.INT4))
     low, high = (_bytes(w & np.uint32(0xF0F0F0F0)).reshape(128, -1, 1, 32) for w in (words << np.uint32(4), words))
     np.testing.assert_array_equal(np.concatenate([low, high], axis=2).reshape(128, 256), 16 * codes.T)
 
   def test_masks_make_codes_above_eight_of_a_word(self):
     codes = _codes(256, 128)
-    words = _words(prepack.prepack(jnp.asarray(codes), kernels.Layout.INT4)) ^ np.uint32(0x88888888)
+    words = _words(layouts.prepack(jnp.asarray(codes), kernels.Layout.INT4)) ^ np.uint32(0x88888888)
     low, high = (_bytes(w & np.uint32(0x0F0F0F0F)).reshape(128, -1, 1, 32) for w in (words, words >> np.uint32(4)))
     np.testing.assert_array_equal(np.concatenate([low, high], axis=2).reshape(128, 256), codes.T + 8)
 
@@ -86,7 +86,7 @@ class LayoutTest(parameterized.TestCase):
   def test_one_multiplication_of_words_makes_eight_bit_operands_of_it(self, multiplier):
     # As registers.int4_times does it; padding is multiplied by 0.
     codes = _codes(256, 128)
-    words = _words(prepack.prepack(jnp.asarray(codes), kernels.Layout.INT4))
+    words = _words(layouts.prepack(jnp.asarray(codes), kernels.Layout.INT4))
     first = 0x80808080 - multiplier * 0x08080808
     parts = []
     for half in (words, words >> np.uint32(4)):
@@ -107,7 +107,7 @@ class LayoutTest(parameterized.TestCase):
       self.assertLess(max(table), 2**32)
       table = [word & 0x7F7F7F7F for word in table]
       table[3] = (table[3] & 0xFFFF) | 0x7F010000
-      words = _words(prepack.prepack(jnp.asarray(codes), kernels.Layout.DINT4))
+      words = _words(layouts.prepack(jnp.asarray(codes), kernels.Layout.DINT4))
       low, high = (_bytes((_permuted(*table[:2], places) | _permuted(*table[2:], others)) << np.uint32(1))
                    for places, others in ((w, w ^ np.uint32(0x88888888)) for w in (words, words >> np.uint32(16))))
       got = np.stack([part.reshape(128, -1, 32) for part in (low, high)], axis=2).reshape(128, 256)
@@ -121,7 +121,7 @@ class LayoutTest(parameterized.TestCase):
 
   def test_masks_make_pairs_of_sixteen_bit_operands_of_a_word(self):
     codes = _codes(256, 128)
-    words = _words(prepack.prepack(jnp.asarray(codes), kernels.Layout.INT4_WIDE)) ^ np.uint32(0x88888888)
+    words = _words(layouts.prepack(jnp.asarray(codes), kernels.Layout.INT4_WIDE)) ^ np.uint32(0x88888888)
     got = np.empty((128, 256), np.float32)
     for pair in range(4):
       # bfloat16 0x4300 is 128, and its last bit counts ones.
@@ -134,7 +134,18 @@ class LayoutTest(parameterized.TestCase):
 
   def test_refuses_codes_that_are_not_int8(self):
     with self.assertRaisesRegex(ValueError, r'layouts are made of int8 codes .*, not int16 \[128, 128\]'):
-      prepack.prepack(jnp.zeros((128, 128), jnp.int16), kernels.Layout.INT4)
+      layouts.prepack(jnp.zeros((128, 128), jnp.int16), kernels.Layout.INT4)
+
+
+  @parameterized.parameters('int4', None, 4)
+  def test_refuses_what_is_no_layout(self, layout):
+    with self.assertRaisesRegex(ValueError, f'must be a kernels.Layout, not {layout!r}'):
+      kernels.prepack(jnp.zeros((128, 128), jnp.int8), layout)
+
+  @parameterized.parameters(*kernels.Layout)
+  def test_refuses_what_is_no_array(self, layout):
+    with self.assertRaisesRegex(ValueError, 'w_codes must be an array, not a list'):
+      kernels.prepack([[1]], layout)
 
 
 class DintTest(parameterized.TestCase):
@@ -144,7 +155,7 @@ class DintTest(parameterized.TestCase):
     zero_point = np.tile(np.arange(14), (groups, 1))
     zero_point[-1] = zero_point[-1][::-1]
     codes = np.tile(np.arange(16)[:, None], (2, 14)).astype(np.int8)
-    packed = prepack.prepack(jnp.asarray(codes), kernels.Layout.DINT4)
+    packed = layouts.prepack(jnp.asarray(codes), kernels.Layout.DINT4)
     got = integer_weights.integers(
         packed, kernels.Layout.DINT4, (32, 14), jnp.asarray(zero_point, jnp.int32), special)
     self.assertEqual(got.dtype, jnp.int8)
@@ -166,7 +177,7 @@ class SumsTest(parameterized.TestCase):
     codes = np.tile(np.arange(-8, 8, dtype=np.int8)[:, None], (4, integer_weights.MOST))
     multiplier = np.stack([np.roll(np.arange(1, integer_weights.MOST + 1), group) for group in range(groups)])
     got = integer_weights.integers(
-        prepack.prepack(jnp.asarray(codes), layout), layout, codes.shape, multiplier=jnp.asarray(multiplier, jnp.int32))
+        layouts.prepack(jnp.asarray(codes), layout), layout, codes.shape, multiplier=jnp.asarray(multiplier, jnp.int32))
     self.assertEqual(got.dtype, jnp.int8)
     for row in range(64):
       np.testing.assert_array_equal(got[row], codes[row].astype(int) * multiplier[row * groups // 64])
@@ -179,11 +190,11 @@ class SumsTest(parameterized.TestCase):
     w_offset = rng.normal(size=(groups, 9)).astype(np.float32) if offset else None
     values = codes * np.repeat(np.float64(scale), 64 // groups, axis=0)
     values += np.repeat(w_offset, 64 // groups, axis=0) if offset else 0
-    sums = prepack.column_sums(jnp.asarray(codes), scale, w_offset)
+    sums = layouts.column_sums(jnp.asarray(codes), scale, w_offset)
     np.testing.assert_allclose(sums, values.sum(axis=0), rtol=1e-5, atol=1e-4)
-    folded = prepack.fold_offset(bias, jnp.float32(-1.25), sums)
+    folded = layouts.fold_offset(bias, jnp.float32(-1.25), sums)
     np.testing.assert_allclose(folded, bias - 1.25 * values.sum(axis=0), rtol=1e-5, atol=1e-4)
-    np.testing.assert_array_equal(prepack.fold_offset(None, jnp.float32(-1.25), sums), -1.25 * sums)
+    np.testing.assert_array_equal(layouts.fold_offset(None, jnp.float32(-1.25), sums), -1.25 * sums)
 
   @parameterized.parameters(*_PACKED)
   def test_layouts_give_the_products_of_plain_codes(self, layout):
@@ -193,7 +204,7 @@ class SumsTest(parameterized.TestCase):
     call = jax.jit(kernels.quantized_matmul, static_argnames=('layout', 'implementation'))
     for implementation in kernels.IMPLEMENTATIONS:
       want = call(x, w, *scales, implementation=implementation)
-      packed = prepack.prepack(w, layout)
+      packed = layouts.prepack(w, layout)
       np.testing.assert_array_equal(call(x, packed, *scales, layout=layout, implementation=implementation), want)
 
 

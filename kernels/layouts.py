@@ -22,9 +22,12 @@ is a value of its own, because activations are padded with zeros as well.
 
 import enum
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from kernels import checks
 
 PADDING = 128
 
@@ -39,6 +42,12 @@ class Layout(enum.Enum):
   DINT4 = 'dint4'
 
 
+def check(layout: Any) -> None:
+  """Raises `ValueError` for what is no `Layout`."""
+  if not isinstance(layout, Layout):
+    raise ValueError(f'the layout must be a kernels.Layout, not {layout!r}')
+
+
 def padded(size: int) -> int:
   """The next multiple of `PADDING`."""
   return math.ceil(size / PADDING) * PADDING
@@ -49,6 +58,11 @@ def shape(layout: Layout, inputs: int, outputs: int) -> tuple[int, int]:
   if layout is Layout.CODES:
     return inputs, outputs
   return padded(outputs), padded(inputs) // (1 if layout is Layout.ROWS else 2)
+
+
+def outputs(w_codes, w_scale, layout: Layout) -> int:
+  """The outputs of weights in a layout; scales of plain codes may be one for all, and only others may be padded."""
+  return w_codes.shape[-1] if layout is Layout.CODES else w_scale.shape[1]
 
 
 def prepack(w_codes, layout: Layout):
@@ -63,8 +77,10 @@ def prepack(w_codes, layout: Layout):
     int8 of `shape(layout, K, N)` behind the leading axes (for `CODES` the argument itself).
 
   Raises:
-    ValueError: the codes are not int8.
+    ValueError: the codes are not int8, or the layout is none.
   """
+  check(layout)
+  checks.arrays(w_codes=w_codes)
   if layout is Layout.CODES:
     return w_codes
   if w_codes.dtype != jnp.int8 or w_codes.ndim < 2:
