@@ -8,6 +8,7 @@ memory each; `mosaic_gpu` scales the sums of each group instead and rounds no we
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 from kernels import checks
@@ -87,7 +88,9 @@ def _xla(x, w_codes, w_scale, *, w_offset, bias, w_bits, layout, out_dtype):
   del w_bits
   inputs, groups = x.shape[-1], len(w_scale)
   w = layouts.unpack(w_codes, layout, (inputs, w_scale.shape[1]))
-  product = lambda w: jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.float32)
+  # Of float32, a GPU would multiply fewer digits.
+  precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+  product = lambda w: jnp.matmul(x, w.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
   if groups == 1:
     y = product(w) * w_scale[0]
     if w_offset is not None:

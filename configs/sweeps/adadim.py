@@ -3,8 +3,8 @@
   python -m launch.sweep --rows=configs/sweeps/adadim.py --model=DIR --text=FILE --workdir=OUT
 
 Expected: chosen linear by linear below either axis for all with rounding to nearest, level with the better one with
-GPTQ (docs/results.md, at 3 bits). In the paper the gain is smaller at 4 bits, which has not been measured here. How
-many linears took which axis is not kept by a sweep: decisions.json of adadim_rtn_w3a16_g128 has the `axis` of each.
+GPTQ; less of it at 4 bits (docs/results.md). `axis` in the decisions of results.json says which a linear took, 1 for a
+scale per input channel: a good half of them.
 """
 
 import itertools

@@ -8,8 +8,8 @@ two half steps are worth at the price of two levels. AdaDim is absent: its scale
 over these, which integer activations exclude.
 
 Expected: Outlier Suppression+ ahead on OPT-like models, behind SmoothQuant more so; all methods within 1 % of one
-another on LLaMA-like ones; groups of 128 ahead of any method without them (docs/results.md, which has no row of dINT
-yet).
+another on LLaMA-like ones; groups of 128 ahead of any method without them; dINT ahead of integers by a part of what is
+lost (docs/results.md).
 """
 
 import itertools

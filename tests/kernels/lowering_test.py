@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import kernels
+from kernels import dispatch
 from kernels import tuning
 from kernels.mosaic import calls
 from kernels.mosaic import configs
@@ -146,16 +147,27 @@ class LoweringTest(parameterized.TestCase):
       self.assertIn('mosaic_gpu', text)
       self.assertEqual('stablehlo.while' in text, not shared)
 
-  def test_within_shard_map(self):
-    mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.sharding.PartitionSpec('data')
-    arguments = {name: a for name, a in _arguments(16, 256, 256, kernels.Layout.INT4).items() if a is not None}
-    specs = {name: spec if name[0] == 'x' else jax.sharding.PartitionSpec() for name in arguments}
+  @parameterized.product(cut=['tokens', 'outputs', 'inputs'], check_vma=[False, True])
+  def test_within_shard_map(self, cut, check_vma):
+    mesh = jax.sharding.AbstractMesh((4,), ('devices',), axis_types=(jax.sharding.AxisType.Auto,))
+    arguments = {name: a for name, a in _arguments(16, 512, 512, kernels.Layout.INT4).items() if a is not None}
     missing = dict.fromkeys(['x_offset', 'w_offset', 'bias', 'row_sums', 'column_sums'])
-    call = jax.shard_map(
-        lambda a: matmul.lowered(missing | a, layout=kernels.Layout.INT4, x_bits=8, w_bits=4, out_dtype=jnp.bfloat16),
-        mesh=mesh, in_specs=(specs,), out_specs=spec, check_vma=False)
-    self.assertIn('mosaic_gpu', jax.jit(call).trace(arguments).lower(lowering_platforms=('cuda',)).as_text())
+    part = jax.sharding.PartitionSpec
+    rows, columns, whole = part('devices'), part(None, 'devices'), part()
+    operands, result = {
+        'tokens': (dict(x_codes=rows, x_scale=rows), rows),
+        'outputs': (dict(w_codes=rows, w_scale=columns), columns),
+        'inputs': (dict(x_codes=columns, w_codes=columns), whole)}[cut]
+
+    def product(a):
+      y = matmul.lowered(missing | a, layout=kernels.Layout.INT4, x_bits=8, w_bits=4, out_dtype=jnp.float32)
+      return jax.lax.psum(y, 'devices') if cut == 'inputs' else y
+
+    call = jax.shard_map(product, mesh=mesh, in_specs=(dict.fromkeys(arguments, whole) | operands,), out_specs=result,
+                         check_vma=check_vma)
+    text = jax.jit(call).trace(arguments).lower(lowering_platforms=('cuda',)).as_text()
+    self.assertIn('mosaic_gpu', text)
+    self.assertEqual('all_reduce' in text, cut == 'inputs')
 
 
 class RefusalTest(parameterized.TestCase):
@@ -193,6 +205,18 @@ class RefusalTest(parameterized.TestCase):
     scale = arguments.pop('x_scale')
     with self.assertRaisesRegex(NotImplementedError, 'has no derivative'):
       jax.eval_shape(jax.grad(loss), scale, arguments)
+
+  def test_a_choice_under_differentiation_falls_back(self):
+    def loss(implementation):
+      return lambda x_scale: jnp.sum(self._call(x_scale=x_scale, implementation=implementation))
+
+    scale = jnp.float32(0.5)
+    with (mock.patch.object(calls, 'check_device'),
+          mock.patch.object(dispatch, 'candidates', lambda: ('mosaic_gpu', 'xla'))):
+      with self.assertLogs('kernels', 'WARNING') as logs:
+        got = jax.grad(loss(None))(scale)
+    self.assertIn('not mosaic_gpu, it has no derivative', logs.output[0])
+    self.assertEqual(got, jax.grad(loss('xla'))(scale))
 
 
 class DeviceTest(parameterized.TestCase):

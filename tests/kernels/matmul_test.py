@@ -33,7 +33,7 @@ class QuantizedMatmulTest(parameterized.TestCase):
     got = _run(arguments, 'simulated', bits)
     np.testing.assert_array_equal(got, _run(arguments, 'xla', bits))
     want, size = product_cases.reference(arguments)
-    np.testing.assert_allclose(got, want, rtol=0, atol=4e-7 * size)
+    self.assertLessEqual((np.abs(got - want) - product_cases.LOST * size).max(), 0)
 
   @parameterized.product(offsets=list(product_cases.OFFSETS), groups=[(1, 1), (2, 4), (4, 2)])
   def test_offsets_and_groups(self, offsets, groups):
@@ -103,7 +103,7 @@ class QuantizedMatmulTest(parameterized.TestCase):
     arguments = product_cases.problem(offsets='x, per token', bias=True, groups=(2, 2))
     arguments['x_scale'][0] = 0
     want, size = product_cases.reference(arguments)
-    np.testing.assert_allclose(_run(arguments, implementation), want, rtol=0, atol=4e-7 * size)
+    self.assertLessEqual((np.abs(_run(arguments, implementation) - want) - product_cases.LOST * size).max(), 0)
     silent = product_cases.problem(bias=True)
     silent['w_scale'][:] = 0
     np.testing.assert_array_equal(
