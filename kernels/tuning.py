@@ -20,7 +20,7 @@ from kernels import layouts
 from kernels.mosaic import configs
 
 DATA = pathlib.Path(__file__).parent / 'data'
-_FEW = 64
+_FEW, _FEW_INPUTS = 64, 8192
 # Of the inputs, what the last step may have beyond them: it costs no memory, but time of the tensor cores.
 _MOST_BEYOND = 0.05
 _forced = []
@@ -159,8 +159,10 @@ def _few(problem: Problem):
   tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
   wide = problem.layout is layouts.Layout.INT4_WIDE
   blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
-  if problem.tokens <= tile_m == _FEW and 2 * blocks <= configs.CORES:
-    # Two blocks read the same weights, one of them from the cache, which costs less than a cluster's exchange of sums.
+  # To unpack plain codes twice costs little; that of others limits long sums, which the blocks of a cluster share.
+  light = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS) and not problem.two_level
+  if problem.tokens <= tile_m == _FEW and 2 * blocks <= configs.CORES and (light or problem.inputs <= _FEW_INPUTS):
+    # Two blocks read and unpack the same weights, which costs less than a cluster's exchange of sums.
     tile_m, blocks = _FEW // 2, 2 * blocks
   config = configs.Decode(tile_m, warpgroups=2)
   # Long steps: what a step costs beside its bytes is then paid less often.

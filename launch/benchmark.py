@@ -17,7 +17,7 @@ from jaxquant import errors
 from launch import runtime
 
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
-_BENCHMARKS = ('training', 'ptq', 'kernels', 'imports', 'models', 'compilation')
+_BENCHMARKS = ('training', 'ptq', 'kernels', 'attention', 'imports', 'models', 'compilation')
 
 
 def main(name: str, benchmark) -> None:

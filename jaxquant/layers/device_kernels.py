@@ -161,8 +161,8 @@ def _site_converted(params: dict, site: str, readers: dict[str, DeviceKernel | N
     groups = [(kernel.shape[0], kernel.scale.shape[0]) for kernel in laid]
     return trees.put(params, site, device_quantizers.converted(specification, groups))
   for path, kernel in readers.items():
-    bias = trees.get(params, path).get('bias')
-    params = trees.put(params, f'{path}/bias' if path else 'bias', layouts.fold_offset(bias, offset, kernel.column_sums))
+    bias = layouts.fold_offset(trees.get(params, path).get('bias'), offset, kernel.column_sums)
+    params = trees.put(params, f'{path}/bias' if path else 'bias', bias)
   return trees.put(params, site, device_quantizers.folded(specification))
 
 

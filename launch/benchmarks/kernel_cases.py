@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 import kernels
 from kernels import layouts
+from kernels import tuning
 from kernels.mosaic import activations
 from kernels.mosaic import attention
 from kernels.mosaic import matmul
@@ -84,11 +85,21 @@ def every() -> list[Case]:
           ('int8 of a Hadamard transform of 4096', dict(hadamard=4096))])]
 
 
-def _codes(size, tokens, layout, group=None, w_offset=False) -> Case:
+def of_problem(problem: tuning.Problem) -> Case:
+  """The case of a problem that configurations are measured for."""
+  size = problem.outputs, problem.inputs
+  if problem.layout is kernels.Layout.INT4_WIDE:
+    return _plain(size, problem.tokens, problem.group, False)
+  if problem.two_level:
+    return _two_level(size, problem.tokens, problem.group)
+  return _codes(size, problem.tokens, problem.layout, problem.group, x_bits=4 if problem.four_bits else 8)
+
+
+def _codes(size, tokens, layout, group=None, w_offset=False, x_bits=8) -> Case:
   """Codes by codes."""
   outputs, inputs = size
   operands = product(tokens, outputs, inputs, layout, groups=inputs // group if group else 1, w_offset=w_offset)
-  call = functools.partial(matmul.lowered, layout=layout, x_bits=8, w_bits=BITS[layout], out_dtype=jnp.bfloat16)
+  call = functools.partial(matmul.lowered, layout=layout, x_bits=x_bits, w_bits=BITS[layout], out_dtype=jnp.bfloat16)
   return Case(_name(_CODES[layout], size, tokens, group, w_offset), call, operands)
 
 

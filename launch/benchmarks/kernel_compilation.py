@@ -71,12 +71,13 @@ def target() -> jax.sharding.Sharding:
   return jax.sharding.SingleDeviceSharding(found.devices[0])
 
 
-def compiled(case: kernel_cases.Case, sharding: jax.sharding.Sharding) -> tuple[Any, Usage]:
-  """Compiles a kernel in the configuration of `tuning.rule`.
+def compiled(case: kernel_cases.Case, sharding: jax.sharding.Sharding, config: Any = None) -> tuple[Any, Usage]:
+  """Compiles a kernel.
 
   Args:
     case: the kernel.
     sharding: what `target` returned.
+    config: its configuration, or None for that of `tuning.rule`.
 
   Returns:
     The configuration, None for a kernel that has none, and what the kernel takes.
@@ -88,7 +89,7 @@ def compiled(case: kernel_cases.Case, sharding: jax.sharding.Sharding) -> tuple[
   chosen = []
 
   def choose(problem):
-    chosen.append(tuning.rule(problem))
+    chosen.append(config or tuning.rule(problem))
     return chosen[-1]
 
   operands = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), case.operands)

@@ -119,21 +119,10 @@ def _columns() -> list[str]:
 
 def _cases() -> list[_Case]:
   prefill = [_Case('prefill', 1, _PROMPT.value)] if _PROMPT.value else []
-  contexts = _integers(_CONTEXTS, least=_STEPS.value + 1)
-  calls = _integers(_CALLS, least=1) if _CALLS.value else []
-  return prefill + [_Case(kind, *case) for kind, batches in (('burst', _integers(_BATCHES, least=1)), ('calls', calls))
+  contexts = count_flag.integers(_CONTEXTS, least=_STEPS.value + 1)  # with a token before those that are decoded
+  calls = count_flag.integers(_CALLS) if _CALLS.value else []
+  return prefill + [_Case(kind, *case) for kind, batches in (('burst', count_flag.integers(_BATCHES)), ('calls', calls))
                     for case in itertools.product(batches, contexts)]
-
-
-def _integers(flag, least: int) -> list[int]:
-  """The values of a flag, which is not empty; a cache has to hold a token before those that are decoded."""
-  try:
-    values = [int(value) for value in flag.value]
-  except ValueError:
-    values = []
-  if not values or min(values) < least:
-    raise errors.UserError(f'--{flag.name} takes integers from {least} on, not {",".join(flag.value)!r}')
-  return values
 
 
 def _config(length: int) -> model_config.TransformerConfig:

@@ -82,7 +82,7 @@ class XlaTest(activation_cases.ActivationCases):
       (dict(before=kernels.Before(hadamard=16)), ValueError, 'power of two that divides 8, not of 16'),
       (dict(before=kernels.Before(shift=np.ones(3))), ValueError, r'shift of float64 \[3\] does not fit'),
       (dict(before=None), ValueError, 'what happens before is a kernels.Before, not a NoneType'),
-      (dict(before=kernels.Before(norm='rms', epsilon='1e-5')), ValueError, "epsilon of a norm is a number, not '1e-5'"),
+      (dict(before=kernels.Before(norm='rms', epsilon='tiny')), ValueError, "of a norm is a number, not 'tiny'"),
       (dict(before=kernels.Before(scale=np.ones(8, np.complex64))), ValueError, r'scale of complex64 \[8\] does not'),
       (dict(implementation='mosaic_gpu'), NotImplementedError, 'compute capability 9.0, and this is cpu'))
   def test_refuses(self, options, error, message):

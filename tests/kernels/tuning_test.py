@@ -38,9 +38,13 @@ class TuningTest(parameterized.TestCase):
       (16, (22_016, 4096), dict(fold=1, shared=True, copying=False)),
       (64, (4096, 14_336), dict(tile_m=32, tile_k=512, stages=3, warpgroups=2, split=1, fold=1)),
       (64, (4096, 4096), dict(tile_m=32, tile_k=512, stages=3, warpgroups=2, split=1, fold=1)),
-      (64, (14_336, 4096), dict(tile_m=64)))
-  def test_the_rule_is_what_was_measured(self, tokens, size, want):
-    config = dataclasses.asdict(tuning.rule(tuning.Problem(tokens, *size, kernels.Layout.INT4)))
+      (64, (14_336, 4096), dict(tile_m=64)),
+      (64, (4096, 14_336), dict(tile_m=32), kernels.Layout.ROWS),
+      (64, (4096, 14_336), dict(tile_m=64, split=2), kernels.Layout.DINT4),
+      (64, (4096, 14_336), dict(tile_m=64, split=2), kernels.Layout.INT4_WIDE),
+      (64, (4096, 4096), dict(tile_m=32, split=1), kernels.Layout.INT4_WIDE))
+  def test_the_rule_is_what_was_measured(self, tokens, size, want, layout=kernels.Layout.INT4):
+    config = dataclasses.asdict(tuning.rule(tuning.Problem(tokens, *size, layout)))
     self.assertEqual({name: config[name] for name in want}, want)
 
   @parameterized.parameters(1, 2, 3, 4)
@@ -67,14 +71,11 @@ class TuningTest(parameterized.TestCase):
     self.assertIn('NVIDIA H200', devices)
     for problem, config in itertools.chain.from_iterable(tuning.measured(device).items() for device in devices):
       self.assertEqual((tuning.key(problem), tuning.misfit(problem, config)), (problem, None))
-      if problem.layout in kernel_cases.BITS:  # plain activations have tests of their own
-        groups = problem.inputs // problem.group if problem.group else 1
-        arguments = kernel_cases.product(
-            problem.tokens, problem.outputs, problem.inputs, problem.layout, groups=1 if problem.two_level else groups,
-            multipliers=groups if problem.two_level else None)
-        with tuning.forced(lambda _, config=config: config):
-          self.assertIn('mosaic_gpu', lowering.product(arguments, x_bits=4 if problem.four_bits else 8,
-                                             w_bits=8 if problem.two_level else kernel_cases.BITS[problem.layout]))
+      case, asked = kernel_cases.of_problem(problem), []
+      with tuning.forced(lambda question, config=config, asked=asked: (asked.append(question), config)[1]):
+        text = jax.jit(case.call).trace(case.operands).lower(lowering_platforms=('cuda',)).as_text()
+      self.assertIn('mosaic_gpu', text)
+      self.assertEqual(list(map(tuning.key, asked)), [problem])
 
   _PROBLEM = tuning.Problem(256, 384, 384, kernels.Layout.INT4)
   _FITTING = configs.Prefill(tile_m=64, stages=2)

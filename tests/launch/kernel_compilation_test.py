@@ -14,6 +14,7 @@ from jax.experimental import topologies
 from jaxquant import errors
 import kernels
 from kernels import tuning
+from kernels.mosaic import configs
 from launch import benchmark
 from launch.benchmarks import compilation
 from launch.benchmarks import kernel_cases
@@ -62,6 +63,8 @@ class UsageTest(parameterized.TestCase):
     sharding, before = jax.sharding.SingleDeviceSharding(jax.devices()[0]), dict(os.environ)
     config, usage = kernel_compilation.compiled(_says(), sharding)
     self.assertEqual((config, usage), (tuning.rule(_PROBLEM), _USAGE))
+    measured = configs.Decode(16, 512, 2, 1)
+    self.assertEqual(kernel_compilation.compiled(_says(), sharding, measured), (measured, _USAGE))
     self.assertEqual(dict(os.environ), before)
 
   @parameterized.parameters(
@@ -91,7 +94,9 @@ class BenchmarkTest(parameterized.TestCase):
     file = pathlib.Path(self.create_tempdir().full_path) / 'result.json'
     self.enter_context(mock.patch.object(kernel_compilation, 'target'))
     self.enter_context(mock.patch.object(kernel_compilation, 'compiled', side_effect=outcomes))
-    self.enter_context(mock.patch.object(kernel_cases, 'every', lambda: [_says()] * len(outcomes)))
+    self.enter_context(mock.patch.object(tuning, 'measured', lambda device: {}))
+    cases = [_says()._replace(name=str(index)) for index in range(len(outcomes))]
+    self.enter_context(mock.patch.object(kernel_cases, 'every', lambda: cases))
     self.enter_context(mock.patch.object(benchmark, '_OUTPUT', types.SimpleNamespace(value=str(file))))
     self.addCleanup(jax.config.update, 'jax_enable_compilation_cache', jax.config.jax_enable_compilation_cache)
     if message is None:

@@ -66,7 +66,8 @@ class DeviceKernelTest(parameterized.TestCase):
   @parameterized.parameters(
       ('clip', True), ('pact', True), ('step', False), ('per token', False), ('per channel', False))
   def test_the_offset_of_a_static_range_goes_into_the_bias(self, name, folded):
-    others = {'pact': quantizers.PactQuantizer(jnp.float32(2), 4), 'step': quantizers.StepQuantizer(jnp.float32(0.1), 4),
+    others = {'pact': quantizers.PactQuantizer(jnp.float32(2), 4),
+              'step': quantizers.StepQuantizer(jnp.float32(0.1), 4),
               'per channel': quantizers.ClipQuantizer(-jnp.ones(128), jnp.ones(128), 4)}
     quantizer = (_QUANTIZERS | others)[name]
     layer = _layer('int4', 32, 'clip') | {'input': {'quantizer': quantizer}}
