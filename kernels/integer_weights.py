@@ -73,8 +73,9 @@ def check(w_scale, w_offset, inputs: int, outputs: int, layout: layouts.Layout, 
 
 
 def _check_within(name: str, integers, least: int, most: int) -> None:
-  """Raises `ValueError` for integers beyond these, which would wrap around; those of a program that is traced pass."""
-  if isinstance(integers, jax.core.Tracer) or not integers.size:
+  """Raises `ValueError` for integers beyond these, which would wrap around; those that are not here yet pass."""
+  if isinstance(integers, jax.core.Tracer) or not getattr(integers, 'is_fully_addressable', True):
     return
-  if (beyond := integers[(integers < least) | (integers > most)]).size:
-    raise ValueError(f'{name} goes from {least} to {most}, and one is {int(beyond.reshape(-1)[0])}')
+  known = jax.device_get(integers)
+  if (beyond := known[(known < least) | (known > most)]).size:
+    raise ValueError(f'{name} goes from {least} to {most}, and one is {beyond[0]}')

@@ -65,7 +65,8 @@ def quantized_matmul(
 
   Raises:
     ValueError: wrong dtypes, shapes or widths of codes, operands of another layout, an unknown implementation, a
-      result that is not floating, or groups so long that sums may exceed int32.
+      result that is not floating, known zero points or multipliers beyond their range, or groups so long that sums may
+      exceed int32.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   checks.arrays(

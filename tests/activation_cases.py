@@ -139,7 +139,7 @@ class LikeXlaCases(ActivationCases):
   def compare(self, x, options):
     """Runs both."""
     got = self.quantize(x, options)
-    want = jitted(lambda x: kernels.quantize_activations(x, **options))(x)
+    want = jitted(lambda x: kernels.quantize_activations(x, implementation='xla', **options))(x)
     packed = options.get('packed', False)
     # An inverse instead of a division, and sums in another order, move a value by a unit in its last place.
     moved = np.abs(unpacked(got, packed) - unpacked(want, packed))

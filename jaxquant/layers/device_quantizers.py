@@ -77,6 +77,8 @@ class DeviceQuantizer:
 class FoldedQuantizer:
   """A static range whose offset is in the biases of the linears that read it: value = scale * code.
 
+  What else reads its values, such as a tap, finds them without the offset.
+
   Attributes:
     quantizer: the one of the range.
   """

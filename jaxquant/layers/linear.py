@@ -96,9 +96,6 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
     raise ValueError('a kernel with scales per input channel cannot meet integer activations: its scales vary along '
                      'the contraction, so no integer sum can be scaled afterwards; leave the activation unquantized')
   if not integer or implementation == DEQUANTIZED:
-    if isinstance(kernel, qtensor.QTensor) and implementation in kernels.DEVICE_IMPLEMENTATIONS:
-      raise errors.UserError(f'{implementation} does not multiply this: a plain activation meets a kernel of '
-                             f'{kernel.format.name} that is not laid out; auto takes what does')
     kernel = quantize.dequantize(kernel, dtype) if isinstance(kernel, qtensor.QTensor) else kernel.astype(dtype)
     y = activation.values @ kernel
     return y if bias is None else y + bias.astype(dtype)

@@ -4,7 +4,7 @@
 
 Needs the extra [cuda13], and no GPU; where there is none, JAX_PLATFORMS=cpu keeps JAX from looking for one. Every
 kernel is compiled for the problems of `kernel_cases`, in the configuration that `kernels.tuning.rule` picks, and for
-those that an H200 was measured with, in theirs: what is measured stands in for the rule where both are there. Registers
+those that an H200 was measured with, in theirs. Registers
 are those of a thread when its block starts; shared memory is without barriers. The exit code is 1 if a kernel spills
 registers to memory or cannot be compiled.
 """
@@ -26,10 +26,9 @@ def run() -> dict:
   jax.config.update('jax_enable_compilation_cache', False)
   sharding, rows = kernel_compilation.target(), []
   print(f'{"":56} registers  spill stores  spill loads  shared memory')
-  measured = {case.name: (case, config) for case, config in (
-      (kernel_cases.of_problem(problem), config) for problem, config in tuning.measured(_DEVICE).items())}
-  cases = {case.name: (case, None) for case in kernel_cases.every()} | measured
-  for case, config in cases.values():
+  measured = [(kernel_cases.of_problem(problem), config) for problem, config in tuning.measured(_DEVICE).items()]
+  for case, config in [(case, None) for case in kernel_cases.every()] + [
+      (case._replace(name=f'{case.name}, as measured'), config) for case, config in measured]:
     try:
       config, usage = kernel_compilation.compiled(case, sharding, config)
     except (NotImplementedError, jax.errors.JaxRuntimeError) as error:

@@ -33,13 +33,13 @@ def _lowered(x, options):
 class XlaTest(activation_cases.ActivationCases):
 
   def quantize(self, x, options):
-    return activation_cases.jitted(lambda x: kernels.quantize_activations(x, **options))(x)
+    return activation_cases.jitted(lambda x: kernels.quantize_activations(x, implementation='xla', **options))(x)
 
   @parameterized.product(bits=[4, 8], symmetric=[False, True], dtype=[jnp.bfloat16, jnp.float32])
   def test_codes_are_those_of_the_dynamic_quantizer(self, bits, symmetric, dtype):
     x = activation_cases.tokens(2, 5, 96, dtype=dtype)
     want = quantizers.DynamicQuantizer(formats.IntFormat(bits, symmetric)).codes(x)
-    got = kernels.quantize_activations(x, bits=bits, symmetric=symmetric)
+    got = kernels.quantize_activations(x, bits=bits, symmetric=symmetric, implementation='xla')
     np.testing.assert_array_equal(got.codes, want.codes)
     np.testing.assert_array_equal(got.scale, want.scale)
     self.assertEqual(got.offset is None, symmetric)
@@ -52,7 +52,8 @@ class XlaTest(activation_cases.ActivationCases):
     for quantizer in (quantizers.StepQuantizer(jnp.float32(0.03), bits),
                       quantizers.ClipQuantizer(jnp.float32(-1.5), jnp.float32(2), bits)):
       want = quantizer.codes(x)
-      got = kernels.quantize_activations(x, bits=bits, static=kernels.StaticRange(want.scale, want.offset))
+      static = kernels.StaticRange(want.scale, want.offset)
+      got = kernels.quantize_activations(x, bits=bits, static=static, implementation='xla')
       np.testing.assert_array_equal(got.codes, want.codes)
       self.assertIs(got.scale, want.scale)
 

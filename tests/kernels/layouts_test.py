@@ -136,7 +136,6 @@ class LayoutTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r'layouts are made of int8 codes .*, not int16 \[128, 128\]'):
       layouts.prepack(jnp.zeros((128, 128), jnp.int16), kernels.Layout.INT4)
 
-
   @parameterized.parameters('int4', None, 4)
   def test_refuses_what_is_no_layout(self, layout):
     with self.assertRaisesRegex(ValueError, f'must be a kernels.Layout, not {layout!r}'):

@@ -247,6 +247,14 @@ class TwoLevelTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       kernels.quantized_matmul(**coded | {'w_bits': 4} | overrides)
 
+  def test_multipliers_that_a_program_holds_are_checked_when_it_is_traced(self):
+    coded, _ = integer_weight_cases.two_level_problem(groups=2)
+    multiplier = jnp.asarray(coded.pop('w_multiplier'))
+    call = lambda a, multiplier: jax.jit(lambda a: kernels.quantized_matmul(**a, w_multiplier=multiplier, w_bits=4))(a)
+    np.testing.assert_array_equal(call(coded, multiplier), _run(coded | {'w_multiplier': multiplier}, 'xla', (8, 4)))
+    with self.assertRaisesRegex(ValueError, 'w_multiplier goes from 1 to 15, and one is 16'):
+      call(coded, multiplier.at[1, 3].set(16))
+
   def test_refuses_sums_of_products_with_multipliers_that_may_exceed_int32(self):
     def shape(inputs):
       of = jax.ShapeDtypeStruct

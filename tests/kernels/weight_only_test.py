@@ -22,7 +22,7 @@ class XlaTest(product_cases.WeightOnlyCases):
     arguments['x'] = arguments['x'].astype(dtype)
     self.rounds_groups = False  # to bfloat16
     want, magnitude = self.expected(arguments)
-    got = kernels.weight_only_matmul(**arguments, w_bits=4)
+    got = kernels.weight_only_matmul(**arguments, w_bits=4, implementation='xla')
     self.assertEqual(got.dtype, dtype)
     bound = (2**-16 + jnp.finfo(dtype).eps) * magnitude + jnp.finfo(dtype).eps * np.abs(want)
     self.assertLessEqual((np.abs(np.float64(got) - want) - bound).max(), 0)

@@ -94,9 +94,9 @@ class BenchmarkTest(parameterized.TestCase):
     file = pathlib.Path(self.create_tempdir().full_path) / 'result.json'
     self.enter_context(mock.patch.object(kernel_compilation, 'target'))
     self.enter_context(mock.patch.object(kernel_compilation, 'compiled', side_effect=outcomes))
-    self.enter_context(mock.patch.object(tuning, 'measured', lambda device: {}))
-    cases = [_says()._replace(name=str(index)) for index in range(len(outcomes))]
-    self.enter_context(mock.patch.object(kernel_cases, 'every', lambda: cases))
+    measured = {_PROBLEM: tuning.rule(_PROBLEM)}
+    self.enter_context(mock.patch.object(tuning, 'measured', lambda device: measured))
+    self.enter_context(mock.patch.object(kernel_cases, 'every', lambda: [_says()] * (len(outcomes) - 1)))
     self.enter_context(mock.patch.object(benchmark, '_OUTPUT', types.SimpleNamespace(value=str(file))))
     self.addCleanup(jax.config.update, 'jax_enable_compilation_cache', jax.config.jax_enable_compilation_cache)
     if message is None:
@@ -108,6 +108,8 @@ class BenchmarkTest(parameterized.TestCase):
     rows = json.loads(file.read_text())['kernels']
     self.assertLen(rows, len(outcomes))
     self.assertEqual(rows[-1]['config']['kernel'], 'decode')
+    self.assertEqual([row['name'] for row in rows],
+                     ['case'] * (len(rows) - 1) + ['W4A8 4096 x 4096, tokens: 16, as measured'])
 
 
 if __name__ == '__main__':
