@@ -12,8 +12,6 @@ from kernels import integer_weights
 from kernels import layouts
 from tests import product_cases
 
-# Sums of this many products of int8 stay exact in the float32 that they are returned in.
-_EXACT = 2**24
 _SHAPES = [(1, 128, 64), (2, 3, 256, 130), (33, 130, 7), (64, 896, 128), (300, 640, 192)]
 _KINDS = ['dint', 'two-level']
 _TWO_LEVEL = [kernels.Layout.CODES, kernels.Layout.INT4]
@@ -59,7 +57,7 @@ class IntegerWeightCases(product_cases.ProductCases):
     """Sums with unit scales are exact."""
     unit = dict(x_scale=np.float32(1), w_scale=np.ones_like(coded['w_scale']))
     want = plain['x_codes'].astype(np.int64) @ plain['w_codes']
-    self.assertLess(np.abs(want).max(), _EXACT)
+    self.assertLess(np.abs(want).max(), product_cases.EXACT)
     np.testing.assert_array_equal(self.run_problem(coded | unit, bits, **static), want)
 
   @parameterized.product(special=[1 / 2, 1 / 4], shape=_SHAPES)

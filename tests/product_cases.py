@@ -12,7 +12,7 @@ from kernels import layouts
 OFFSETS = {'none': (None, False), 'x, scalar': ('scalar', False), 'x, per token': ('token', False),
            'w': (None, True), 'both, scalar': ('scalar', True), 'both, per token': ('token', True)}
 # Sums of this many products of int8 stay exact in the float32 that they are returned in.
-_EXACT = 2**24
+EXACT = 2**24
 # What float32 arithmetic may lose of the sum of the magnitudes of its terms: eight roundings of each.
 LOST = 8 * 2**-24
 _BITS = [(4, 4), (8, 4), (8, 8)]
@@ -104,7 +104,7 @@ class ProductCases(parameterized.TestCase):
     layout = kernels.Layout.INT4 if bits[1] == 4 else kernels.Layout.ROWS
     unit = dict(x_scale=np.float32(1), w_scale=np.ones((1, outputs), np.float32))
     want = x.astype(np.int64) @ w
-    self.assertLess(np.abs(want).max(), _EXACT)
+    self.assertLess(np.abs(want).max(), EXACT)
     for layout in (kernels.Layout.CODES, layout):
       got = self.run_problem(dict(x_codes=x, w_codes=w, **unit), bits, layout=layout)
       np.testing.assert_array_equal(got, want)

@@ -1,6 +1,7 @@
 """Every kernel and configuration lowers for CUDA on any machine: types, layouts and shared memory fit."""
 
 import dataclasses
+import functools
 import importlib
 import itertools
 from unittest import mock
@@ -16,6 +17,7 @@ from kernels import tuning
 from kernels.mosaic import calls
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
+from kernels.mosaic import weight_only
 from launch.benchmarks import kernel_cases
 from tests import lowering
 
@@ -33,7 +35,7 @@ class LoweringTest(parameterized.TestCase):
   # The dtype is that of the last step, which is the same whatever terms were added up.
   @parameterized.parameters(
       *itertools.product(_FEW_AND_MANY, [None, 'scalar', 'token'], [False, True], [jnp.bfloat16]),
-      *itertools.product(_FEW_AND_MANY, ['token'], [True], [jnp.float32]))
+      *itertools.product(_FEW_AND_MANY, ['token'], [True], [jnp.float32, jnp.float16]))
   def test_terms(self, tokens, x_offset, w_offset, dtype):
     arguments = _arguments(tokens, 200, 328, kernels.Layout.INT4, x_offset=x_offset, w_offset=w_offset, bias=True)
     self.assertIn('mosaic_gpu', _lower(arguments, out_dtype=dtype))
@@ -48,6 +50,11 @@ class LoweringTest(parameterized.TestCase):
     tokens, outputs = config.tile_m * 2, 1536
     with tuning.forced(lambda _: config):
       self.assertIn('mosaic_gpu', _lower(_arguments(tokens, outputs, 1024, kernels.Layout.INT4)))
+
+  def test_plain_activations_with_a_result_of_32_bits(self):
+    case = next(case for case in kernel_cases.every() if case.name.startswith('W4A16'))
+    call = functools.partial(weight_only.lowered, layout=kernels.Layout.INT4_WIDE, w_bits=4, out_dtype=jnp.float32)
+    self.assertIn('mosaic_gpu', jax.jit(call).trace(case.operands).lower(lowering_platforms=('cuda',)).as_text())
 
   @parameterized.product(tokens=[1, 64, 8192], w_offset=[False, True])
   def test_groups_as_8_bit_floating_point(self, tokens, w_offset):
