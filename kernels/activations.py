@@ -90,7 +90,7 @@ def quantize_activations(
   checks.bits('bits', bits, 8, least=2)
   if packed and (bits > 4 or features % 2):
     raise ValueError(f'an even number of codes of at most 4 bits is packed, not {features} of {bits} bits')
-  if group_size is not None and (not isinstance(group_size, int) or group_size < 1 or features % group_size):
+  if group_size is not None and (not checks.integral(group_size) or group_size < 1 or features % group_size):
     raise ValueError(f'groups of {group_size} do not divide {features} features')
   if static is not None:
     _check_static(static)

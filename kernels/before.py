@@ -76,7 +76,7 @@ def check(before: Before, features: int) -> None:
     if vector is not None and (vector.shape != (features,) or not jnp.issubdtype(vector.dtype, jnp.floating)):
       raise ValueError(f'{name} of {vector.dtype} {list(vector.shape)} does not fit activations of {features} features')
   block = before.hadamard
-  if not isinstance(block, numbers.Integral) or block < 1 or block & (block - 1) or features % block:
+  if not checks.integral(block) or block < 1 or block & (block - 1) or features % block:
     raise ValueError(f'a Hadamard transform takes blocks of a power of two that divides {features}, not of {block}')
 
 

@@ -34,9 +34,14 @@ def out_dtype(value: Any) -> None:
     raise ValueError(f'out_dtype must be a floating dtype, not {value!r}')
 
 
+def integral(value: Any) -> bool:
+  """Whether a value is an integer, of Python or NumPy."""
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def bits(name: str, value: Any, most: int, least: int = 1) -> None:
   """Raises `ValueError` unless the number of bits `value` is an integer from `least` to `most`."""
-  if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= value <= most:
+  if not integral(value) or not least <= value <= most:
     raise ValueError(f'{name} must be an integer from {least} to {most} here, not {value!r}')
 
 

@@ -62,7 +62,7 @@ def shape(layout: Layout, inputs: int, outputs: int) -> tuple[int, int]:
 
 def outputs(w_codes, w_scale, layout: Layout) -> int:
   """The outputs of weights in a layout; scales of plain codes may be one for all, and only others may be padded."""
-  return w_codes.shape[-1] if layout is Layout.CODES else w_scale.shape[1]
+  return w_codes.shape[-1] if layout is Layout.CODES and w_codes.ndim else w_scale.shape[1]
 
 
 def prepack(w_codes, layout: Layout):

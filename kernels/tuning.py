@@ -159,16 +159,17 @@ def _few(problem: Problem):
   tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
   wide = problem.layout is layouts.Layout.INT4_WIDE
   blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
+  integers = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS)
   # To unpack plain codes twice costs little; that of others limits long sums, which the blocks of a cluster share.
-  light = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS) and not problem.two_level
-  if problem.tokens <= tile_m == _FEW and 2 * blocks <= configs.CORES and (light or problem.inputs <= _FEW_INPUTS):
+  twice = integers and not problem.two_level or problem.inputs <= _FEW_INPUTS
+  if problem.tokens <= tile_m == _FEW and 2 * blocks <= configs.CORES and twice:
     # Two blocks read and unpack the same weights, which costs less than a cluster's exchange of sums.
     tile_m, blocks = _FEW // 2, 2 * blocks
   config = configs.Decode(tile_m, warpgroups=2)
   # Long steps: what a step costs beside its bytes is then paid less often.
   tile_k = next((size for size in (512, 256) if problem.inputs % size == 0), 128)
   # Operands of 16 bits, tables of dINT and sums of small groups take many registers.
-  plain = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS) and problem.scaled in (None, 128)
+  plain = integers and problem.scaled in (None, 128)
   found = None
   if blocks > configs.CORES:
     # While one block of a multiprocessor begins or ends, another's memory is in flight.

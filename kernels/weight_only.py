@@ -44,7 +44,8 @@ def weight_only_matmul(
     ValueError: wrong dtypes or shapes, an unknown implementation, or a result that is not floating.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
-  _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout, implementation)
+  checks.implementation(implementation, _FUNCTIONS)
+  _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout)
   out_dtype = x.dtype if out_dtype is None else out_dtype
   checks.out_dtype(out_dtype)
   arguments = dict(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias, w_bits=w_bits, layout=layout,
@@ -55,9 +56,8 @@ def weight_only_matmul(
       f'bits in {len(w_scale)} groups, laid out as {layout.value}'))
 
 
-def _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout, implementation):
+def _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout):
   """Raises `ValueError` for operands that do not fit each other."""
-  checks.implementation(implementation, _FUNCTIONS)
   checks.arrays('w_offset', 'bias', x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias)
   layouts.check(layout)
   if layout is layouts.Layout.DINT4:
@@ -70,8 +70,6 @@ def _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout, implementation):
   inputs, plain = x.shape[-1], layout is layouts.Layout.CODES
   if w_scale.ndim != 2 or w_scale.dtype != jnp.float32:
     raise ValueError(f'w_scale must be float32 [groups, outputs], not {w_scale.dtype} {list(w_scale.shape)}')
-  if not w_codes.ndim:
-    raise ValueError(f'cannot contract activations of shape {x.shape} with codes of shape ()')
   groups, outputs = len(w_scale), layouts.outputs(w_codes, w_scale, layout)
   if w_codes.shape != layouts.shape(layout, inputs, outputs):
     raise ValueError(f'cannot contract activations of shape {x.shape} with codes of shape {w_codes.shape} in the '

@@ -134,12 +134,11 @@ def laid_out(params: dict) -> dict:
   for path in trees.linears(params):
     kernel = trees.get(params, path)['kernel']
     parent, _, name = path.rpartition('/')
-    below = lambda place, entry: f'{place}/{entry}' if place else entry
-    above = {below(path, 'input'), *([below(parent, 'input')] if name in _SHARING else [])} & sites
+    above = {_below(path, 'input'), *([_below(parent, 'input')] if name in _SHARING else [])} & sites
     takes = isinstance(kernel, qtensor.QTensor) and kernel.ndim == 2 and kernel.axis == -2 and not trees.is_table(name)
     converted = _convert(kernel, bool(above), path) if takes else None
     if converted is not None:
-      params = trees.put(params, below(path, 'kernel'), converted)
+      params = trees.put(params, _below(path, 'kernel'), converted)
     for site in above:
       readers.setdefault(site, {})[path] = converted
   for site, kernels_of in readers.items():
@@ -152,6 +151,11 @@ def laid_out(params: dict) -> dict:
   return params
 
 
+def _below(place: str, entry: str) -> str:
+  """The path of an entry; that of the tree itself is empty."""
+  return f'{place}/{entry}' if place else entry
+
+
 def _site_converted(params: dict, site: str, readers: dict[str, DeviceKernel | None]) -> dict:
   """The tree with what quantizes at a site for its linears, by path; None stands for one that is not laid out."""
   laid = [kernel for kernel in readers.values() if kernel is not None]
@@ -162,7 +166,7 @@ def _site_converted(params: dict, site: str, readers: dict[str, DeviceKernel | N
     return trees.put(params, site, device_quantizers.converted(specification, groups))
   for path, kernel in readers.items():
     bias = layouts.fold_offset(trees.get(params, path).get('bias'), offset, kernel.column_sums)
-    params = trees.put(params, f'{path}/bias' if path else 'bias', bias)
+    params = trees.put(params, _below(path, 'bias'), bias)
   return trees.put(params, site, device_quantizers.folded(specification))
 
 

@@ -47,9 +47,8 @@ def run() -> dict:
     columns = {name: step.measured(programs[step, name], _REPETITIONS.value) for name in _COLUMNS}
     floor = step.bytes / bandwidth
     rows.append({**step._asdict(), 'columns': columns, 'floor_seconds': floor})
-    cells = [f'{1e6 * columns[name]["seconds"]:12.2f}' if 'seconds' in columns[name] else f'{"-":>12}'
-             for name in _COLUMNS]
-    print(f'{step.kv_heads:8} {step.rows:5} {step.slots:5}', *cells, f'{1e6 * floor:12.2f}', flush=True)
+    cells = [kernel_timing.cell(columns[name].get('seconds')) for name in _COLUMNS]
+    print(f'{step.kv_heads:8} {step.rows:5} {step.slots:5}', *cells, kernel_timing.cell(floor), flush=True)
   for row, name in itertools.product(rows, _COLUMNS):
     if 'error' in row['columns'][name]:
       print(f'{row["kv_heads"]} x {row["rows"]} x {row["slots"]}: no {name}: {row["columns"][name]["error"]}')

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import kernels
+from launch.benchmarks import kernel_programs
 from launch.benchmarks import kernel_timing
 
 _DIM, _DTYPE = 128, jnp.bfloat16
@@ -71,4 +72,4 @@ class Step(NamedTuple):
       return {'seconds': kernel_timing.seconds(
           [functools.partial(step, index) for index in range(len(caches))], repetitions)}
     except (NotImplementedError, ValueError, RuntimeError) as error:
-      return {'error': str(error).splitlines()[0][:200]}
+      return kernel_programs.failure(error)

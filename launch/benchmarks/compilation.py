@@ -16,6 +16,7 @@ from kernels.mosaic import configs
 from launch import workdir
 from launch.benchmarks import kernel_cases
 from launch.benchmarks import kernel_compilation
+from launch.benchmarks import kernel_programs
 
 _DEVICE = 'NVIDIA H200'
 
@@ -32,7 +33,7 @@ def run() -> dict:
     try:
       config, usage = kernel_compilation.compiled(case, sharding, config)
     except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
-      rows.append({'name': case.name, 'error': str(error).splitlines()[0][:200]})
+      rows.append({'name': case.name} | kernel_programs.failure(error))
       print(f'{case.name:56} {rows[-1]["error"]}', flush=True)
       continue
     rows.append({'name': case.name, 'config': configs.describe(config) if config else None, **usage._asdict()})

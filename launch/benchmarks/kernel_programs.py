@@ -26,5 +26,10 @@ def compiled(lowerings: Iterable[tuple[Any, Callable[[], Any]]]) -> list[tuple[A
   return programs
 
 
+def failure(error: Exception) -> dict[str, str]:
+  """What a result has in place of times where a program was not compiled or did not run: the `error`, in a line."""
+  return {'error': str(error).splitlines()[0][:200]}
+
+
 def _raise(error: Exception) -> None:
   raise error

@@ -44,7 +44,7 @@ def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str,
         seconds = kernel_timing.seconds([lambda call=call: program(*call.args) for call in calls], repetitions)
       except (NotImplementedError, ValueError, RuntimeError) as error:
         results.append({'column': name, **problem._asdict(), 'config': configs.describe(config),
-                        'error': str(error).splitlines()[0][:200]})
+                        **kernel_programs.failure(error)})
         continue
       times.append((seconds, config))
       results.append({'column': name, **problem._asdict(), 'config': configs.describe(config), 'seconds': seconds})

@@ -28,6 +28,11 @@ def seconds(calls: Sequence[Callable[[], Any]], repetitions: int) -> float:
   return statistics.median(times)
 
 
+def cell(time: float | None) -> str:
+  """A column of a table, 12 wide: seconds as microseconds, or a dash for none."""
+  return f'{1e6 * time:12.2f}' if time else f'{"-":>12}'
+
+
 def launches(run: Callable[[], Any]) -> list[tuple[str, float]]:
   """(name, seconds) of every kernel that `run` launches, which waits for them."""
   cupti = profiler.mosaic_gpu_lib._mosaic_gpu_ext  # pylint: disable=protected-access; what profiler.measure calls

@@ -90,8 +90,8 @@ def _measured() -> dict:
     row = _row(problem, names, programs, bandwidth)
     rows.append(row)
     cells = [f'{problem.outputs:7}', f'{problem.inputs:7}', f'{problem.tokens:6}']
-    cells += [_cell(row['columns'][name].get('seconds')) for name in names]
-    print(' '.join(cells + [_cell(row['floor_seconds']), _cell(row['operations_seconds'])]), flush=True)
+    times = [row['columns'][name].get('seconds') for name in names] + [row['floor_seconds'], row['operations_seconds']]
+    print(' '.join(cells + list(map(kernel_timing.cell, times))), flush=True)
   activations = _activations(bandwidth)
   for row in rows:
     for name, column in row['columns'].items():
@@ -115,7 +115,7 @@ def _row(problem, names, programs, bandwidth) -> dict:
       if _DIFFERENCES.value:
         columns[name]['difference'] = column.difference(problem, calls[0])
     except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:
-      columns[name] = {'error': str(error).splitlines()[0][:200]}
+      columns[name] = kernel_programs.failure(error)
   return {'outputs': problem.outputs, 'inputs': problem.inputs, 'tokens': problem.tokens, 'columns': columns,
           'floor_seconds': kernel_columns.COLUMNS['w4a8'].bytes(problem) / bandwidth,
           'operations_seconds': 2 * math.prod(problem[:3]) / _INT8_PEAK}
@@ -160,10 +160,11 @@ def _activations(bandwidth: float) -> list[dict]:
       call = functools.partial(jax.jit(quantize(implementation)), x)
       row['seconds'] = kernel_timing.seconds([call], _REPETITIONS.value)
     except (NotImplementedError, ValueError, RuntimeError) as error:
-      row['error'] = str(error).splitlines()[0][:200]
+      row |= kernel_programs.failure(error)
     rows.append(row)
-    print(f'{name} of {tokens} x {features}, {implementation}: {_cell(row.get("seconds")).strip()}, a copy of as much '
-          f'{1e6 * floor:.2f}', flush=True)
+    found = kernel_timing.cell(row.get('seconds')).strip()
+    print(f'{name} of {tokens} x {features}, {implementation}: {found}, a copy of as much '
+          f'{kernel_timing.cell(floor).strip()}', flush=True)
   return rows
 
 
@@ -179,7 +180,3 @@ def _integers(text: str, count: int, flag: str, form: str) -> list[int]:
   if len(parts) != count or not all(part.isdecimal() and int(part) for part in parts):
     raise errors.UserError(f'{flag}: {text!r} is not {form}, of positive integers')
   return [int(part) for part in parts]
-
-
-def _cell(seconds: float | None) -> str:
-  return f'{1e6 * seconds:12.2f}' if seconds else f'{"-":>12}'

@@ -26,6 +26,7 @@ from jaxquant.models import decoding
 from launch import scoring
 from launch import workdir
 from launch.benchmarks import count_flag
+from launch.benchmarks import kernel_programs
 from launch.benchmarks import kernel_timing
 from launch.benchmarks import model_columns
 from launch.benchmarks import model_kernels
@@ -139,7 +140,7 @@ def _measured(config, case: _Case, models: dict[str, Any]) -> dict[str, dict[str
     try:
       seconds, cache = _timed(config, case, params, cache)
     except RuntimeError as error:  # memory that does not suffice, and what the cache was given for
-      found[name], cache = {'error': str(error).splitlines()[0][:200]}, None
+      found[name], cache = kernel_programs.failure(error), None
       cache = _cache(config, case)
     else:
       found[name] = {'first_seconds': seconds, 'times': []}
