@@ -228,10 +228,18 @@ def _many(problem: Problem):
 
   # Sums in float32 beside those of a group leave registers for 128 tokens, and masked weights of small ones for fewer.
   sizes = (256, 192, 128, 64) if problem.scaled is None else (128, 64) if problem.scaled > 32 else (64,)
+  return min((_tile(problem, tile_m) for tile_m in sizes), key=cost)
+
+
+def _tile(problem: Problem, tile_m: int) -> configs.Prefill:
+  """Many tokens: the steps of a tile of so many tokens."""
+  # Beside a third stage of groups of 128, the compiler puts a register into memory for two tiles of 128; it brings 1 %.
+  most = 2 if problem.scaled == tile_m == 128 and tile_m < problem.tokens <= 2 * tile_m else 6
+  deepest = lambda tile_k: configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(*problem.weights, most=most)
+  # What a step costs beside its bytes is paid less often in longer ones, of which packed weights leave room for enough.
+  if problem.layout is not layouts.Layout.ROWS:
+    longer = (deepest(tile_k) for tile_k in (512, 256) if problem.inputs % tile_k == 0)
+    if found := next((config for config in longer if config.stages > 2), None):
+      return found
   # With two groups a step, the sums of the first are scaled while the second is multiplied.
-  tile_k = 256 if problem.scaled == 128 and problem.inputs % 256 == 0 else 128
-  # Beside a third stage of 128 tokens, the compiler puts a register into memory for some outputs; it brings 1 %.
-  most = lambda tile_m: 2 if problem.scaled == tile_m == 128 and problem.tokens <= 256 else 6
-  candidates = [configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(*problem.weights, most=most(tile_m))
-                for tile_m in sizes]
-  return min(candidates, key=cost)
+  return deepest(256 if problem.scaled == 128 and problem.inputs % 256 == 0 else 128)

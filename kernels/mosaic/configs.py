@@ -74,7 +74,7 @@ class Prefill:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.tile_m * _of_token(layout) + self.outputs // _per_byte(layout)) * self.tile_k
     step += _scales(self.outputs, self.tile_m, self.tile_k / group if group else 0, two_level)
-    return self.stages * step + self.warpgroups * 2 * self.tile_n * 64 * 2
+    return self.stages * step + self.warpgroups * (1 if self.tile_m <= 64 else 2) * self.tile_n * 64 * 2
 
   def deepest(
       self, layout: layouts.Layout, group: int | None = None, two_level: bool = False, most: int = 6) -> 'Prefill':
@@ -123,15 +123,15 @@ class Decode:
 
   @property
   def partial_sums(self) -> int:
-    """Warpgroups' tiles of sums that others read."""
-    return self.warpgroups * self.split - (self.fold == 1)
+    """Tiles of sums that others read: of a block's warpgroups, of its first one only where it is folded."""
+    return self.warpgroups - (self.fold == 1)
 
   def shared_memory(self, layout: layouts.Layout, group: int | None = None, two_level: bool = False) -> int:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.fold * self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
     step += _scales(self.TILE_N, self.fold * max(32, self.tile_m), self.tile_k / group if group else 0, two_level)
     partial = 4 * self.TILE_N * self.tile_m
-    return self.stages * self.warpgroups * step + partial * max(1, self.partial_sums)
+    return self.stages * self.warpgroups * step + partial * (max(1, self.partial_sums) + self.split - 1)
 
 
 _KINDS = {'prefill': Prefill, 'decode': Decode}

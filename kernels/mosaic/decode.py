@@ -3,8 +3,8 @@
 Computes y^T = W x^T for 64 outputs a block of threads, or 32. The inputs are dealt out in steps to the warpgroups of a
 block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or to `fold` runs
 in the rows of the matrix instruction. Each warpgroup sums its own steps from its own stages, which one more copies for
-all, or each for itself; the first one of the cluster adds the integers up, which is exact in any order, and stores
-results from its registers.
+all, or each for itself. The first warpgroup of a block adds up the block's sums, that of the first block the cluster's,
+which is exact in any order for integers; it stores results from its registers.
 """
 
 import functools
@@ -52,7 +52,7 @@ def matmul(
   def kernel(*refs):
     gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
     vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
-    *smems, tokens_smem, sums_smem, full, free, summed, scales = refs
+    *smems, tokens_smem, sums_smem, blocks_smem, full, free, summed, gathered, scales = refs
     group, block = lax.axis_index('group'), lax.axis_index('split') if config.split > 1 else 0
     n, m = lax.axis_index('outputs') * config.outputs, lax.axis_index('tokens') * config.tile_m
 
@@ -129,29 +129,32 @@ def matmul(
 
       sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, held, products.Turns())
       if config.partial_sums:
-        first = lanes - config.partial_sums  # of one run, the first warpgroup's stay in its registers
+        first = warpgroups - config.partial_sums  # of one run, the first warpgroup's stay in its registers
 
-        @pl.when(lane >= first)
+        @pl.when(group >= first)
         def _():
-          if config.split > 1:
-            plgpu.async_store_smem(
-                sums, sums_smem.at[lane - first], summed, cluster_idx=0, cluster_dim='split', optimized=False)
-          else:
-            partial_sums.publish(sums, sums_smem.at[lane - first], fold)
-            plgpu.barrier_arrive(summed)
+          partial_sums.publish(sums, sums_smem.at[group - first], fold)
+          plgpu.barrier_arrive(summed)
 
-      @pl.when(lane == 0)
+      @pl.when(group == 0)
       def _():
         total = sums
         if config.partial_sums:
           plgpu.barrier_wait(summed)
-        if config.split > 1:
-          for other in range(config.partial_sums):
-            total += tiles.load(sums_smem.at[other], plgpu.Layout.WGMMA, optimized=False)
-        elif config.partial_sums:
           total = partial_sums.add_up(sums, sums_smem, fold, config.partial_sums)
-        result = epilogue.apply(total, loaded, chunk, 0).astype(out_dtype)
-        partial_sums.store(result, out_gmem, fold, n, m)
+        if config.split > 1:
+          pl.when(block > 0)(lambda: plgpu.async_store_smem(
+              total, blocks_smem.at[block - 1], gathered, cluster_idx=0, cluster_dim='split', optimized=False))
+
+        @pl.when(block == 0)
+        def _():
+          whole = total
+          if config.split > 1:
+            plgpu.barrier_wait(gathered)
+            for other in range(config.split - 1):
+              whole += tiles.load(blocks_smem.at[other], plgpu.Layout.WGMMA, optimized=False)
+          result = epilogue.apply(whole, loaded, chunk, 0).astype(out_dtype)
+          partial_sums.store(result, out_gmem, fold, n, m)
 
     if config.copying:
       lax.cond(group == warpgroups, copy, compute)
@@ -164,11 +167,12 @@ def matmul(
       scratch_types=(
           *product.buffers(stages * warpgroups, *shape),
           plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
-          (plgpu.SMEM((config.partial_sums, *shape), product.dtype) if config.split > 1 else
-           partial_sums.buffer(config.partial_sums, config.tile_m, product.dtype)),
+          partial_sums.buffer(config.partial_sums, config.tile_m, product.dtype),
+          plgpu.SMEM((config.split - 1, *shape) if config.split > 1 else (1, 8), product.dtype),
           plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=1, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=max(1, config.partial_sums)),
+          plgpu.Barrier(num_arrivals=max(1, config.split - 1)),
           plgpu.Barrier(num_arrivals=max(1, len(of_tokens)))),
       grid=(outputs // config.outputs, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
       num_threads=warpgroups + config.copying, thread_name='group', compiler_params=tiles.PARAMS,

@@ -69,8 +69,8 @@ class Chunk:
 
   @property
   def slots(self) -> int:
-    """Chunks on their way to memory at the same time."""
-    return min(2, self.count)
+    """Chunks on their way to memory at the same time: one of few tokens, which leaves its memory to more stages."""
+    return min(2, self.count) if self.count * self.tokens > 64 else 1
 
   @property
   def buffer(self) -> tuple[int, int, int]:

@@ -42,7 +42,12 @@ class TuningTest(parameterized.TestCase):
       (64, (4096, 14_336), dict(tile_m=32), kernels.Layout.ROWS),
       (64, (4096, 14_336), dict(tile_m=64, split=2), kernels.Layout.DINT4),
       (64, (4096, 14_336), dict(tile_m=64, split=2), kernels.Layout.INT4_WIDE),
-      (64, (4096, 4096), dict(tile_m=32, split=1), kernels.Layout.INT4_WIDE))
+      (64, (4096, 4096), dict(tile_m=32, split=1), kernels.Layout.INT4_WIDE),
+      (128, (14_336, 4096), dict(tile_m=128, tile_k=256, stages=4)),
+      (256, (4096, 14_336), dict(tile_m=64, tile_k=512, stages=3)),
+      (256, (4096, 14_336), dict(tile_m=64, tile_k=512, stages=3), kernels.Layout.DINT4),
+      (256, (4096, 14_336), dict(tile_m=64, tile_k=128, stages=6), kernels.Layout.ROWS),
+      (256, (14_336, 4096), dict(tile_m=256, tile_k=128, stages=4)))
   def test_the_rule_is_what_was_measured(self, tokens, size, want, layout=kernels.Layout.INT4):
     config = dataclasses.asdict(tuning.rule(tuning.Problem(tokens, *size, layout)))
     self.assertEqual({name: config[name] for name in want}, want)
