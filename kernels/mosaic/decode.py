@@ -19,6 +19,7 @@ from kernels.mosaic import configs
 from kernels.mosaic import epilogue
 from kernels.mosaic import partial_sums
 from kernels.mosaic import products
+from kernels.mosaic import steps as steps_lib
 from kernels.mosaic import tiles
 
 
@@ -109,25 +110,23 @@ def matmul(
                              partial_sums.layout(fold))
       held = product.held(gmems, n, config.TILE_N)
 
-      def loop(body, carry):
-        def step(turn, carry):
-          slot = lax.rem(turn, stages) * warpgroups + group
-          plgpu.barrier_wait(full.at[slot])
-          carry = body(slot, carry)
-          if config.copying:
-            plgpu.barrier_arrive(free.at[slot])
-            return carry
+      def arrive(turn):
+        slot = lax.rem(turn, stages) * warpgroups + group
+        plgpu.barrier_wait(full.at[slot])
+        return slot
 
-          @pl.when(turn + stages < turns(lane))
-          def _():
-            plgpu.commit_smem()  # all threads have read what is replaced
-            start(turn + stages, group)
+      def leave(turn):
+        if config.copying:
+          plgpu.barrier_arrive(free.at[lax.rem(turn, stages) * warpgroups + group])
+          return
 
-          return carry
+        @pl.when(turn + stages < turns(lane))
+        def _():
+          plgpu.commit_smem()  # all threads have read what is replaced
+          start(turn + stages, group)
 
-        return lax.fori_loop(0, turns(lane), step, carry)
-
-      sums = product.sums(loop, smems, pl.ds(0, config.TILE_N), shape, held, products.Turns())
+      sums = product.sums(steps_lib.Steps(turns(lane), arrive, leave), smems, pl.ds(0, config.TILE_N), shape, held,
+                          products.Turns())
       if config.partial_sums:
         first = warpgroups - config.partial_sums  # of one run, the first warpgroup's stay in its registers
 

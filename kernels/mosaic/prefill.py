@@ -15,6 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kernels.mosaic import configs
 from kernels.mosaic import epilogue
 from kernels.mosaic import products
+from kernels.mosaic import steps as steps_lib
 from kernels.mosaic import tiles
 
 
@@ -88,22 +89,19 @@ def matmul(
         pl.when(group == config.warpgroups - 1)(turns.leave)
 
       def compute_tile(n, m, before):
-        def loop(body, carry):
-          def step(k, carry):
-            slot = lax.rem(before + k, stages)
-            plgpu.barrier_wait(full.at[slot])
-            carry = body(slot, carry)
-            plgpu.barrier_arrive(free.at[slot])
-            return carry
+        def arrive(k):
+          slot = lax.rem(before + k, stages)
+          plgpu.barrier_wait(full.at[slot])
+          return slot
 
-          return lax.fori_loop(0, steps, step, carry)
-
+        leave = lambda k: plgpu.barrier_arrive(free.at[lax.rem(before + k, stages)])
         mine = group * config.tile_n
         load = lambda: epilogue.load(terms, vector_refs, chunk, n + mine, m)
         # Memory answers while the sums are made, where there are registers for its answers.
         loaded = load() if config.tile_m <= _EARLY else None
         held = product.held(gmems, n + mine, config.tile_n)
-        sums = product.sums(loop, smems, pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m), held, turns)
+        sums = product.sums(steps_lib.Steps(steps, arrive, leave), smems, pl.ds(mine, config.tile_n),
+                            (config.tile_n, config.tile_m), held, turns)
         epilogue.store(sums, loaded or load(), out_gmem, out_smem.at[group], chunk, n + mine, m)
 
       each_tile(compute_tile)

@@ -17,6 +17,7 @@ from kernels import layouts
 from kernels.mosaic import factors
 from kernels.mosaic import partial_sums
 from kernels.mosaic import registers
+from kernels.mosaic import steps as steps_lib
 from kernels.mosaic import tiles
 
 # Copies land on multiples of 128 bytes.
@@ -141,11 +142,11 @@ class Product:
     """What stays in registers for all steps of the `outputs` from n on: what unpacking needs of whole outputs."""
     return [tiles.load(gmem.at[pl.ds(n, outputs)], _OF_OUTPUTS, optimized=False) for gmem in gmems[self.copied :]]
 
-  def sums(self, loop, smems, outputs, shape: tuple[int, int], held: list[Any], turns: Turns):
-    """Sums of `shape` [outputs, tokens] over the steps that `loop` runs.
+  def sums(self, steps: steps_lib.Steps, smems, outputs, shape: tuple[int, int], held: list[Any], turns: Turns):
+    """Sums of `shape` [outputs, tokens] over steps.
 
     Args:
-      loop: `loop(body, carry)` calls `carry = body(slot, carry)` for each step when its operands are there.
+      steps: of the warpgroup.
       smems: the buffers.
       outputs: the slice of the block's outputs that are this warpgroup's.
       shape: of the result.
@@ -165,12 +166,10 @@ class Product:
 
     if self._groups is None:
       def whole(accumulator):
-        def multiply(slot, carry):
-          plgpu.wgmma(accumulator, load_weights(slot), x_smem.at[slot].T)
-          plgpu.wgmma_wait(0)
-          return carry
+        def start(slot, weights):
+          plgpu.wgmma(accumulator, weights if self._packed else w_smem.at[slot, outputs], x_smem.at[slot].T)
 
-        loop(multiply, None)
+        steps.multiply(load_weights if self._packed else lambda slot: None, start)
         return accumulator[...]
 
       return pl.run_scoped(whole, plgpu.ACC(shape, self._dtype))
@@ -214,7 +213,7 @@ class Product:
       turns.wait()
       return multiply(0, total)
 
-    return loop(scaled, plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA))
+    return steps.each(scaled, plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA))
 
   def _parts_of(self, array) -> int:
     """Groups of a step, of an array with an entry for each group of inputs."""
