@@ -21,6 +21,9 @@ from kernels.mosaic import tiles
 
 # Tokens of a tile up to which the vectors of its terms are loaded first.
 _EARLY = 64
+# Stages from which on steps overlap. It holds one of them back: with three, 256 tokens of 4096 x 14336 took 28.4 us
+# instead of 25.4.
+_OVERLAPPING = 4
 
 
 def matmul(
@@ -100,8 +103,8 @@ def matmul(
         # Memory answers while the sums are made, where there are registers for its answers.
         loaded = load() if config.tile_m <= _EARLY else None
         held = product.held(gmems, n + mine, config.tile_n)
-        sums = product.sums(steps_lib.Steps(steps, arrive, leave), smems, pl.ds(mine, config.tile_n),
-                            (config.tile_n, config.tile_m), held, turns)
+        sums = product.sums(steps_lib.Steps(steps, arrive, leave, overlap=stages >= _OVERLAPPING), smems,
+                            pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m), held, turns)
         epilogue.store(sums, loaded or load(), out_gmem, out_smem.at[group], chunk, n + mine, m)
 
       each_tile(compute_tile)

@@ -14,14 +14,17 @@ class Steps:
   """The steps of a warpgroup.
 
   Attributes:
-    count: how many, at least one, or an array of an integer.
+    count: how many, at least one; where they overlap a Python number, else also an array of an integer.
     arrive: waits until the operands of a step are there, and returns their slot.
     leave: lets others have the slot of a step, whose operands have been read.
+    overlap: whether the tensor cores are at a step while what the next one needs in registers is loaded. Then a step
+      leaves only when the next one's operands have arrived.
   """
 
   count: Any
   arrive: Callable[[Any], Any]
   leave: Callable[[Any], None]
+  overlap: bool = False
 
   def each(self, body: Callable[[Any, Any], Any], carry):
     """Calls `carry = body(slot, carry)` for each step, and returns the last."""
@@ -35,13 +38,11 @@ class Steps:
   def multiply(self, load: Callable[[Any], Any], start: Callable[[Any, Any], None]) -> None:
     """Multiplies each step: `start(slot, load(slot))`, and waits for the last product.
 
-    Where the count is known, what a step needs in registers is loaded while the tensor cores are at the step before.
-
     Args:
       load: makes an operand of the slot in registers, or returns None.
       start: starts the product of a slot.
     """
-    if not isinstance(self.count, int):
+    if not self.overlap:
       self.each(functools.partial(_whole, load, start), None)
       return
 

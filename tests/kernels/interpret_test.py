@@ -50,6 +50,8 @@ class InterpretTest(parameterized.TestCase):
   @parameterized.parameters(
       (configs.Prefill(tile_m=64, stages=2), (72, 384, 256), 'both, per token', jnp.bfloat16),
       (configs.Prefill(tile_m=32, tile_k=256, stages=3, panel=1), (96, 512, 384), 'none', jnp.bfloat16),
+      (configs.Prefill(tile_m=32, stages=4, panel=1), (96, 512, 384), 'none', jnp.bfloat16),
+      (configs.Prefill(tile_m=64, stages=5, cluster=2), (72, 896, 256), 'none', jnp.bfloat16),
       (configs.Prefill(tile_n=128, tile_m=16, stages=2, warpgroups=1), (33, 256, 128), 'w', jnp.float32),
       (configs.Prefill(tile_m=64, stages=2, cluster=2), (136, 384, 512), 'none', jnp.bfloat16),
       (configs.Decode(tile_m=8, tile_k=128, stages=2, warpgroups=1), (5, 640, 128), 'both, scalar', jnp.bfloat16),
