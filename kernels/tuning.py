@@ -233,7 +233,7 @@ def _many(problem: Problem):
 
 def _tile(problem: Problem, tile_m: int) -> configs.Prefill:
   """Many tokens: the steps of a tile of so many tokens."""
-  # Beside a third stage of groups of 128, the compiler puts a register into memory for two tiles of 128; it brings 1 %.
+  # Of two tiles of 128 tokens and groups of 128, a third stage makes the compiler spill a register; it would bring 1 %.
   most = 2 if problem.scaled == tile_m == 128 and tile_m < problem.tokens <= 2 * tile_m else 6
   deepest = lambda tile_k: configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(*problem.weights, most=most)
   # What a step costs beside its bytes is paid less often in longer ones, of which packed weights leave room for enough.

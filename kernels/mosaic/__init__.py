@@ -13,6 +13,7 @@
   prefill           many tokens
   products          operands of a product, and its sums with one scale an output or of groups
   registers         unpacking of 4-bit weights
+  steps             operands of a step arrive, are multiplied, and make room for others
   threads           single threads and their registers
   tiles             shared memory, parameters of compilation
   token_arithmetic  a token in registers: roundings, and numbers that belong to all its features

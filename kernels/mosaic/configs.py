@@ -1,6 +1,7 @@
 """How the kernels cut a product: frozen data, without any of Mosaic, so that tuning can reason about it."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 from kernels import layouts
@@ -31,12 +32,13 @@ def _of_token(layout: layouts.Layout) -> int:
   return 2 if layout is layouts.Layout.INT4_WIDE else 1
 
 
-def _scales(outputs: int, tokens: int, parts: float, two_level: bool) -> int:
-  """Bytes of what a step of so many groups has beside its codes.
+def _scales(outputs: int, tokens: int, groups: float, two_level: bool) -> int:
+  """Bytes of what so many groups have beside their codes, for which there are buffers of whole kilobytes.
 
   That is a multiplier for each output, or scales, offsets or zero points, and row sums.
   """
-  return int(4 * (outputs if two_level else 2 * outputs + max(32, tokens)) * parts)
+  of = lambda numbers: math.ceil(4 * numbers * groups / 1024) * 1024
+  return of(outputs) if two_level else 2 * of(outputs) + of(max(32, tokens))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Prefill:
   Attributes:
     tile_n: outputs of a warpgroup, 64 or 128.
     tile_m: tokens of a tile, a multiple of 8 up to 256.
-    tile_k: inputs of a step, of which whole steps make all inputs and whole groups a step: mostly 128 or 256.
+    tile_k: inputs of a step, of which whole steps make all inputs and whole groups a step: mostly 128, 256 or 512.
     stages: steps in flight.
     warpgroups: that compute; one more copies.
     panel: tiles of outputs that are finished for all tokens before the next, so that they stay in the cache.
@@ -73,8 +75,8 @@ class Prefill:
   def shared_memory(self, layout: layouts.Layout, group: int | None = None, two_level: bool = False) -> int:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.tile_m * _of_token(layout) + self.outputs // _per_byte(layout)) * self.tile_k
-    step += _scales(self.outputs, self.tile_m, self.tile_k / group if group else 0, two_level)
-    return self.stages * step + self.warpgroups * (1 if self.tile_m <= 64 else 2) * self.tile_n * 64 * 2
+    scales = _scales(self.outputs, self.tile_m, self.stages * self.tile_k / group if group else 0, two_level)
+    return self.stages * step + scales + self.warpgroups * (1 if self.tile_m <= 64 else 2) * self.tile_n * 64 * 2
 
   def deepest(
       self, layout: layouts.Layout, group: int | None = None, two_level: bool = False, most: int = 6) -> 'Prefill':
@@ -129,9 +131,11 @@ class Decode:
   def shared_memory(self, layout: layouts.Layout, group: int | None = None, two_level: bool = False) -> int:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.fold * self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
-    step += _scales(self.TILE_N, self.fold * max(32, self.tile_m), self.tile_k / group if group else 0, two_level)
+    steps = self.stages * self.warpgroups
+    scales = _scales(
+        self.TILE_N, self.fold * max(32, self.tile_m), steps * self.tile_k / group if group else 0, two_level)
     partial = 4 * self.TILE_N * self.tile_m
-    return self.stages * self.warpgroups * step + partial * (max(1, self.partial_sums) + self.split - 1)
+    return steps * step + scales + partial * (max(1, self.partial_sums) + self.split - 1)
 
 
 _KINDS = {'prefill': Prefill, 'decode': Decode}

@@ -53,7 +53,9 @@ def matmul(
   def kernel(*refs):
     gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
     vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
-    *smems, tokens_smem, sums_smem, blocks_smem, full, free, summed, gathered, scales = refs
+    if config.split > 1:
+      *refs, blocks_smem, gathered = refs
+    *smems, tokens_smem, sums_smem, full, free, summed, scales = refs
     group, block = lax.axis_index('group'), lax.axis_index('split') if config.split > 1 else 0
     n, m = lax.axis_index('outputs') * config.outputs, lax.axis_index('tokens') * config.tile_m
 
@@ -167,12 +169,12 @@ def matmul(
           *product.buffers(stages * warpgroups, *shape),
           plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
           partial_sums.buffer(config.partial_sums, config.tile_m, product.dtype),
-          plgpu.SMEM((config.split - 1, *shape) if config.split > 1 else (1, 8), product.dtype),
           plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=1, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=max(1, config.partial_sums)),
-          plgpu.Barrier(num_arrivals=max(1, config.split - 1)),
-          plgpu.Barrier(num_arrivals=max(1, len(of_tokens)))),
+          plgpu.Barrier(num_arrivals=max(1, len(of_tokens))),
+          *((plgpu.SMEM((config.split - 1, *shape), product.dtype), plgpu.Barrier(num_arrivals=config.split - 1))
+            if config.split > 1 else ())),
       grid=(outputs // config.outputs, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
       num_threads=warpgroups + config.copying, thread_name='group', compiler_params=tiles.PARAMS,
       kernel_name=f'decode_{outputs}x{x.shape[1]}',

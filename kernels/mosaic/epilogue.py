@@ -69,7 +69,7 @@ class Chunk:
 
   @property
   def slots(self) -> int:
-    """Chunks on their way to memory at the same time: one of few tokens, which leaves its memory to more stages."""
+    """Chunks on their way to memory at the same time: two, or one of at most 64 tokens, so that more stages fit."""
     return min(2, self.count) if self.count * self.tokens > 64 else 1
 
   @property

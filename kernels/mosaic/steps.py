@@ -14,7 +14,7 @@ class Steps:
   """The steps of a warpgroup.
 
   Attributes:
-    count: how many, at least one; where they overlap a Python number, else also an array of an integer.
+    count: how many. Where they overlap, a Python number of at least 1; else an array of one, too, which may be 0.
     arrive: waits until the operands of a step are there, and returns their slot.
     leave: lets others have the slot of a step, whose operands have been read.
     overlap: whether the tensor cores are at a step while what the next one needs in registers is loaded. Then a step

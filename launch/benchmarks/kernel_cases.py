@@ -68,6 +68,9 @@ def every() -> list[Case]:
       *itertools.starmap(_codes, itertools.product(_SIZES, [1, 64, 256, 8192], [int4], [128])),
       *itertools.starmap(_codes, itertools.product([small, _SIZES[2]], [1, 64, 8192], [int4], [128], [True])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [int4], [64, 32])),
+      # Tiles of 192 tokens, and of 128 with four groups a step.
+      *itertools.starmap(_codes, itertools.product([_SIZES[1]], [192], [int4, dint4])),
+      *itertools.starmap(_codes, itertools.product([_SIZES[1]], [many], [int4, dint4], [64])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [rows], [128, 64])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [dint4], [128, 32])),
       *itertools.starmap(_two_level, itertools.product(_SIZES[:2], _TOKENS, [128])),

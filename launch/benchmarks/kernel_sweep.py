@@ -17,9 +17,11 @@ from launch.benchmarks import kernel_programs
 from launch.benchmarks import kernel_timing
 
 
+# Inputs of a step.
+_STEPS = 128, 256, 512
 # Of few tokens: `split`, `fold`, `shared` and `copying`.
 _BLOCKS = ((1, 1, False, True), (1, 1, True, True), (1, 1, True, False), (1, 2, False, True), (1, 2, True, True),
-           (1, 2, True, False), (2, 1, False, True), (4, 1, False, True))
+           (1, 2, True, False), (2, 1, False, True), (2, 1, True, True), (4, 1, False, True))
 
 
 def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str, Any]]:
@@ -73,26 +75,27 @@ def _lowered(column, operands, config):
 def candidates(problem: tuning.Problem) -> list[Any]:
   """Configurations that fit the problem."""
   found = []
-  steps = 128, 256
   float8 = (False, True) if problem.group and problem.four_bits else (False,)
   if problem.tokens <= 128:
     tile_m = min(64, max(8, 1 << (problem.tokens - 1).bit_length()))
-    for tile_k, stages, warpgroups, (split, fold, shared, copying), f8 in itertools.product(
-        (*steps, 512), (2, 4, 8), (1, 2), _BLOCKS, float8):
-      found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8, fold, shared, copying))
+    # The longest two steps: shorter ones have won nothing.
+    longest = [size for size in _STEPS if problem.inputs % size == 0][-2:] or _STEPS[:1]
+    for tokens, tile_k, stages, warpgroups, (split, fold, shared, copying), f8 in itertools.product(
+        (tile_m, 32) if tile_m > 32 else (tile_m,), longest, (2, 3, 4), (1, 2, 3), _BLOCKS, float8):
+      found.append(configs.Decode(tokens, tile_k, stages, warpgroups, split, f8, fold, shared, copying))
     if problem.layout is not layouts.Layout.INT4_WIDE:
       found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
-                for tile_k, warpgroups, f8 in itertools.product((256, 512), (1, 2), float8)]
+                for tile_k, warpgroups, f8 in itertools.product(_STEPS[1:], (1, 2), float8)]
   if problem.tokens >= 64 and problem.layout is not layouts.Layout.INT4_WIDE:
     tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.scaled else (
         (64, 64), (64, 128), (64, 192), (64, 256), (128, 64), (128, 128))
     for (tile_n, tile_m), tile_k, warpgroups, panel, f8, cluster in itertools.product(
-        tiles, steps, (2, 3), (4, 16), float8, (1, 2)):
+        tiles, _STEPS, (2, 3), (4, 16), float8, (1, 2)):
       if tile_n * tile_m * warpgroups > 64 * 256 * 2 or tile_m > problem.tokens:
         continue
-      config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(
-          *problem.weights)
-      found.append(config)
+      config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(*problem.weights)
+      if config.stages > 1:
+        found.append(config)
   return [config for config in found if tuning.misfit(problem, config) is None]
 
 
