@@ -4,7 +4,8 @@
 
 It folds at the outputs of the norms, and undoes the fold for the residual branches, which read these outputs in
 post-norm blocks. Expected: closer to full precision than without a method; how close, the inputs of o and down decide,
-which no fold reaches. Measured so on two of four BERT-like models, on the other two on one text of two (docs/results.md).
+which no fold reaches. Measured so on two of four BERT-like models, and on one text of two on the others
+(docs/results.md).
 Published for BERT-base, average of GLUE at full precision 83.8: Outlier Suppression 81.2, Outlier Suppression+ 82.8.
 The paper's ranges on BERT are clipped token by token besides; here they are averages of extrema, as for OPT.
 """
