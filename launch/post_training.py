@@ -164,7 +164,10 @@ def windows(config, model, tokens) -> list:
 
 def check_tokens(config, model, tokens) -> None:
   """Raises `UserError` if int [n] tokens hold fewer windows than a configuration asks for."""
-  loader.check_windows(len(tokens), config.calibration_windows, _length(config, model))
+  try:
+    loader.check_windows(len(tokens), config.calibration_windows, _length(config, model))
+  except errors.UserError as error:
+    raise errors.UserError(f'config.calibration_windows: {error}') from error
 
 
 def _length(config, model) -> int:

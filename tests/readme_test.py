@@ -1,4 +1,4 @@
-"""What the README shows in Python runs as it stands there."""
+"""What the README shows in Python runs as it stands there, from its first line to its last."""
 
 import re
 
@@ -7,13 +7,23 @@ from absl.testing import absltest
 from tests import source
 
 
+def _blocks() -> list[str]:
+  return re.findall(r'```python\n(.*?)```', (source.ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)
+
+
 class ReadmeTest(absltest.TestCase):
 
   def test_code_blocks_run(self):
-    blocks = re.findall(r'```python\n(.*?)```', (source.ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)
-    self.assertNotEmpty(blocks)
-    for block in blocks:
-      exec(compile(block, 'README.md', 'exec'), {})  # pylint: disable=exec-used  # raises where an assertion fails
+    names = {}
+    for block in _blocks():
+      exec(compile(block, 'README.md', 'exec'), names)  # pylint: disable=exec-used  # raises where an assertion fails
+    self.assertIn('result', names)
+
+  def test_a_composition_takes_twelve_lines(self):
+    composing = [block for block in _blocks() if 'driver.run(' in block]
+    self.assertLen(composing, 2)
+    for block in composing:
+      self.assertLessEqual(len([line for line in block.splitlines() if line.strip()]), 12)
 
 
 if __name__ == '__main__':

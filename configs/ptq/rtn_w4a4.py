@@ -4,6 +4,8 @@
 
 Hardware: any; seconds. Ranges are the learned ones of a model trained with activation regularization
 (arXiv:2404.03605), where quality stays near that of float; an ordinary model gets calibrated min-max ranges and breaks.
+Expected: of models of 26 million parameters, 49.5 on books where float has 48.6, and above 6,000 without the
+regularization (docs/results.md). Published for a billion parameters: competitive with 16 bits.
 """
 
 from launch import settings

@@ -177,6 +177,8 @@ class BadInputTest(parameterized.TestCase):
       ('training_config', 'quantize', ['{config}', '--model={trained}'], ['is no setting']),
       ('group_size', 'quantize', [_PTQ, '--model={trained}', '--config.group_size=24'], [
           'layers/0', 'group size 24 does not divide 32']),
+      ('few_tokens', 'quantize', [_PTQ, '--model={trained}', '--config.calibration_windows=9999'], [
+          'config.calibration_windows', 'fewer than the 9999 asked for']),
       ('two_levels_of_one_group', 'quantize', [_PTQ, '--model={trained}', '--config.two_level=True'], [
           'config.two_level: two-level scales', 'there is no group size']),
       ('two_levels_of_wide_codes', 'quantize', [
