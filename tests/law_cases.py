@@ -170,7 +170,10 @@ def _dynamic_ranges(quantizer):
   return functools.partial(dynamic_ranges.dynamic_ranges, quantizer=quantizer)
 
 
-def _rounding(method, plainer, record=frozenset({'relative_error'}), **fields):
+_ROUNDED = frozenset({'relative_error', 'zeros'})
+
+
+def _rounding(method, plainer, record=_ROUNDED, **fields):
   """A case that leaves codes."""
   return Case('linears', CODES, method, record, plainer, **fields)
 
@@ -210,7 +213,7 @@ def _searched_fold(method, record, weight, activation=None, **options):
 _SCALE = frozenset({'exponent', 'weight_exponent', 'largest'})
 _SHIFT_AND_SCALE = frozenset({'threshold', 'scaled', 'shift', 'error_shifted'})
 _GPTQ = frozenset({'error', 'error_rtn', 'damping_increases', 'dead', 'tokens'})
-_CLIP = frozenset({'clipped', 'error_clipped', 'error_unclipped', 'tokens', 'relative_error'})
+_CLIP = _ROUNDED | {'clipped', 'error_clipped', 'error_unclipped', 'tokens'}
 _AXES = frozenset({'error_output_channels', 'error_input_channels', 'axis'})
 _PER_TOKEN = quantizers.DynamicQuantizer(formats.parse('uint4'))
 _PER_TENSOR = quantizers.DynamicQuantizer(formats.parse('uint4'), per_tensor=True)

@@ -21,7 +21,8 @@ def round_to_nearest(claim: transform.Claim, weight: quantizers.WeightQuantizer 
     weight: the grid; None: that of each linear's `kernel_quantizer`.
 
   Returns:
-    A Transform that records for each linear the `relative_error`, ||rounded - kernel||^2 / ||kernel||^2.
+    A Transform that records for each linear the `relative_error`, ||rounded - kernel||^2 / ||kernel||^2, and `zeros`, the
+    share of its weights that become zero without being it, which dINT is meant to lower (arXiv:2311.05161, section 4).
   """
   return transform.without_data(
       functools.partial(round_linears, paths=claim.names, weight=weight),
@@ -34,8 +35,9 @@ def round_linears(params: Any, paths: Sequence[str], weight: quantizers.WeightQu
   for path in paths:
     kernel = trees.get(params, path)['kernel']
     rounded = grids.grid(params, path, weight).quantized(kernel)
-    kernel = kernel.astype(jnp.float32)  # in 16 bits, a sum of squares may overflow
-    error = jnp.sum((quantize.dequantize(rounded) - kernel) ** 2)
-    record[path] = {'relative_error': error / jnp.maximum(jnp.sum(kernel**2), jnp.finfo(jnp.float32).tiny)}
+    kernel, values = kernel.astype(jnp.float32), quantize.dequantize(rounded)  # in 16 bits, sums of squares may overflow
+    record[path] = {
+        'relative_error': jnp.sum((values - kernel) ** 2) / jnp.maximum(jnp.sum(kernel**2), jnp.finfo(jnp.float32).tiny),
+        'zeros': jnp.mean((values == 0) & (kernel != 0))}
     params = grids.put_kernel(params, path, rounded)
   return params, record, {}

@@ -137,7 +137,7 @@ class RoutingTest(parameterized.TestCase):
     result = _run([_WEIGHTS, _SITES], report=progress.append)
     self.assertEqual(json.loads(json.dumps(result.decisions)), result.decisions)
     fields = lambda path: {method: set(entry) for method, entry in result.decisions[path].items()}
-    self.assertEqual(fields('layers/1/attention/q'), {'round_to_nearest': {'relative_error'}})
+    self.assertEqual(fields('layers/1/attention/q'), {'round_to_nearest': {'relative_error', 'zeros'}})
     self.assertEqual(fields('layers/1/mlp/down/input'), {'activation_ranges': {'low', 'high'}})
     self.assertEqual([(entry.block, entry.done, entry.total) for entry in progress], [
         (f'layers/{i // 2}', i + 1, 2 * _LAYERS) for i in range(2 * _LAYERS)])

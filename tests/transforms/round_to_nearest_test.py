@@ -56,6 +56,8 @@ class RoundToNearestTest(parameterized.TestCase):
     rounded = np.asarray(quantize.dequantize(want), np.float64)
     np.testing.assert_allclose(
         record['mlp/up']['relative_error'], ((rounded - kernel) ** 2).sum() / (kernel**2.0).sum(), rtol=1e-5)
+    np.testing.assert_allclose(record['mlp/up']['zeros'], ((rounded == 0) & (kernel != 0)).mean(), rtol=1e-6)
+    self.assertGreater(record['mlp/up']['zeros'], 0)
 
   @parameterized.parameters(
       ({}, 'int4'), ({'group_size': 4}, 'int4 g4'), ({'axis': -1, 'group_size': 2}, 'int4 g2 by input'),
@@ -76,7 +78,8 @@ class RoundToNearestTest(parameterized.TestCase):
 
   def test_a_kernel_of_zeros_has_no_error(self):
     params, record = _rounded('zero')
-    self.assertEqual(record['mlp/zero']['relative_error'], 0)
+    self.assertEqual({name: float(value) for name, value in record['mlp/zero'].items()}, {
+        'relative_error': 0, 'zeros': 0})
     np.testing.assert_array_equal(quantize.dequantize(params['zero']['kernel']), 0)
 
   def test_the_error_of_a_kernel_of_16_bits_does_not_overflow(self):
