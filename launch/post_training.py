@@ -159,6 +159,7 @@ def _grid(config, name, key):
 
 def windows(config, model, tokens) -> list:
   """The calibration windows of a configuration, out of int [n] tokens, as `calibration.batches` makes them."""
+  check_tokens(config, model, tokens)
   return calibration.batches(tokens, config.calibration_windows, _length(config, model), config.seed)
 
 
