@@ -35,9 +35,11 @@ def round_linears(params: Any, paths: Sequence[str], weight: quantizers.WeightQu
   for path in paths:
     kernel = trees.get(params, path)['kernel']
     rounded = grids.grid(params, path, weight).quantized(kernel)
-    kernel, values = kernel.astype(jnp.float32), quantize.dequantize(rounded)  # in 16 bits, sums of squares may overflow
+    kernel = kernel.astype(jnp.float32)  # in 16 bits, a sum of squares may overflow
+    values = quantize.dequantize(rounded)
+    error = jnp.sum((values - kernel) ** 2)
     record[path] = {
-        'relative_error': jnp.sum((values - kernel) ** 2) / jnp.maximum(jnp.sum(kernel**2), jnp.finfo(jnp.float32).tiny),
+        'relative_error': error / jnp.maximum(jnp.sum(kernel**2), jnp.finfo(jnp.float32).tiny),
         'zeros': jnp.mean((values == 0) & (kernel != 0))}
     params = grids.put_kernel(params, path, rounded)
   return params, record, {}
