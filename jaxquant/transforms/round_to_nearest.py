@@ -21,8 +21,8 @@ def round_to_nearest(claim: transform.Claim, weight: quantizers.WeightQuantizer 
     weight: the grid; None: that of each linear's `kernel_quantizer`.
 
   Returns:
-    A Transform that records for each linear the `relative_error`, ||rounded - kernel||^2 / ||kernel||^2, and `zeros`, the
-    share of its weights that become zero without being it, which dINT is meant to lower (arXiv:2311.05161, section 4).
+    A Transform that records for each linear the `relative_error`, ||rounded - kernel||^2 / ||kernel||^2, and `zeros`,
+    the share of its weights that become zero without being it, which dINT is to lower (arXiv:2311.05161).
   """
   return transform.without_data(
       functools.partial(round_linears, paths=claim.names, weight=weight),
