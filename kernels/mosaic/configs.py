@@ -23,6 +23,11 @@ def shared_memory_beside(blocks: int) -> int:
   return _OF_MULTIPROCESSOR // blocks - _OF_BLOCK
 
 
+def chunks(tokens: int) -> int:
+  """Parts of a tile's results that are on their way to memory at once: one of few tokens, so that more stages fit."""
+  return 1 if tokens <= 64 else 2
+
+
 def _per_byte(layout: layouts.Layout) -> int:
   return 1 if layout is layouts.Layout.ROWS else 2
 
@@ -76,7 +81,7 @@ class Prefill:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.tile_m * _of_token(layout) + self.outputs // _per_byte(layout)) * self.tile_k
     scales = _scales(self.outputs, self.tile_m, self.stages * self.tile_k / group if group else 0, two_level)
-    return self.stages * step + scales + self.warpgroups * (1 if self.tile_m <= 64 else 2) * self.tile_n * 64 * 2
+    return self.stages * step + scales + self.warpgroups * chunks(self.tile_m) * self.tile_n * 64 * 2
 
   def deepest(
       self, layout: layouts.Layout, group: int | None = None, two_level: bool = False, most: int = 6) -> 'Prefill':

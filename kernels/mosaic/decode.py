@@ -63,10 +63,14 @@ def matmul(
       """Steps of a warpgroup: every `lanes`-th one."""
       return lax.div(steps - lane + lanes - 1, lanes)
 
+    def slot(turn, i):
+      """Where a turn of warpgroup `i` has its operands."""
+      return lax.rem(turn, stages) * warpgroups + i
+
     def start(turn, i):
       """Starts the copies of a turn of warpgroup `i`."""
-      slot = lax.rem(turn, stages) * warpgroups + i
-      product.copy(gmems, smems, slot, full.at[slot], turn * lanes + block * warpgroups + i, n, m)
+      found = slot(turn, i)
+      product.copy(gmems, smems, found, full.at[found], turn * lanes + block * warpgroups + i, n, m)
 
     def start_tokens():
       # Read by a copy, for which the vectors need not cover a whole tile.
@@ -85,7 +89,7 @@ def matmul(
           def _():
             @pl.when(turn >= stages)
             def _():
-              plgpu.barrier_wait(free.at[lax.rem(turn, stages) * warpgroups + i])
+              plgpu.barrier_wait(free.at[slot(turn, i)])
 
             start(turn, i)
 
@@ -95,7 +99,7 @@ def matmul(
 
         @pl.loop(lax.max(0, count - stages), count)
         def _(turn):
-          plgpu.barrier_wait(free.at[lax.rem(turn, stages) * warpgroups + i])
+          plgpu.barrier_wait(free.at[slot(turn, i)])
 
     def compute():
       if not config.shared:
@@ -113,13 +117,12 @@ def matmul(
       held = product.held(gmems, n, config.TILE_N)
 
       def arrive(turn):
-        slot = lax.rem(turn, stages) * warpgroups + group
-        plgpu.barrier_wait(full.at[slot])
-        return slot
+        plgpu.barrier_wait(full.at[found := slot(turn, group)])
+        return found
 
       def leave(turn):
         if config.copying:
-          plgpu.barrier_arrive(free.at[lax.rem(turn, stages) * warpgroups + group])
+          plgpu.barrier_arrive(free.at[slot(turn, group)])
           return
 
         @pl.when(turn + stages < turns(lane))

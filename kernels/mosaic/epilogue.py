@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from kernels.mosaic import configs
 from kernels.mosaic import tiles
 
 
@@ -69,8 +70,8 @@ class Chunk:
 
   @property
   def slots(self) -> int:
-    """Chunks on their way to memory at the same time: two, or one of at most 64 tokens, so that more stages fit."""
-    return min(2, self.count) if self.count * self.tokens > 64 else 1
+    """Chunks on their way to memory at the same time."""
+    return min(configs.chunks(self.count * self.tokens), self.count)
 
   @property
   def buffer(self) -> tuple[int, int, int]:

@@ -92,12 +92,13 @@ def matmul(
         pl.when(group == config.warpgroups - 1)(turns.leave)
 
       def compute_tile(n, m, before):
-        def arrive(k):
-          slot = lax.rem(before + k, stages)
-          plgpu.barrier_wait(full.at[slot])
-          return slot
+        slot = lambda k: lax.rem(before + k, stages)
 
-        leave = lambda k: plgpu.barrier_arrive(free.at[lax.rem(before + k, stages)])
+        def arrive(k):
+          plgpu.barrier_wait(full.at[found := slot(k)])
+          return found
+
+        leave = lambda k: plgpu.barrier_arrive(free.at[slot(k)])
         mine = group * config.tile_n
         load = lambda: epilogue.load(terms, vector_refs, chunk, n + mine, m)
         # Memory answers while the sums are made, where there are registers for its answers.
