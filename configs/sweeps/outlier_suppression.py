@@ -2,8 +2,8 @@
 
   python -m launch.sweep --rows=configs/sweeps/outlier_suppression.py:opt --model=DIR --text=FILE --workdir=OUT
 
-The argument is the kind of the model: opt (the default), llama, whose norms take no shift, or bert, at 8 bits too and
-with ranges of tokens beside those of the tensor; static ranges of 4 bits also without the sites that no norm produces.
+The argument is the kind of the model: opt (the default), llama, whose norms take no shift, or bert. The latter two have
+ranges of tokens beside those of the tensor, and static ones of 4 bits also without the sites that no norm produces.
 """
 
 import itertools
@@ -26,10 +26,10 @@ def get_rows(family: str = 'opt'):
   others = {} if family == 'bert' else {
       'SmoothQuant': smooth, 'SmoothQuant, searched': {**smooth, 'smooth_quant.search': True}}
   ways = {'nothing': rounded, **others, **(alone if family != 'llama' else {}), 'Outlier Suppression+': {}}
-  bits, modes = ((4, 6, 8), ('static', 'dynamic')) if family == 'bert' else ((4, 6), ('static',))
-  rows = {f'{bit} bits, {mode}, {way}': row(bit, activation_mode=mode, **changes)
-          for bit, mode, (way, changes) in itertools.product(bits, modes, ways.items())}
-  if family == 'bert':
-    rows |= {f'4 bits, static at norms, {way}': row(4, site_patterns=(_NORMS,), **changes)
+  modes = ('static',) if family == 'opt' else ('static', 'dynamic')
+  rows = {f'{bits} bits, {mode}, {way}': row(bits, activation_mode=mode, **changes)
+          for bits, mode, (way, changes) in itertools.product((4, 6, 8), modes, ways.items())}
+  if family != 'opt':
+    rows |= {f'4 bits, static at norms, {way}': row(4, activation_mode='static', site_patterns=(_NORMS,), **changes)
              for way, changes in ways.items()}
   return rows
