@@ -77,7 +77,9 @@ def ptq() -> ml_collections.ConfigDict:
   config.weights = 4  # bits; 16 leaves kernels as they are
   config.weight_pattern = r'layers/.*'
   config.group_size = config_dict.placeholder(int)  # inputs that share a scale; none: a scale per output channel
-  config.ranges = 'minmax'  # how static ranges are calibrated where none were learned (transforms.activation_ranges)
+  # How static ranges are calibrated where none were learned: minmax, average, moving_average, percentile or token_wise
+  # (transforms.activation_ranges); the percentile is that of the latter two.
+  config.ranges = 'minmax'
   config.percentile = 99.99
   config.calibration_windows = 64
   config.seed = 0

@@ -135,8 +135,9 @@ class LogHistogram:
   lost: Any
 
   @classmethod
-  def empty(cls) -> 'LogHistogram':
-    """The statistic of no values."""
+  def empty(cls, shape: tuple[int, ...] = ()) -> 'LogHistogram':
+    """The statistic of no values; there is none for parts of a tensor, so `shape` is ()."""
+    assert not shape, shape
     return cls(jnp.zeros(_BINS, jnp.uint32), jnp.zeros(_BINS, jnp.uint32), jnp.float32(0))
 
   def observed(self, x) -> 'LogHistogram':
@@ -164,9 +165,36 @@ class LogHistogram:
     return first(values, counts), first(values[::-1], counts[::-1])
 
 
+@statistic
+class TokenExtrema:
+  """How the tokens' least and greatest values are distributed: a count of each for every token. Merges exactly."""
+
+  low: LogHistogram
+  high: LogHistogram
+
+  @classmethod
+  def empty(cls, shape: tuple[int, ...] = ()) -> 'TokenExtrema':
+    """The statistic of no tokens, whole ones: `shape` is ()."""
+    return cls(LogHistogram.empty(shape), LogHistogram.empty(shape))
+
+  def observed(self, x) -> 'TokenExtrema':
+    """With the tokens of `x`."""
+    low, high = _extrema(x, 2, 0)
+    return TokenExtrema(self.low.observed(low), self.high.observed(high))
+
+  def merged(self, other: 'TokenExtrema') -> 'TokenExtrema':
+    """With the tokens of both."""
+    return TokenExtrema(self.low.merged(other.low), self.high.merged(other.high))
+
+  def ends(self, percentile: float):
+    """(low, high): what `percentile` of the tokens do not go below, and as many not above, to a bin's width."""
+    return self.low.ends(percentile)[0], self.high.ends(percentile)[1]
+
+
 KINDS = {
     'minmax': Extrema.empty,
     'average': AverageExtrema.empty,
     'moving_average': functools.partial(MovingExtrema.empty, 0.9),
     'percentile': LogHistogram.empty,
+    'token_wise': TokenExtrema.empty,
 }

@@ -26,19 +26,21 @@ def activation_ranges(
     claim: sites or operands.
     bits: of a code, 2 to 8.
     method: `minmax`, the extrema of all values; `average`, the mean over sequences of each one's extrema;
-      `percentile`, cutting an equal share off either end; `moving_average` over batches, which depends on their order.
-    percentile: of values kept below the upper end, and likewise above the lower one, in percent: (50, 100].
+      `percentile`, cutting an equal share off either end; `token_wise`, cutting it off the extrema of the tokens instead
+      of all values (the coarse stage of token-wise clipping, arXiv:2209.13325, which tries several shares on the
+      whole model); `moving_average` over batches, which depends on their order.
+    percentile: of values, or of tokens, kept below the upper end, and likewise above the lower one, (50, 100].
     momentum: weight of the past in the moving average, in [0, 1).
     align_zero: see `quantizers.ClipQuantizer`.
     per_channel: a range for each feature of each head, for operands only (values of 4 bits in arXiv:2311.05161); by any
-      method but `percentile`.
+      method that takes no percentile.
 
   Returns:
     A Transform that records `low` and `high` for each site.
 
   Raises:
-    UserError: an unknown method, an argument out of its range, ranges of channels where there can be none; at `init`, a
-      site that has a quantizer, and what `grids.check_inputs` refuses.
+    UserError: an unknown method, an argument out of its range, ranges of channels where there can be none; at `init`,
+      what `grids.check_inputs` refuses.
   """
   formats.check_bits(bits)
   if not 50 < percentile <= 100:
@@ -48,7 +50,8 @@ def activation_ranges(
   if method not in METHODS:
     raise errors.UserError(f'unknown range calibration {method!r}; there are {", ".join(METHODS)}')
   empty = statistics.KINDS[method]
-  if per_channel and method == 'percentile':
+  cutting = method in ('percentile', 'token_wise')
+  if per_channel and cutting:
     raise errors.UserError('percentiles are those of a whole tensor; per_channel goes with other range calibrations')
   if per_channel and (read := [site.name for site in claim.sites if site.consumers]):
     raise errors.UserError(
@@ -56,15 +59,11 @@ def activation_ranges(
         'of channels afterwards; per_channel is for the operands of attention')
   if method == 'moving_average':
     empty = functools.partial(statistics.MovingExtrema.empty, momentum)
-  elif method == 'percentile':
-    empty = lambda shape: statistics.LogHistogram.empty()
-  arguments = (percentile,) if method == 'percentile' else ()
+  arguments = (percentile,) if cutting else ()
 
   sites = claim.names
 
   def init(params, batch):
-    if taken := [site for site in sites if 'quantizer' in (trees.get(params, site) or {})]:
-      raise errors.UserError(f'{taken[0]} has a quantizer already; its range would be calibrated on what that puts out')
     grids.check_inputs(claim, params)
     shape = lambda site: batch.activation(sites_lib.ready(site)).shape[2:] if per_channel else ()
     return {site: empty(shape=shape(site)) for site in sites}

@@ -1,5 +1,7 @@
 """Dynamic activation ranges: taken from each token when it comes, so that nothing is calibrated."""
 
+import functools
+
 from jaxquant import errors
 from jaxquant.calibration import transform
 from jaxquant.numerics import quantizers
@@ -18,17 +20,12 @@ def dynamic_ranges(claim: transform.Claim, quantizer: quantizers.DynamicQuantize
     A Transform that records the number of `bits` of each site.
 
   Raises:
-    UserError: at `init`, a site that has a quantizer, and what `grids.check_inputs` refuses.
+    UserError: at `init`, what `grids.check_inputs` refuses.
   """
-
-  def check(params):
-    if taken := [site for site in claim.names if 'quantizer' in (trees.get(params, site) or {})]:
-      raise errors.UserError(f'{taken[0]} has a quantizer already')
-    grids.check_inputs(claim, params)
 
   def search(params):
     for site in claim.names:
       params = trees.put(params, f'{site}/quantizer', quantizer)
     return params, {site: {'bits': quantizer.format.bits} for site in claim.names}, {}
 
-  return transform.without_data(search, check)
+  return transform.without_data(search, functools.partial(grids.check_inputs, claim))

@@ -49,7 +49,12 @@ def check(claim: transform.Claim, params: Any, weight: quantizers.WeightQuantize
 
 
 def check_inputs(claim: transform.Claim, params: Any) -> None:
-  """Raises `UserError` for a claim of sites whose codes would meet kernels with scales, or grids, per input channel."""
+  """Raises `UserError` for a claim of sites of which one has a quantizer, or is read by a kernel per input channel.
+
+  The codes of a site cannot meet scales, or a grid, that vary along the contraction.
+  """
+  if taken := [site for site in claim.names if 'quantizer' in (trees.get(params, site) or {})]:
+    raise errors.UserError(f'{taken[0]} has a quantizer already')
   for site in claim.block.sites:
     for path in site.consumers if site.name in claim.names else ():
       layer = trees.get(params, path, {})

@@ -9,7 +9,7 @@ import numpy as np
 from jaxquant.calibration import statistics
 
 _BIN = 1.0068  # upper over lower edge of a bin, (1e12)^(1 / 4096)
-_MERGEABLE = ['minmax', 'average', 'percentile']
+_MERGEABLE = ['minmax', 'average', 'percentile', 'token_wise']
 
 
 def _activations(sequences=12, dtype=np.float32, seed=0):

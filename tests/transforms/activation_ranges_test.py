@@ -46,13 +46,26 @@ class ActivationRangesTest(parameterized.TestCase):
         ({'method': 'minmax'}, (low.min(), high.max()), 1e-7),
         ({'method': 'average'}, (low.mean(), high.mean()), 1e-6),
         ({'method': 'moving_average', 'momentum': 0.5}, (moving(low.min(1)), moving(high.max(1))), 1e-6),
-        ({'method': 'percentile', 'percentile': 98}, np.percentile(x, [2, 98]), 0.02)):
+        ({'method': 'percentile', 'percentile': 98}, np.percentile(x, [2, 98]), 0.02),
+        ({'method': 'token_wise', 'percentile': 90},
+         (np.percentile(x.min(-1), 10, method='lower'), np.percentile(x.max(-1), 90, method='higher')), 0.01)):
       with self.subTest(options['method']):
         params, record = _calibrated(x, **options)
         np.testing.assert_allclose((record['low'], record['high']), want, rtol=tolerance)
         quantizer = params['mlp']['input']['quantizer']
         self.assertIsInstance(quantizer, quantizers.ClipQuantizer)
         self.assertEqual((quantizer.low, quantizer.high, quantizer.bits), (record['low'], record['high'], 4))
+
+  def test_a_token_that_sticks_out_sets_no_range_token_wise_and_all_of_one_channel_do(self):
+    """What percentiles of values cannot tell apart: as many large values, in one token or in one channel."""
+    x = np.random.default_rng(1).normal(size=(1, 4, 16, 16)).astype(np.float32)
+    token, channel = x.copy(), x.copy()
+    token[0, 0, 3] += 100
+    channel[0, 0, :, 5] += 100
+    high = lambda x, method: _calibrated(x, method=method, percentile=95)[1]['high']
+    self.assertLess(high(token, 'token_wise'), 5)
+    self.assertGreater(high(channel, 'token_wise'), 95)
+    np.testing.assert_allclose(high(token, 'percentile'), high(channel, 'percentile'), rtol=0.3)
 
   def test_within_extrema_no_value_is_off_by_more_than_half_a_step(self):
     x = _batches()
@@ -77,7 +90,8 @@ class ActivationRangesTest(parameterized.TestCase):
 
   def test_refuses_an_unknown_method(self):
     with self.assertRaisesRegex(
-        errors.UserError, "unknown range calibration 'mse'; there are minmax, average, moving_average, percentile"):
+        errors.UserError, "unknown range calibration 'mse'; there are minmax, average, moving_average, percentile, "
+        'token_wise'):
       activation_ranges.activation_ranges(calibrating.claim(_SITE), 4, method='mse')
 
   @parameterized.parameters(

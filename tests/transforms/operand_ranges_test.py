@@ -135,8 +135,9 @@ class OwnershipTest(parameterized.TestCase):
 class RefusalsTest(absltest.TestCase):
 
   def test_percentiles_of_channels(self):
-    with self.assertRaisesRegex(errors.UserError, '^percentiles are those of a whole tensor'):
-      activation_ranges.activation_ranges(calibrating.claim(), 4, method='percentile', per_channel=True)
+    for method in ('percentile', 'token_wise'):
+      with self.subTest(method), self.assertRaisesRegex(errors.UserError, '^percentiles are those of a whole tensor'):
+        activation_ranges.activation_ranges(calibrating.claim(), 4, method=method, per_channel=True)
 
   def test_channels_that_linears_sum_over(self):
     with self.assertRaisesRegex(errors.UserError, '^attention/input: the linears that read it sum over its channels'):
