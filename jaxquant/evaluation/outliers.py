@@ -1,6 +1,7 @@
 """Outlier analysis: which channels of which activations stand out, how heavy-tailed weights are, and histograms."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -39,13 +40,16 @@ def site_statistics(readings: dict[str, Any]) -> dict[str, float]:
   The median of channels is taken here, since a sort is what an accelerator's compiler is slowest at.
 
   Returns:
-    peak_ratio: largest mean |x| of a channel over that of the median channel.
+    peak_ratio: largest mean |x| of a channel over that of the median channel; infinite where that is dead, as a
+      ReLU can leave more than half of the channels; 0 where all are.
     outlier_channels: channels whose mean |x| exceeds six times the mean over channels (the factor is ours).
     absolute_maximum, kurtosis: as read.
   """
   channels = np.asarray(readings['channels'])
+  largest, median = (0.0 if value < np.finfo(np.float32).tiny else float(value)
+                     for value in (channels.max(), np.median(channels)))
   return {
-      'peak_ratio': float(channels.max() / np.maximum(np.median(channels), np.finfo(np.float32).tiny)),
+      'peak_ratio': largest / median if median else math.inf if largest else 0.0,
       'outlier_channels': float(np.sum(channels > OUTLIER_FACTOR * channels.mean())),
       'absolute_maximum': float(readings['absolute_maximum']), 'kurtosis': float(readings['kurtosis'])}
 

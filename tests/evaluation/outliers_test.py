@@ -81,6 +81,11 @@ class SiteStatisticsTest(parameterized.TestCase):
     x = jnp.float32([[1, 3, -1], [-1, -3, 9], [1, 3, 1], [-1, -3, -1]])
     self.assertEqual(_statistics(x)['peak_ratio'], 1)
 
+  def test_beside_a_dead_median_channel_every_live_one_sticks_out_infinitely(self):
+    x = lambda live: jnp.float32(np.arange(9) < live) * jnp.ones((4, 9))
+    self.assertEqual([_statistics(x(live))['peak_ratio'] for live in (9, 5, 4, 1, 0)], [1, 1, np.inf, np.inf, 0])
+    self.assertTrue(np.isnan(_statistics(x(9) * np.nan)['peak_ratio']))
+
   def test_gaussian_tokens_have_kurtosis_three_and_zeros_stay_finite(self):
     x = np.random.default_rng(0).normal(size=(50, 2000))
     np.testing.assert_allclose(_statistics(jnp.float32(x))['kurtosis'], 3, atol=0.05)
