@@ -4,6 +4,7 @@
 
 The argument is the kind of the model: opt (the default), llama, whose norms take no shift, or bert. The latter two have
 ranges of tokens beside those of the tensor, and static ones of 4 bits also without the sites that no norm produces.
+For bert, static ranges are clipped token by token besides, as published.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import itertools
 from configs.ptq import outlier_suppression_w6a6
 
 _NORMS = r'layers/\d+/(attention|mlp)/input'
+_CLIPPED = {4: 70.0, 6: 70.0, 8: 99.0}  # percent of the tokens that keep within a range, by bits
 
 
 def get_rows(family: str = 'opt'):
@@ -32,4 +34,8 @@ def get_rows(family: str = 'opt'):
   if family != 'opt':
     rows |= {f'4 bits, static at norms, {way}': row(4, activation_mode='static', site_patterns=(_NORMS,), **changes)
              for way, changes in ways.items()}
+  if family == 'bert':
+    rows |= {f'{bits} bits, token-wise, {way}': row(
+        bits, activation_mode='static', ranges='token_wise', percentile=percentile, **changes)
+             for (bits, percentile), (way, changes) in itertools.product(_CLIPPED.items(), ways.items())}
   return rows
