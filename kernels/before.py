@@ -69,8 +69,8 @@ def check(before: Before, features: int) -> None:
   checks.arrays(*VECTORS, **{name: getattr(before, name) for name in VECTORS})
   if not before.norm and not (before.gain is None and before.bias is None):
     raise ValueError('a gain and a bias belong to a norm, and there is none')
-  if isinstance(before.epsilon, bool) or not isinstance(before.epsilon, numbers.Real):
-    raise ValueError(f'the epsilon of a norm is a number, not {before.epsilon!r}')
+  if isinstance(before.epsilon, bool) or not isinstance(before.epsilon, numbers.Real) or not before.epsilon >= 0:
+    raise ValueError(f'the epsilon of a norm is a number of at least 0, not {before.epsilon!r}')
   for name in VECTORS:
     vector = getattr(before, name)
     if vector is not None and (vector.shape != (features,) or not jnp.issubdtype(vector.dtype, jnp.floating)):

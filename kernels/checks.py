@@ -4,6 +4,7 @@ from collections.abc import Collection
 import numbers
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 # Of sums: what is checked against it never wraps around.
@@ -24,14 +25,15 @@ def implementation(value: Any, known: Collection[str]) -> None:
     raise ValueError(f'unknown implementation {value!r}; there are {", ".join(known)}')
 
 
-def out_dtype(value: Any) -> None:
-  """Raises `ValueError` for a result that is not floating: integers would be cut off."""
+def out_dtype(value: Any) -> jnp.dtype:
+  """The dtype of a result; raises `ValueError` for one that is not floating: integers would be cut off."""
   try:
-    floating = jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    dtype = None if value is None else jnp.dtype(value)
   except TypeError:
-    floating = False
-  if value is None or not floating:
+    dtype = None
+  if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f'out_dtype must be a floating dtype, not {value!r}')
+  return dtype
 
 
 def integral(value: Any) -> bool:
@@ -43,6 +45,16 @@ def bits(name: str, value: Any, most: int, least: int = 1) -> None:
   """Raises `ValueError` unless the number of bits `value` is an integer from `least` to `most`."""
   if not integral(value) or not least <= value <= most:
     raise ValueError(f'{name} must be an integer from {least} to {most} here, not {value!r}')
+
+
+def within(name: str, integers: Any, least: int, most: int) -> None:
+  """Raises `ValueError` for integers beyond these, which would wrap around; those that are not here yet pass."""
+  if isinstance(integers, jax.core.Tracer) or not getattr(integers, 'is_fully_addressable', True) or not integers.size:
+    return
+  with jax.ensure_compile_time_eval():
+    ends = int(jnp.min(integers)), int(jnp.max(integers))
+  if beyond := [end for end in ends if not least <= end <= most]:
+    raise ValueError(f'{name} goes from {least} to {most}, and one is {beyond[0]}')
 
 
 def bias(value: Any, outputs: int) -> None:

@@ -8,9 +8,9 @@
 Two such numbers beside one code would be too many: a problem has zero points, multipliers or neither.
 """
 
-import jax
 import jax.numpy as jnp
 
+from kernels import checks
 from kernels import dint
 from kernels import layouts
 
@@ -54,7 +54,7 @@ def check(w_scale, w_offset, inputs: int, outputs: int, layout: layouts.Layout, 
     if zero_point.shape != w_scale.shape or zero_point.dtype != jnp.int32:
       raise ValueError(f'w_zero_point must be int32 {list(w_scale.shape)} like w_scale, not {zero_point.dtype} '
                        f'{list(zero_point.shape)}')
-    _check_within('w_zero_point', zero_point, 0, dint.PLUS - 1)
+    checks.within('w_zero_point', zero_point, 0, dint.PLUS - 1)
     if special not in dint.SPECIALS:
       raise ValueError(f'w_special must be 1/2, 1/4 or 1/8 of a step, not {special}')
     if w_offset is not None:
@@ -67,15 +67,7 @@ def check(w_scale, w_offset, inputs: int, outputs: int, layout: layouts.Layout, 
     if not fits or multiplier.dtype != jnp.int32:
       raise ValueError(f'w_multiplier must be int32 [W, {outputs}] for W groups of {inputs} inputs, not '
                        f'{multiplier.dtype} {list(multiplier.shape)}')
-    _check_within('w_multiplier', multiplier, 1, MOST)
+    checks.within('w_multiplier', multiplier, 1, MOST)
     if len(w_scale) != 1 or w_offset is not None:
       raise ValueError(f'w_multiplier takes one w_scale an output, not {len(w_scale)}, and no w_offset')
 
-
-def _check_within(name: str, integers, least: int, most: int) -> None:
-  """Raises `ValueError` for integers beyond these, which would wrap around; those that are not here yet pass."""
-  if isinstance(integers, jax.core.Tracer) or not getattr(integers, 'is_fully_addressable', True):
-    return
-  known = jax.device_get(integers)
-  if (beyond := known[(known < least) | (known > most)]).size:
-    raise ValueError(f'{name} goes from {least} to {most}, and one is {beyond[0]}')

@@ -69,38 +69,40 @@ def prepack(w_codes, layout: Layout):
   """Weights in a device layout.
 
   Args:
-    w_codes: int8 [..., K, N]; in the 4-bit layouts codes from -8 to 7, or from 0 to 15 in DINT4, of which the low four
-      bits are kept.
+    w_codes: int8 [..., K, N]; in the 4-bit layouts codes from -8 to 7, or from 0 to 15 in DINT4. For CODES int16, too.
     layout: the layout to make.
 
   Returns:
     int8 of `shape(layout, K, N)` behind the leading axes (for `CODES` the argument itself).
 
   Raises:
-    ValueError: the codes are not int8, or the layout is none.
+    ValueError: the codes are not int8, known codes do not fit 4 bits, or the layout is none.
   """
   check(layout)
   checks.arrays(w_codes=w_codes)
+  if w_codes.dtype not in ((jnp.int8, jnp.int16) if layout is Layout.CODES else (jnp.int8,)) or w_codes.ndim < 2:
+    raise ValueError(f'layouts are made of int8 codes [..., K, N], not {w_codes.dtype} {list(w_codes.shape)}')
   if layout is Layout.CODES:
     return w_codes
-  if w_codes.dtype != jnp.int8 or w_codes.ndim < 2:
-    raise ValueError(f'layouts are made of int8 codes [..., K, N], not {w_codes.dtype} {list(w_codes.shape)}')
+  if layout is not Layout.ROWS:
+    checks.within('a code of 4 bits', w_codes, *((0, 15) if layout is Layout.DINT4 else (-8, 7)))
   if w_codes.ndim > 2:
     return jax.vmap(lambda codes: prepack(codes, layout))(w_codes)
   rows = jnp.pad(w_codes.T, [(0, padded(size) - size) for size in reversed(w_codes.shape)])
+  outputs, inputs = rows.shape
   if layout is Layout.ROWS:
     return rows
   if layout is Layout.INT4:
-    low, high = jnp.unstack(rows.reshape(len(rows), -1, 2, 32), axis=2)
+    low, high = jnp.unstack(rows.reshape(outputs, inputs // 64, 2, 32), axis=2)
   elif layout is Layout.DINT4:
     # Axes: output, block, run, word, nibble -> output, block, word, run, nibble; neighbors share a byte.
-    nibbles = rows.reshape(len(rows), -1, 2, 8, 4).transpose(0, 1, 3, 2, 4)
-    low, high = jnp.unstack(nibbles.reshape(len(rows), -1, 2), axis=-1)
+    nibbles = rows.reshape(outputs, inputs // 64, 2, 8, 4).transpose(0, 1, 3, 2, 4)
+    low, high = jnp.unstack(nibbles.reshape(outputs, inputs // 2, 2), axis=-1)
   else:
     # Axes: output, run, pair p, thread t, element e -> output, run, thread, byte; byte i has nibbles 2 i and 2 i + 1.
-    nibbles = rows.reshape(len(rows), -1, 4, 4, 2).transpose(0, 1, 3, 4, 2)
-    low, high = jnp.unstack(nibbles.reshape(len(rows), -1, 4, 2), axis=-1)
-  return ((low & 15) | (high << 4)).reshape(len(rows), -1)
+    nibbles = rows.reshape(outputs, inputs // 32, 4, 4, 2).transpose(0, 1, 3, 4, 2)
+    low, high = jnp.unstack(nibbles.reshape(outputs, inputs // 8, 4, 2), axis=-1)
+  return ((low & 15) | (high << 4)).reshape(outputs, inputs // 2)
 
 
 def unpack(weights, layout: Layout, size: tuple[int, int]):
@@ -109,16 +111,17 @@ def unpack(weights, layout: Layout, size: tuple[int, int]):
     return weights
   inputs, outputs = size
   if layout is not Layout.ROWS:
+    rows, length = weights.shape
     low, high = (weights << 4) >> 4, weights >> 4  # an arithmetic shift extends the sign
     if layout is Layout.INT4:
-      runs = jnp.stack([part.reshape(len(weights), -1, 32) for part in (low, high)], axis=2)
+      runs = jnp.stack([part.reshape(rows, length // 32, 32) for part in (low, high)], axis=2)
     elif layout is Layout.DINT4:
-      nibbles = jnp.stack([low & 15, high & 15], axis=-1).reshape(len(weights), -1, 8, 2, 4)
+      nibbles = jnp.stack([low & 15, high & 15], axis=-1).reshape(rows, length // 32, 8, 2, 4)
       runs = nibbles.transpose(0, 1, 3, 2, 4)
     else:
-      nibbles = jnp.stack([low, high], axis=-1).reshape(len(weights), -1, 4, 2, 4)
+      nibbles = jnp.stack([low, high], axis=-1).reshape(rows, length // 16, 4, 2, 4)
       runs = nibbles.transpose(0, 1, 4, 2, 3)
-    weights = runs.reshape(len(weights), -1)
+    weights = runs.reshape(rows, 2 * length)
   return weights[:outputs, :inputs].T
 
 

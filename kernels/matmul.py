@@ -12,6 +12,7 @@ multiplier of their group (kernels.integer_weights). Every implementation comput
 """
 
 import math
+import numbers
 
 import jax.numpy as jnp
 
@@ -75,7 +76,7 @@ def quantized_matmul(
       row_sums=row_sums, column_sums=column_sums, w_zero_point=w_zero_point, w_multiplier=w_multiplier)
   layouts.check(layout)
   checks.implementation(implementation, _FUNCTIONS)
-  checks.out_dtype(out_dtype)
+  out_dtype = checks.out_dtype(out_dtype)
   _check_bits(w_codes, x_bits, w_bits, layout, w_special)
   _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
          w_special, w_multiplier, w_bits)
@@ -105,6 +106,8 @@ def _described(arguments) -> str:
 def _check_bits(w_codes, x_bits, w_bits, layout, w_special):
   """Raises `ValueError` for widths that codes of the dtype or the layout cannot have."""
   checks.bits('x_bits', x_bits, 8)
+  if isinstance(w_special, bool) or not isinstance(w_special, numbers.Real):
+    raise ValueError(f'w_special must be a Python number, 1/2, 1/4 or 1/8 of a step, not {w_special!r}')
   if layout is layouts.Layout.DINT4 and w_special in dint.SPECIALS:
     # The least are those of 3-bit codes, at most 5 steps from their zero point.
     checks.bits('w_bits', w_bits, 8, least=dint.per_step(w_special).bit_length() + 3)

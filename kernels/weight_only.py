@@ -8,12 +8,12 @@ memory each; `mosaic_gpu` scales the sums of each group instead and rounds no we
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from kernels import checks
 from kernels import dispatch
 from kernels import layouts
+from kernels import xla
 from kernels.mosaic import weight_only as mosaic
 
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
@@ -46,10 +46,9 @@ def weight_only_matmul(
   """
   checks.implementation(implementation, _FUNCTIONS)
   _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout)
-  out_dtype = x.dtype if out_dtype is None else out_dtype
-  checks.out_dtype(out_dtype)
+  out_dtype = checks.out_dtype(x.dtype if out_dtype is None else out_dtype)
   arguments = dict(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias, w_bits=w_bits, layout=layout,
-                   out_dtype=jnp.dtype(out_dtype))
+                   out_dtype=out_dtype)
   *batch, inputs = x.shape
   return dispatch.call(_FUNCTIONS, implementation, arguments, (
       f'{math.prod(batch)} x {inputs} {x.dtype} by {inputs} x {layouts.outputs(w_codes, w_scale, layout)} of {w_bits} '
@@ -81,23 +80,4 @@ def _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout):
   checks.bias(bias, outputs)
 
 
-def _xla(x, w_codes, w_scale, *, w_offset, bias, w_bits, layout, out_dtype):
-  """The product in XLA."""
-  del w_bits
-  inputs, groups = x.shape[-1], len(w_scale)
-  w = layouts.unpack(w_codes, layout, (inputs, w_scale.shape[1]))
-  # Of float32, a GPU would multiply fewer digits.
-  precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-  product = lambda w: jnp.matmul(x, w.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
-  if groups == 1:
-    y = product(w) * w_scale[0]
-    if w_offset is not None:
-      y += jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.float32) * w_offset[0]
-  else:
-    wide = lambda v: jnp.repeat(v, inputs // groups, axis=0)
-    values = w.astype(jnp.float32) * wide(w_scale)
-    y = product(values if w_offset is None else values + wide(w_offset))
-  return (y if bias is None else y + bias.astype(jnp.float32)).astype(out_dtype)
-
-
-_FUNCTIONS = {'xla': _xla, 'mosaic_gpu': mosaic.matmul}
+_FUNCTIONS = {'xla': xla.weight_only, 'mosaic_gpu': mosaic.matmul}

@@ -1,17 +1,19 @@
 """Quantized matmuls in plain XLA: the reference that every other implementation is held to.
 
-Two products that compute the same integers and share the epilogue, hence agree bit for bit:
+Of codes, two products that compute the same integers and share the epilogue, hence agree bit for bit:
 
   xla        int8 dot_general with int32 accumulation, two of them for int16
   simulated  float32 dot_general of the codes, in runs short enough that every partial sum stays below 2^24
 
-Both take every shape, group and offset, on every device, and differentiate with respect to scales, offsets and bias.
+Of activations that are not quantized, `weight_only`. All take every shape, group and offset, on every device, and
+differentiate with respect to what is floating.
 """
 
 import jax
 import jax.numpy as jnp
 
 from kernels import integer_weights
+from kernels import layouts
 
 _EXACT_FLOAT32 = 2**24
 _LARGEST = float(jnp.finfo(jnp.float32).max)
@@ -26,6 +28,25 @@ def simulated(x_codes, w_codes, x_scale, w_scale, *, x_bits, w_bits, **options):
   """`matmul.quantized_matmul` through float32 products; the arguments are checked already."""
   accumulate = _accumulate_float(x_bits, w_bits)
   return _matmul(accumulate, x_codes, w_codes, x_scale, w_scale, x_bits=x_bits, w_bits=w_bits, **options)
+
+
+def weight_only(x, w_codes, w_scale, *, w_offset, bias, w_bits, layout, out_dtype):
+  """`weight_only.weight_only_matmul` through a product of floats; the arguments are checked already."""
+  del w_bits
+  inputs, groups = x.shape[-1], len(w_scale)
+  w = layouts.unpack(w_codes, layout, (inputs, w_scale.shape[1]))
+  # Of float32, a GPU would multiply fewer digits.
+  precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+  product = lambda w: jnp.matmul(x, w.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
+  if groups == 1:
+    y = product(w) * w_scale[0]
+    if w_offset is not None:
+      y += jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.float32) * w_offset[0]
+  else:
+    wide = lambda v: jnp.repeat(v, inputs // groups, axis=0)
+    values = w.astype(jnp.float32) * wide(w_scale)
+    y = product(values if w_offset is None else values + wide(w_offset))
+  return (y if bias is None else y + bias.astype(jnp.float32)).astype(out_dtype)
 
 
 def _matmul(

@@ -2,7 +2,6 @@
 
 import functools
 
-from jaxquant import errors
 from jaxquant.calibration import transform
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees

@@ -184,7 +184,7 @@ def _zero_points(codes, scale):
 
 
 def _packed_dint(codes, scale):
-  return *_packed(kernels.Layout.DINT4, codes, scale), _zero_points(codes, scale)
+  return *_packed(kernels.Layout.DINT4, codes & 15, scale), _zero_points(codes, scale)
 
 
 def _dense_dint(codes, scale):

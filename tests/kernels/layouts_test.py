@@ -67,6 +67,7 @@ class LayoutTest(parameterized.TestCase):
   @parameterized.parameters(*kernels.Layout)
   def test_leading_axes_are_those_of_a_stack(self, layout):
     codes = np.stack([_codes(70, 3, seed=seed) for seed in range(4)]).reshape(2, 2, 70, 3)
+    codes = codes & 15 if layout is kernels.Layout.DINT4 else codes
     stacked = layouts.prepack(jnp.asarray(codes), layout)
     np.testing.assert_array_equal(stacked[1, 0], layouts.prepack(jnp.asarray(codes[1, 0]), layout))
 
@@ -131,6 +132,21 @@ class LayoutTest(parameterized.TestCase):
         for element in range(2):
           got[:, 8 * pair + 2 * thread + element :: 32] = values.reshape(128, -1, 4, 2)[:, :, thread, element]
     np.testing.assert_array_equal(got, codes.T)
+
+  @parameterized.parameters(kernels.Layout.INT4, kernels.Layout.INT4_WIDE, kernels.Layout.DINT4)
+  def test_refuses_known_codes_of_more_bits(self, layout):
+    least, most = (0, 15) if layout is kernels.Layout.DINT4 else (-8, 7)
+    make = lambda code: layouts.prepack(jnp.full((128, 128), code, jnp.int8), layout)
+    np.testing.assert_array_equal(layouts.unpack(make(most), layout, (128, 128)) & 15, most)
+    for code in (least - 1, most + 1):
+      with self.assertRaisesRegex(ValueError, f'a code of 4 bits goes from {least} to {most}, and one is {code}'):
+        make(code)
+    # Those of a program are known when it runs.
+    jax.jit(lambda codes: layouts.prepack(codes, layout))(jnp.full((128, 128), most + 1, jnp.int8))
+
+  def test_plain_codes_are_integers_too(self):
+    with self.assertRaisesRegex(ValueError, r'layouts are made of int8 codes .*, not float32 \[4, 4\]'):
+      layouts.prepack(jnp.ones((4, 4)), kernels.Layout.CODES)
 
   def test_refuses_codes_that_are_not_int8(self):
     with self.assertRaisesRegex(ValueError, r'layouts are made of int8 codes .*, not int16 \[128, 128\]'):

@@ -142,39 +142,13 @@ class LoweringTest(parameterized.TestCase):
   def test_plain_codes_are_laid_out_on_the_way(self):
     self.assertIn('mosaic_gpu', _lower(_arguments(16, 256, 256, kernels.Layout.CODES), layout=kernels.Layout.CODES))
 
-  def test_under_vmap_there_is_one_kernel_for_shared_weights_and_a_loop_for_others(self):
-    arguments = _arguments(16, 256, 256, kernels.Layout.INT4)
-    for shared in (True, False):
-      stack = lambda a, name: jax.ShapeDtypeStruct((3, *a.shape), a.dtype) if not shared or name[0] == 'x' else a
-      stacked = {name: None if a is None else stack(a, name) for name, a in arguments.items()}
-      axes = {name: 0 if not shared or name[0] == 'x' else None for name in arguments}
-      call = lambda a: matmul.lowered(a, layout=kernels.Layout.INT4, x_bits=8, w_bits=4, out_dtype=jnp.bfloat16)
-      mapped = jax.jit(jax.vmap(call, in_axes=(axes,)))
-      text = mapped.trace(stacked).lower(lowering_platforms=('cuda',)).as_text()
-      self.assertIn('mosaic_gpu', text)
-      self.assertEqual('stablehlo.while' in text, not shared)
-
-  @parameterized.product(cut=['tokens', 'outputs', 'inputs'], check_vma=[False, True])
-  def test_within_shard_map(self, cut, check_vma):
-    mesh = jax.sharding.AbstractMesh((4,), ('devices',), axis_types=(jax.sharding.AxisType.Auto,))
-    arguments = {name: a for name, a in _arguments(16, 512, 512, kernels.Layout.INT4).items() if a is not None}
-    missing = dict.fromkeys(['x_offset', 'w_offset', 'bias', 'row_sums', 'column_sums'])
-    part = jax.sharding.PartitionSpec
-    rows, columns, whole = part('devices'), part(None, 'devices'), part()
-    operands, result = {
-        'tokens': (dict(x_codes=rows, x_scale=rows), rows),
-        'outputs': (dict(w_codes=rows, w_scale=columns), columns),
-        'inputs': (dict(x_codes=columns, w_codes=columns), whole)}[cut]
-
-    def product(a):
-      y = matmul.lowered(missing | a, layout=kernels.Layout.INT4, x_bits=8, w_bits=4, out_dtype=jnp.float32)
-      return jax.lax.psum(y, 'devices') if cut == 'inputs' else y
-
-    call = jax.shard_map(product, mesh=mesh, in_specs=(dict.fromkeys(arguments, whole) | operands,), out_specs=result,
-                         check_vma=check_vma)
-    text = jax.jit(call).trace(arguments).lower(lowering_platforms=('cuda',)).as_text()
-    self.assertIn('mosaic_gpu', text)
-    self.assertEqual('all_reduce' in text, cut == 'inputs')
+  @parameterized.parameters('bfloat16', 'float32')
+  def test_a_dtype_may_be_a_name(self, dtype):
+    call = lambda x, w: kernels.quantized_matmul(
+        x, w, jnp.ones((16, 1)), jnp.ones((1, 256)), w_bits=4, implementation='mosaic_gpu', out_dtype=dtype)
+    with mock.patch.object(calls, 'check_device'):
+      traced = jax.jit(call).trace(*(jax.ShapeDtypeStruct((size, 256), jnp.int8) for size in (16, 256)))
+    self.assertIn('mosaic_gpu', traced.lower(lowering_platforms=('cuda',)).as_text())
 
 
 class RefusalTest(parameterized.TestCase):

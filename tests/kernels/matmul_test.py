@@ -175,6 +175,7 @@ class QuantizedMatmulTest(parameterized.TestCase):
       ({'w_bits': 12}, 'w_bits must be an integer from 1 to 8 here, not 12'),
       ({'w_codes': np.zeros((24, 7), np.int16)}, 'w_bits must be an integer from 9 to 15 here, not 8'),
       ({'w_codes': np.zeros((24, 7), np.int16), 'w_bits': 16}, 'w_bits must be an integer from 9 to 15 here, not 16'),
+      ({'w_special': np.ones(2)}, 'w_special must be a Python number, 1/2, 1/4 or 1/8 of a step, not array'),
       ({'w_zero_point': np.zeros((2, 7), np.int32)}, 'w_zero_point belongs to the layout dint4, not to codes'))
   def test_refuses_operands_that_do_not_fit(self, overrides, message):
     arguments = {**product_cases.problem(groups=(2, 2)), **overrides}
@@ -182,13 +183,15 @@ class QuantizedMatmulTest(parameterized.TestCase):
       kernels.quantized_matmul(**arguments)
 
   @parameterized.product(
-      implementation=list(kernels.IMPLEMENTATIONS), shape=[(0, 24, 7), (2, 0, 7), (2, 3, 24, 0), (0, 0, 0)])
-  def test_nothing_to_sum_leaves_the_bias(self, implementation, shape):
+      implementation=list(kernels.IMPLEMENTATIONS), shape=[(0, 24, 7), (2, 0, 7), (2, 3, 24, 0), (0, 0, 0)],
+      layout=[layout for layout in kernels.Layout if layout is not kernels.Layout.DINT4])
+  def test_nothing_to_sum_leaves_the_bias(self, implementation, shape, layout):
     *batch, inputs, outputs = shape
     bias = jnp.arange(outputs, dtype=jnp.float32)
+    w = kernels.prepack(jnp.zeros((inputs, outputs), jnp.int8), layout)
     got = kernels.quantized_matmul(
-        jnp.zeros((*batch, inputs), jnp.int8), jnp.zeros((inputs, outputs), jnp.int8), jnp.ones((*batch, 1)),
-        jnp.ones((1, outputs)), x_offset=jnp.ones((*batch, 1)), bias=bias, implementation=implementation)
+        jnp.zeros((*batch, inputs), jnp.int8), w, jnp.ones((*batch, 1)), jnp.ones((1, outputs)),
+        x_offset=jnp.ones((*batch, 1)), bias=bias, layout=layout, implementation=implementation)
     np.testing.assert_array_equal(got, np.broadcast_to(bias, (*batch, outputs)))
 
   @parameterized.parameters(*kernels.IMPLEMENTATIONS)
