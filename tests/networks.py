@@ -42,12 +42,18 @@ def config(style: str, dtype: str = 'float32', layers: int = 1) -> model_config.
 
 @functools.cache
 def params(style: str, layers: int = 1) -> dict:
+  """Returns a float tree of `noise`."""
+  return noise(config(style, layers=layers))
+
+
+def noise(config: model_config.TransformerConfig) -> dict:
   """Returns a float tree: kernels and biases are noise that makes activations of order one, gains are one plus that."""
   rng = np.random.default_rng(0)
-  init = staging.make(config(style, layers=layers)).init
-  shapes = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))['params']
-  noise = lambda path, leaf: (path[-1].key == 'scale') + 0.2 * rng.normal(size=leaf.shape)
-  return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(noise(path, leaf), leaf.dtype), shapes)
+  shapes = jax.eval_shape(
+      staging.make(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))['params']
+  size = 0.8 * config.width**-0.5
+  made = lambda path, leaf: (path[-1].key == 'scale') + size * rng.normal(size=leaf.shape)
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(made(path, leaf), leaf.dtype), shapes)
 
 
 @functools.cache

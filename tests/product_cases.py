@@ -7,6 +7,7 @@ import numpy as np
 
 import kernels
 from kernels import layouts
+from tests import poisoning
 
 # offset of x, offset of w
 OFFSETS = {'none': (None, False), 'x, scalar': ('scalar', False), 'x, per token': ('token', False),
@@ -59,11 +60,6 @@ def reference(arguments):
   return x @ w + bias, x_size @ w_size + np.abs(bias)
 
 
-def poison(shape, dtype) -> None:
-  """Fills memory of the size of a result with NaN and gives it back, so that what is not written is seen."""
-  jax.block_until_ready([jnp.full(shape, jnp.nan, dtype) for _ in range(4)])
-
-
 class ProductCases(parameterized.TestCase):
   """What holds for every implementation; a subclass names one."""
 
@@ -73,12 +69,10 @@ class ProductCases(parameterized.TestCase):
     """The result, as a NumPy array."""
     arguments = jax.tree.map(jnp.asarray, arguments)
     arguments['w_codes'] = layouts.prepack(arguments['w_codes'], layout)
-    shape = *arguments['x_codes'].shape[:-1], arguments['w_scale'].shape[1]
     call = jax.jit(lambda a: kernels.quantized_matmul(
         **a, x_bits=bits[0], w_bits=bits[1], layout=layout, implementation=self.implementation, out_dtype=out_dtype,
         **static))
-    poison(shape, out_dtype)
-    return np.asarray(call(arguments))
+    return np.asarray(poisoning.poisoned(call, arguments))
 
   def check(self, arguments, bits, *, layout=kernels.Layout.CODES, out_dtype=jnp.float32):
     """The result is the float64 product to one rounding of its dtype and a few of float32 arithmetic."""
@@ -223,8 +217,7 @@ class WeightOnlyCases(parameterized.TestCase):
     packed = arguments | {'w_codes': layouts.prepack(jnp.asarray(arguments['w_codes']), layout)}
     call = jax.jit(lambda a: kernels.weight_only_matmul(
         **a, w_bits=4, layout=layout, implementation=self.implementation, out_dtype=out_dtype))
-    poison((len(arguments['x']), arguments['w_scale'].shape[1]), out_dtype)
-    return np.asarray(call(packed))
+    return np.asarray(poisoning.poisoned(call, packed))
 
   def expected(self, arguments):
     """As `reference`, of the weights as they are multiplied."""

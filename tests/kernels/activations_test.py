@@ -18,6 +18,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from tests import activation_cases
 from tests import gpus
+from tests import poisoning
 from tests import interpreting
 
 _DEFAULTS = dict(bits=8, symmetric=True, before=kernels.Before(), static=None, group_size=None, packed=False)
@@ -136,8 +137,9 @@ class InterpretTest(activation_cases.LikeXlaCases):
 class MosaicTest(activation_cases.LikeXlaCases):
 
   def quantize(self, x, options):
-    return activation_cases.jitted(
-        lambda x: kernels.quantize_activations(x, implementation='mosaic_gpu', **options))(x)
+    call = activation_cases.jitted(
+        lambda x: kernels.quantize_activations(x, implementation='mosaic_gpu', **options))
+    return poisoning.poisoned(call, x)
 
   @parameterized.product(
       name=['plain', 'affine packed groups', 'rms affine', 'layer static', 'all'], dtype=[jnp.bfloat16, jnp.float32],

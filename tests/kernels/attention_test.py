@@ -14,6 +14,7 @@ from kernels.mosaic import attention as mosaic
 from kernels.mosaic import decode_attention
 from tests import attention_cases
 from tests import gpus
+from tests import poisoning
 from tests import interpreting
 
 _lowered = lambda arguments: mosaic.lowered(**{'angles': None, 'window': None} | arguments)
@@ -116,7 +117,7 @@ class MosaicTest(attention_cases.AttentionCases):
     window = arguments.get('window')
     rest = {name: value for name, value in arguments.items() if name != 'window'}
     call = functools.partial(kernels.decode_attention, window=window, implementation='mosaic_gpu')
-    return jax.jit(call)(**rest)
+    return poisoning.poisoned(jax.jit(lambda rest: call(**rest)), rest)
 
   @parameterized.parameters(
       (1, 32, 32, 128), (16, 32, 32, 128), (64, 32, 8, 256), (3, 32, 32, 2048), (3, 8, 8, 1024), (5, 32, 32, 512),
