@@ -69,15 +69,21 @@ def run(
     params: the whole tree, or a `stores.Source` that loads it block by block; every weight must be finite.
     model: its blocks.
     steps: applied in order within each window; each observes what the ones before it made.
-    batches: token ids, int32 [sequences, tokens] each.
+    batches: a list of what the model takes: token ids, int32 [sequences, tokens] each, for those of this package.
     window: consecutive blocks that are held, and learn, together.
     store: keeps finished blocks, from which a run that was interrupted continues.
     report: called after each transform of each block.
 
   Raises:
-    UserError: a rule that wins nothing, a name without owner, no batches where one is needed, an empty one.
+    UserError: what is no step, a rule that wins nothing, a name without owner, no batches where one is needed, an empty
+      one, or what `StagedModel.check` says.
     NonFiniteError: non-finite weights or activations, by path.
   """
+  if hasattr(batches, 'ndim'):
+    raise errors.UserError(f'batches is a list of arrays, not one array of shape {batches.shape}')
+  steps, batches = list(steps), list(batches)
+  if strange := [step for step in steps if not isinstance(step, Step | Learning)]:
+    raise errors.UserError(f'steps are driver.Step or driver.Learning, not a {type(strange[0]).__name__}')
   source = params if isinstance(params, stores.Source) else stores.InMemory(params, model)
   store = stores.Nowhere() if store is None else store
   return _Run(source, model, steps, batches, store, report).over(window)
@@ -88,6 +94,7 @@ class _Run:
 
   def __init__(self, source, model, steps, batches, store, report):
     self.source, self.model, self.steps, self.store, self.report = source, model, steps, store, report
+    self.batches = batches
     self.plans = plans.make(source.abstract(), model, steps)
     self.started, self.done = time.monotonic(), 0
     self.total = sum(len(pairs) for plan in self.plans for pairs in plan.values())
@@ -141,9 +148,10 @@ class _Run:
     streams = {name: list(xs) for name, xs in self.streams.items() if name in needed}
     for i, (path, block) in enumerate(blocks):
       for factory, claim in plan[path]:
-        transform = plans.transform(factory, claim)
-        current[path], record = self._apply(
-            transform, block, current[path], before[path], step.stream, streams, path)
+        transform, given = plans.transform(factory, claim), current[path]
+        current[path], record = self._apply(transform, block, given, before[path], step.stream, streams, path)
+        if step.owns == 'sites' and self.model.check and self.batches:
+          self.model.check(given, current[path], self.batches[0])
         decisions[path] = recorded(decisions[path], plans.method(factory), record)
         warnings = {_join(path, name): text for name, text in transform.warn(current[path], record).items()}
         self._report(blocks[i:i + 1], ', '.join(claim.names), decisions, warnings=warnings)

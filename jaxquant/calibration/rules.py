@@ -35,6 +35,8 @@ def assign(rules: Sequence[tuple[str, Any]], names: Iterable[str], where: str, *
         owners[name] = value
         winners.add(i)
         break
+  if rules and not names:
+    raise errors.UserError(f'{where}: there is nothing to claim; a tree is nested dicts, whose linears hold a kernel')
   if idle := [pattern for i, (pattern, _) in enumerate(rules) if i not in winners]:
     raise errors.UserError(f'{where}: {idle[0]!r} wins none of {len(names)} names such as {", ".join(names[:3])}')
   if every and (lost := [name for name in names if name not in owners]):

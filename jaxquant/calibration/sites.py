@@ -79,10 +79,14 @@ class StagedModel(NamedTuple):
   Attributes:
     embed: (params without the blocks, token ids) -> inputs of the first block.
     blocks: (path of the block's subtree, Block) in order; the last, at the root (''), is what follows the layers.
+    check: (subtree of a block before a step on sites, after it, a batch), called after each where nobody else has
+      tested what the sites say of the block: raises `UserError` if the step left what the block does not read, or a
+      fold changed what it computes. None for models whose tests do that.
   """
 
   embed: Callable[[Any, Any], Any]
   blocks: tuple[tuple[str, Block], ...]
+  check: Callable[[Any, Any, Any], None] | None = None
 
 
 def ready(site: str) -> str:

@@ -25,6 +25,10 @@ from kernels import before
 ENTRIES = ('gather', 'shift', 'scale', 'hadamard', 'clip', 'quantizer')
 
 
+class UnknownEntry(ValueError):
+  """An input specification has an entry that there is not, which shows at least that somebody reads it."""
+
+
 class Activation(NamedTuple):
   """An activation ready for a product: quantized values for float kernels and, if quantized, codes for integer ones.
 
@@ -68,7 +72,8 @@ def prepare(specification: dict | None, x) -> Activation:
     An `Activation` whose values have the dtype of the activation.
 
   Raises:
-    ValueError: an unknown entry, or codes quantized a second time.
+    UnknownEntry: an entry that there is not.
+    ValueError: codes quantized a second time.
   """
   if isinstance(x, Activation):
     if not specification:
@@ -79,7 +84,7 @@ def prepare(specification: dict | None, x) -> Activation:
   if not specification:
     return Activation(x.compute() if isinstance(x, (Pending, norms.Normed)) else x, None)
   if unknown := set(specification) - set(ENTRIES):
-    raise ValueError(f'unknown entries {sorted(unknown)} in an input specification; there are {", ".join(ENTRIES)}')
+    raise UnknownEntry(f'unknown entries {sorted(unknown)} in an input specification; there are {", ".join(ENTRIES)}')
   if isinstance(x, Pending):
     if set(specification) == {'quantizer'} and x.gate in getattr(specification['quantizer'], 'gates', ()):
       return _quantized(specification['quantizer'], x)

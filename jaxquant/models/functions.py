@@ -1,8 +1,10 @@
 """Calibration of a function of your own: no model of this package, no launcher, a nested dict and what reads it."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxquant import errors
@@ -10,6 +12,9 @@ from jaxquant.calibration import sites as sites_lib
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.numerics import trees
+
+# The part of a function's output, of its root mean square, that rounding folded weights to their dtype may change.
+_EQUIVALENT = 0.02
 
 Forward = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
 Judges = Mapping[tuple[str, str], Callable[[Any, Any], Any]]
@@ -74,6 +79,34 @@ def staged(
     forward: Forward, sites: Sequence[sites_lib.Site], judges: Judges | None = None) -> sites_lib.StagedModel:
   """A model of one block, `block(forward, sites, judges)`, at the root of its tree; calibration batches are its inputs.
 
-  A deeper model is a `StagedModel` of several blocks, so that only one has to be held at a time.
+  The driver checks that the function reads what steps on its sites leave there, and that folds leave it the same. A
+  deeper model is a `StagedModel` of several blocks, so that only one has to be held at a time.
   """
-  return sites_lib.StagedModel(lambda params, x: x, (('', block(forward, sites, judges)),))
+  check = functools.partial(_check, jax.jit(lambda params, x: forward(params, x)[0]), tuple(sites))
+  return sites_lib.StagedModel(lambda params, x: x, (('', block(forward, sites, judges)),), check)
+
+
+def _check(forward, sites, before, after, x) -> None:
+  """`StagedModel.check` of a function and its sites."""
+  found = {site.name: trees.get(after, site.name) for site in sites}
+  written = [name for name, entries in found.items() if entries and entries is not trees.get(before, name)]
+  for name in written:
+    try:
+      jax.eval_shape(forward, trees.put(after, name, {'': jnp.zeros(())}), x)
+    except inputs.UnknownEntry:
+      continue
+    module = name.rpartition('/')[0]
+    raise errors.UserError(
+        f'{name}: the function does not read what this step has put there; layers.inputs.prepare applies it to the '
+        f'activation that several linears share: inputs.prepare(params[{module!r}].get("input"), x)')
+  if written:
+    return
+  square = lambda tree: sum(float(jnp.sum(jnp.square(leaf.astype(jnp.float32)))) for leaf in jax.tree.leaves(tree))
+  want, got = forward(before, x), forward(after, x)
+  change = (square(jax.tree.map(jnp.subtract, got, want)) / max(square(want), 1e-30)) ** 0.5
+  if change > _EQUIVALENT:
+    folded = ', '.join(site.name for site in sites if site.producer)
+    raise errors.UserError(
+        f'a fold at one of {folded} has changed what the function computes by {change:.1%}: a site names the producer '
+        'whose channels it reads, None where a GELU or the like lies between, and all that read it; shifts=True is for '
+        'producers whose bias the function adds')

@@ -158,7 +158,8 @@ class DynamicQuantizer:
 
   def __post_init__(self):
     if not isinstance(self.format, formats.IntFormat) or not self.format.with_zero:
-      raise errors.UserError(f'activations take integer formats, not {self.format.name}, which is one for weights')
+      name = getattr(self.format, 'name', repr(self.format))
+      raise errors.UserError(f'activations take integer formats (formats.parse), not {name}')
 
   def codes(self, x) -> Codes:
     """Integer codes of `x`; asymmetric codes are shifted by 2^(bits-1) into int8."""
@@ -201,6 +202,8 @@ class WeightQuantizer:
   two_level: bool = False
 
   def __post_init__(self):
+    if not isinstance(self.format, formats.Format):
+      raise errors.UserError(f'the format of weights is a formats.Format (formats.parse), not {self.format!r}')
     if not self.two_level:
       return
     if not isinstance(self.format, formats.IntFormat) or not self.format.symmetric or self.format.bits > 4:

@@ -19,6 +19,8 @@ def check(params: Any, site: sites.Site) -> None:
   """Raises `UserError` if nothing can be folded at `site`: no such producer, a table, codes, a stale range."""
   if site.producer is None:
     raise errors.UserError(f'{site.name}: there is no norm or linear before it that could take up a scale')
+  if not site.consumers:
+    raise errors.UserError(f'{site.name}: there is no linear that reads it and could take a scale back')
   for path in (site.producer, *site.consumers):
     if not isinstance(entry := trees.get(params, path), dict):
       raise errors.UserError(f'{site.name}: there is no norm or linear {path}')

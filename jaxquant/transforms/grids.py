@@ -1,6 +1,8 @@
 """The grid that a kernel is rounded to: given to a method, or standing in the tree as the linear's `kernel_quantizer`.
 
-Methods that choose a grid (an axis, a number of bits) write it into the tree; methods that round read it there.
+Methods that choose a grid (an axis, a number of bits) write it into the tree; methods that round read it there, unless
+they are given another, as for a tree that was trained on one grid and is rounded to another. So a method behind one
+that chooses is given none.
 """
 
 from typing import Any

@@ -21,6 +21,7 @@ from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.transforms import activation_ranges
+from jaxquant.transforms import dynamic_ranges
 from jaxquant.transforms import round_to_nearest
 from tests import networks
 
@@ -322,6 +323,22 @@ class RefusalsTest(parameterized.TestCase):
   def test_a_batch_without_tokens_where_statistics_are_needed(self, rows, length):
     with self.assertRaisesRegex(errors.UserError, '^calibration has a batch without tokens, which says nothing'):
       driver.run(_params(), _MODEL, [_SITES], [*_batches(), jnp.zeros((rows, length), jnp.int32)])
+
+  def test_what_is_no_list_of_batches_and_no_step(self):
+    with self.assertRaisesRegex(errors.UserError, r'^batches is a list of arrays, not one array of shape \('):
+      driver.run(_params(), _MODEL, [_SITES], jnp.stack(_batches(2, 2)))
+    for steps in (_WEIGHTS, [_round]):
+      with self.assertRaisesRegex(errors.UserError, '^steps are driver.Step or driver.Learning, not a '):
+        driver.run(_params(), _MODEL, steps, [])
+    again = driver.run(_params(), _MODEL, [_SITES], iter(_batches()))
+    jax.tree.map(np.testing.assert_array_equal, again.params, _run([_SITES]).params)
+
+  def test_groups_of_features_that_do_not_divide_by_site(self):
+    quantizer = quantizers.DynamicQuantizer(formats.parse('uint8'), group_size=7)
+    step = driver.Step('sites', [('layers/.*', functools.partial(dynamic_ranges.dynamic_ranges, quantizer=quantizer))],
+                       every=False)
+    with self.assertRaisesRegex(errors.UserError, '^attention/input: group size 7 does not divide 16 elements$'):
+      _run([step])
 
   def test_no_batches_are_fine_where_none_is_needed(self):
     result = driver.run(_params(), _MODEL, [_WEIGHTS], [])

@@ -46,6 +46,11 @@ class RulesTest(parameterized.TestCase):
       rules.assign(pairs, _NAMES, 'my rules')
     self.assertEqual(str(caught.exception), message)
 
+  def test_a_tree_without_names(self):
+    with self.assertRaisesRegex(errors.UserError, '^my rules: there is nothing to claim; a tree is nested dicts'):
+      rules.assign([('.*', 1)], [], 'my rules')
+    self.assertEqual(rules.assign([], [], 'my rules'), {})
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -23,6 +23,7 @@ from jaxquant.transforms import aqas
 from jaxquant.transforms import dynamic_ranges
 from jaxquant.transforms import gptq
 from jaxquant.transforms import round_to_nearest
+from jaxquant.transforms import smooth_quant
 from tests import calibrating
 from tests import networks
 
@@ -108,6 +109,28 @@ class FunctionsTest(parameterized.TestCase):
       for result in (rounded, methods):
         self.assertIsInstance(trees.get(result.params, path)['kernel'], qtensor.QTensor)
     self.assertLess(error, error_rounded / 2)
+
+  def test_refuses_a_shared_site_whose_specification_the_function_does_not_read(self):
+    def forward(params, x):
+      gate, up = (linear.linear(params['hidden'][name], x) for name in ('gate', 'up'))
+      a = jax.nn.silu(gate) * up
+      return linear.linear(params['down'], a), {'hidden/input': x, 'down/input': a}
+
+    quantize = functools.partial(dynamic_ranges.dynamic_ranges, quantizer=_ACTIVATION)
+    model = functions.staged(forward, _SITES)
+    with self.assertRaisesRegex(
+        errors.UserError, r"^hidden/input: the function does not read .* inputs.prepare\(params\['hidden'\]"):
+      driver.run(_params(), model, [driver.Step('sites', [('.*', quantize)])], _batches())
+    driver.run(_params(), model, [driver.Step('sites', [('down/input', quantize)], every=False)], _batches())
+
+  @parameterized.parameters(
+      (sites.Site('down/input', 'hidden/gate', ('down',)),), (sites.Site('hidden/input', 'norm', ('hidden/up',)),))
+  def test_refuses_folds_that_change_the_function(self, site):
+    """A producer behind a nonlinearity, and a reader that is not named."""
+    fold = driver.Step('sites', [('.*', smooth_quant.smooth_quant)])
+    with self.assertRaisesRegex(errors.UserError, f'^a fold at one of {site.name} has changed .* by [0-9.]+%: a site'):
+      driver.run(_params(), functions.staged(_forward, [site]), [fold], _batches())
+    driver.run(_params(), functions.staged(_forward, _SITES), [fold], _batches())
 
   def test_a_block_records_sites_before_and_behind_their_specifications(self):
     block = functions.block(_forward, _SITES)

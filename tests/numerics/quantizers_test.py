@@ -132,8 +132,13 @@ class DynamicQuantizerTest(parameterized.TestCase):
 
   @parameterized.parameters('dint4', 'offset_uint8')
   def test_formats_of_weights_are_refused(self, name):
-    with self.assertRaisesRegex(errors.UserError, f'activations take integer formats, not {name}'):
+    with self.assertRaisesRegex(errors.UserError, fr'activations take integer formats \(formats.parse\), not {name}'):
       _dynamic(name)
+
+  def test_names_of_formats_are_no_formats(self):
+    for kind in (quantizers.DynamicQuantizer, quantizers.WeightQuantizer):
+      with self.assertRaisesRegex(errors.UserError, r"\(formats.parse\), not 'int4'$"):
+        kind('int4')
 
   def test_gradient_is_one(self):
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(_dynamic('uint4')(x))))

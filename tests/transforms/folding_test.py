@@ -164,6 +164,10 @@ class RefusalsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       self._check(changes, producer)
 
+  def test_a_site_that_nothing_reads(self):
+    with self.assertRaisesRegex(errors.UserError, 'input: there is no linear that reads it'):
+      folding.check({'norm': {'scale': jnp.ones(4)}}, sites.Site('input', 'norm', ()))
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -44,6 +44,7 @@ from jaxquant.numerics import nodes
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.transforms import grids
 from tests import law_cases
 from tests import networks
 
@@ -153,8 +154,10 @@ def _integer(case: str, style: str, dtype: str) -> dict:
   if law_cases.CASES[case].weight_only:
     return params
   for path in trees.linears(params):
-    if not nodes.is_node(kernel := trees.get(params, path)['kernel']):
-      params = trees.put(params, f'{path}/kernel', _quantize(kernel))
+    layer = trees.get(params, path)
+    if not nodes.is_node(layer['kernel']):
+      round_it = layer['kernel_quantizer'].quantized if 'kernel_quantizer' in layer else _quantize
+      params = grids.put_kernel(params, path, round_it(layer['kernel']))
   for site in _block(style, dtype).sites:
     if trees.get(params, f'{site.name}/quantizer') is None:
       quantizer = quantizers.ClipQuantizer(jnp.float32(-3), jnp.float32(4), 8)
