@@ -87,7 +87,8 @@ def check(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict
     path: of `config` within the whole, with a dot at its end.
   """
   if unknown := [key for key in config if key not in defaults]:
-    raise errors.UserError(f'config.{path}{unknown[0]} is no setting; launch/settings.py lists them all')
+    raise errors.UserError(
+        f'config.{path}{unknown[0]} is no setting of this command; launch/settings.py lists them, by command')
   for key in defaults:
     name, default = path + key, defaults[key]
     if key not in config:

@@ -63,10 +63,12 @@ def site_kind(path: str) -> str:
 
 
 def limited(kinds: Iterable[str], what: str, notes: list[str]) -> list[str]:
-  """The first 12 kinds of site, as many as a page can hold; `notes` receives a line if there are more."""
+  """The first 12 kinds, of sites or of choices, as many as a page can hold; `notes` tells what is left out."""
   kinds = list(kinds)
   if len(kinds) > _KIND_LIMIT:
-    notes.append(f'Of {len(kinds)} kinds of sites the page shows {_KIND_LIMIT} ({what}).')
+    left = kinds[_KIND_LIMIT:]
+    notes.append(f'Of {len(kinds)} kinds ({what}) the page shows {_KIND_LIMIT}, without {", ".join(left[:3])}'
+                 + (' ...' if len(left) > 3 else '.'))
   return kinds[:_KIND_LIMIT]
 
 

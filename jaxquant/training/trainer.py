@@ -186,7 +186,7 @@ def _check_finite(step, metrics, params):
       raise errors.NonFiniteError(f'the loss is {metrics["loss"]}')
     trees.check_finite(params)
   except errors.NonFiniteError as error:
-    raise errors.NonFiniteError(f'step {step}: {error}; the last checkpoint is finite') from None
+    raise errors.NonFiniteError(f'step {step}: {error}; checkpoints before it are finite') from None
 
 
 def model_params(config, key) -> Any:

@@ -134,7 +134,18 @@ def _packed(layout, codes, scale):
 
 def _xla_int8(x, w):
   """The bare product of weights [N, K], the order in which XLA's library is fastest."""
-  return jax.lax.dot_general(x, w.astype(jnp.int8), (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+  return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+
+
+def _xla_int4(x, w):
+  """The same of int4 weights [K, N]: in the other order XLA cannot compile it for one token."""
+  return jnp.matmul(x, w.astype(jnp.int8), preferred_element_type=jnp.int32)
+
+
+def _xla_weight_only(x, w):
+  """The product of int4 codes as bfloat16, which they are exactly, and then the scales of the outputs."""
+  codes, scale = w
+  return (jnp.matmul(x, codes.astype(x.dtype), preferred_element_type=jnp.float32) * scale).astype(x.dtype)
 
 
 def _quantized(bits, layout, x, w):
@@ -221,13 +232,14 @@ def _two_level(x, w):
 _DINT = Column(_dint, lambda *x: x, _packed_dint, (4, 8), values=_dense_dint, beside=8)
 _WIDE = functools.partial(_packed, kernels.Layout.INT4_WIDE)
 
-OF_XLA = ('bf16', 'xla int8', 'xla w4a16', 'xla w4a8')
+OF_XLA = ('bf16', 'xla int8', 'xla w4a16', 'xla w4a16 g128', 'xla w4a8')
 COLUMNS = {
     'bf16': Column(jnp.matmul, _values, _dense, (16, 16)),
     'xla int8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.T, (8, 8),
                        comparable=False),
-    'xla w4a16': Column(lambda x, w: x @ _dense(*w), _values, _int4, (4, 16)),
-    'xla w4a8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.T.astype(jnp.int4), (4, 8),
+    'xla w4a16': Column(_xla_weight_only, _values, _int4, (4, 16)),
+    'xla w4a16 g128': Column(lambda x, w: x @ _dense(*w), _values, _int4, (4, 16), groups=True),
+    'xla w4a8': Column(_xla_int4, lambda codes, _: codes, lambda codes, _: codes.astype(jnp.int4), (4, 8),
                        comparable=False),
     'reading': Column(_reading, lambda *x: x, functools.partial(_packed, kernels.Layout.INT4), (4, 8),
                       comparable=False),

@@ -56,7 +56,7 @@ class DecisionsTest(absltest.TestCase):
   def test_too_many_kinds_are_noted(self):
     notes = []
     _section({f'part{chr(97 + i)}/x': {'gptq': {'error': 1.0}} for i in range(20)}, notes)
-    self.assertIn('Of 20 kinds of sites the page shows 12 (errors).', notes)
+    self.assertIn('Of 20 kinds (errors) the page shows 12, without partm/x, partn/x, parto/x ...', notes)
 
 
 if __name__ == '__main__':

@@ -194,7 +194,7 @@ class FitTest(absltest.TestCase):
     self.assertEqual((state.step, self._steps('save')), (2, [2]))
 
   def test_what_is_not_finite_is_never_saved(self):
-    with self.assertRaisesRegex(errors.NonFiniteError, 'loss is nan.*last checkpoint is finite'):
+    with self.assertRaisesRegex(errors.NonFiniteError, 'loss is nan.*; checkpoints before it are finite'):
       self._fit(trainer.Schedule(6, 1, 3, frozenset()), poison=4)
     self.assertEqual(self._steps('save'), [3])
 
