@@ -69,12 +69,23 @@ def _parse(argv: list[str]) -> None:
       flags.FLAGS.register_key_flag_for_module(argv[0], flag)  # so that --help shows it
   try:
     arguments = flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    raise errors.UserError(_unrecognized(error)) from error
   except flags.Error as error:
     raise errors.UserError(str(error)) from error
   except SystemExit:
     sys.exit(0)  # of --help, which absl counts as a failure
   if len(arguments) > 1:
     raise errors.UserError(f'unexpected argument {arguments[1]!r}: flags are --name=value')
+
+
+def _unrecognized(error: flags.UnrecognizedFlagError) -> str:
+  """What to say of a flag that there is not: keys of a configuration are flags once its file is given."""
+  if not error.flagname.startswith('config.'):
+    return str(error)
+  if 'config' in flags.FLAGS:
+    return f'--{error.flagname} changes a configuration, and there is none: --config=FILE is needed'
+  return f'--{error.flagname} changes a configuration, and this command has none'
 
 
 def _report(error: Exception, process: int) -> int:

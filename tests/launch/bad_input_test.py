@@ -173,6 +173,14 @@ class BadInputTest(parameterized.TestCase):
       ('other_device', 'evaluate', ['--model={trained}', '--text={folder}/short.txt', '--implementation=mosaic_gpu'], [
           "--implementation is 'mosaic_gpu'", 'this is cpu']),
       ('no_config', 'quantize', ['--model={trained}'], ['--config=FILE']),
+      ('key_without_config', 'quantize', ['--model={trained}', '--config.weights=3'], [
+          '--config.weights changes a configuration', '--config=FILE is needed']),
+      ('key_of_a_command_without_configuration', 'evaluate', ['--model={trained}', '--config.weights=3'], [
+          '--config.weights changes a configuration, and this command has none']),
+      ('activation_group_size', 'quantize', [
+          _PTQ, '--model={trained}', '--variant=baseline', '--config.activation_mode=dynamic',
+          '--config.activation_group_size=7'], [
+              'attention/input: group size 7 does not divide 32']),
       ('not_a_workdir', 'quantize', [_PTQ, '--model={folder}'], ['config.json']),
       ('training_config', 'quantize', ['{config}', '--model={trained}'], ['is no setting']),
       ('group_size', 'quantize', [_PTQ, '--model={trained}', '--config.group_size=24'], [
