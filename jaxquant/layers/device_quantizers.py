@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 import kernels
 from jaxquant.layers import norms
+from jaxquant.numerics import codes as codes_lib
 from jaxquant.numerics import quantizers
 from kernels import before as preceding
 
@@ -48,11 +49,11 @@ class DeviceQuantizer:
   takes_norms: ClassVar[bool] = True
   gates: ClassVar[frozenset[str]] = frozenset(preceding.GATES)
 
-  def codes(self, x) -> quantizers.Codes:
+  def codes(self, x) -> codes_lib.Codes:
     """Integer codes of `x` [..., features], which may be an `inputs.Pending` gate or a `norms.Normed`; their sums."""
     return self.codes_and_total(x)[0]
 
-  def codes_and_total(self, x) -> tuple[quantizers.Codes, Any]:
+  def codes_and_total(self, x) -> tuple[codes_lib.Codes, Any]:
     """(`codes`, the array that the norm or the gate is of, if there is one, with what is added to it)."""
     before, addend = kernels.Before(shift=self.shift, scale=self.scale, hadamard=self.hadamard), None
     if isinstance(x, norms.Normed):
@@ -64,12 +65,12 @@ class DeviceQuantizer:
     got = kernels.quantize_activations(
         x, bits=self.bits, symmetric=self.symmetric, before=before, group_size=self.run, addend=addend,
         implementation=None)
-    codes = quantizers.Codes(got.codes, got.scale, got.offset, self.bits, got.row_sums)
+    codes = codes_lib.Codes(got.codes, got.scale, got.offset, self.bits, got.row_sums)
     return codes, x if addend is None else got.total
 
   def __call__(self, x):
     codes, total = self.codes_and_total(x)
-    return quantizers.values(codes).astype(total.dtype)
+    return codes_lib.values(codes).astype(total.dtype)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['quantizer'], meta_fields=[])
@@ -85,12 +86,12 @@ class FoldedQuantizer:
 
   quantizer: Any
 
-  def codes(self, x) -> quantizers.Codes:
+  def codes(self, x) -> codes_lib.Codes:
     """Integer codes of `x` [..., features], as the quantizer gives them, without their offset."""
     return dataclasses.replace(self.quantizer.codes(x), offset=None)
 
   def __call__(self, x):
-    return quantizers.values(self.codes(x)).astype(x.dtype)
+    return codes_lib.values(self.codes(x)).astype(x.dtype)
 
 
 def static_offset(specification: dict[str, Any]):

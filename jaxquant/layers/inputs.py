@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxquant import errors
 from jaxquant.layers import norms
-from jaxquant.numerics import quantizers
+from jaxquant.numerics import codes as codes_lib
 from kernels import before
 
 ENTRIES = ('gather', 'shift', 'scale', 'hadamard', 'clip', 'quantizer')
@@ -36,7 +36,7 @@ class Activation(NamedTuple):
   """
 
   values: Any
-  codes: quantizers.Codes | None
+  codes: codes_lib.Codes | None
 
 
 class Pending(NamedTuple):
@@ -99,7 +99,7 @@ def prepare(specification: dict | None, x) -> Activation:
 def prepare_total(specification: dict, x: norms.Normed) -> tuple[Activation, Any]:
   """The normalized activation, prepared by what `takes_norms`, and the array, perhaps a sum, that the norm is of."""
   codes, total = specification['quantizer'].codes_and_total(x)
-  return Activation(quantizers.values(codes).astype(total.dtype), codes), total
+  return Activation(codes_lib.values(codes).astype(total.dtype), codes), total
 
 
 def takes_norms(specification: dict | None) -> bool:

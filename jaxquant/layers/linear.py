@@ -28,9 +28,9 @@ from jaxquant import errors
 from jaxquant.layers import device_kernels
 from jaxquant.layers import inputs
 from jaxquant.layers import tap
+from jaxquant.numerics import codes as codes_lib
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
-from jaxquant.numerics import quantizers
 
 # Not exact, and much faster where scales are many: for calibration, whose inputs need not be right to the last bit.
 DEQUANTIZED = 'dequantized'
@@ -132,7 +132,7 @@ def _device_product(activation: inputs.Activation, kernel: device_kernels.Device
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _integer_product(implementation: str | None, values, codes: quantizers.Codes, kernel: qtensor.QTensor, bias):
+def _integer_product(implementation: str | None, values, codes: codes_lib.Codes, kernel: qtensor.QTensor, bias):
   """Codes with codes; differentiates as the product of the dequantized values, so gradients pass straight through."""
   w_codes, w_scale, w_offset, w_bits = device_kernels.integers(kernel)
   with _asked_for(implementation):

@@ -1,5 +1,6 @@
 """Numbers: formats, codes, scales, and the one quantize/dequantize pair that everything else uses.
 
+  codes        codes of an activation, and the values that they stand for
   formats      which codes exist: int2 to int8, uint2 to uint8, and dINT with two codes beside zero
   hadamard     what stands for a transform of channels in a tree
   nodes        dataclasses that live in a parameter tree, and their description as JSON

@@ -5,14 +5,13 @@ values, differentiable with respect to x and the ranges (training, and products 
 `quantizer.codes(x)`, the same as integers (products with a QTensor). Both agree to float32 rounding.
 """
 
-import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxquant import errors
+from jaxquant.numerics import codes as codes_lib
 from jaxquant.numerics import formats
 from jaxquant.numerics import nodes
 from jaxquant.numerics import qtensor
@@ -21,28 +20,6 @@ from jaxquant.numerics import rounding
 from jaxquant.numerics import two_level
 
 _MINIMUM_WIDTH = 1e-6
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=['codes', 'scale', 'offset', 'row_sums'], meta_fields=['bits'])
-@dataclasses.dataclass(frozen=True)
-class Codes:
-  """A quantized activation: value = scale * code + offset.
-
-  Attributes:
-    codes: int8 [..., features].
-    scale: float32, scalar or [..., groups]: static per tensor, per token (one group), or per group of features.
-    offset: float32 like `scale`, or None where it is zero. A real number: a learned lower end need not be a multiple
-      of the step.
-    bits: bits of a code.
-    row_sums: int32 [..., runs], sums of the codes of equal runs of features, or None where nobody has summed them.
-  """
-
-  codes: Any
-  scale: Any
-  offset: Any
-  bits: int
-  row_sums: Any = None
 
 
 @nodes.node('low', 'high')
@@ -72,7 +49,7 @@ class ClipQuantizer:
   def __call__(self, x):
     return rounding.clip_quantize(x, *self.ends(), self.bits)
 
-  def codes(self, x) -> Codes:
+  def codes(self, x) -> codes_lib.Codes:
     """Integer codes of `x`."""
     return _range_codes(x, *self.ends(), self.bits)
 
@@ -102,7 +79,7 @@ class PactQuantizer:
   def __call__(self, x):
     return rounding.pact_quantize(x, self.clip, self.bits, self.signed)
 
-  def codes(self, x) -> Codes:
+  def codes(self, x) -> codes_lib.Codes:
     """Integer codes of `x`."""
     return _range_codes(x, *self.ends(), self.bits)
 
@@ -132,10 +109,10 @@ class StepQuantizer:
   def __call__(self, x):
     return rounding.step_quantize(x, self.step, *self._bounds())
 
-  def codes(self, x) -> Codes:
+  def codes(self, x) -> codes_lib.Codes:
     """Integer codes of `x`."""
     codes = jnp.round(jnp.clip(x.astype(jnp.float32) / self.step, *self._bounds()))
-    return Codes(codes.astype(jnp.int8), self.step, None, self.bits)
+    return codes_lib.Codes(codes.astype(jnp.int8), self.step, None, self.bits)
 
   def projected(self) -> 'StepQuantizer':
     """The quantizer with a positive step again, after an optimizer step."""
@@ -161,20 +138,20 @@ class DynamicQuantizer:
       name = getattr(self.format, 'name', repr(self.format))
       raise errors.UserError(f'activations take integer formats (formats.parse), not {name}')
 
-  def codes(self, x) -> Codes:
+  def codes(self, x) -> codes_lib.Codes:
     """Integer codes of `x`; asymmetric codes are shifted by 2^(bits-1) into int8."""
     low, high = quantize.group_range(x, axis=-1, group_size=self.group_size, per_tensor=self.per_tensor)
     scale, zero_point = quantize.affine(low, high, self.format)
     wide = lambda a: None if a is None else quantize.spread(a, -1, x.shape[-1])
     codes = quantize.encode(x, wide(scale), wide(zero_point), self.format)
     if zero_point is None:
-      return Codes(codes, scale, None, self.format.bits)
+      return codes_lib.Codes(codes, scale, None, self.format.bits)
     shift = 2 ** (self.format.bits - 1)
     offset = scale * (shift - zero_point.astype(jnp.float32))
-    return Codes((codes.astype(jnp.int32) - shift).astype(jnp.int8), scale, offset, self.format.bits)
+    return codes_lib.Codes((codes.astype(jnp.int32) - shift).astype(jnp.int8), scale, offset, self.format.bits)
 
   def __call__(self, x):
-    return _straight_through(x, values(self.codes(x)))
+    return _straight_through(x, codes_lib.values(self.codes(x)))
 
   def projected(self) -> 'DynamicQuantizer':
     """Itself: nothing is learned."""
@@ -238,19 +215,12 @@ class WeightQuantizer:
 INPUT_QUANTIZERS = (ClipQuantizer, PactQuantizer, StepQuantizer, DynamicQuantizer)
 
 
-def values(codes: Codes):
-  """The float32 values that codes stand for."""
-  wide = lambda a: a if a.ndim == 0 else quantize.spread(a, -1, codes.codes.shape[-1])
-  x = codes.codes.astype(jnp.float32) * wide(codes.scale)
-  return x if codes.offset is None else x + wide(codes.offset)
-
-
 def _range_codes(x, low, high, bits):
   """Codes of `x` on `2^bits` levels from `low` to `high`, shifted by 2^(bits-1) into int8; of NaN, any of them."""
   shift = 2 ** (bits - 1)
   step = (high - low) / (2**bits - 1)
   codes = jnp.round(rounding.range_steps(x, low, high, bits)) - shift
-  return Codes(codes.astype(jnp.int8), step, low + step * shift, bits)
+  return codes_lib.Codes(codes.astype(jnp.int8), step, low + step * shift, bits)
 
 
 @jax.custom_jvp

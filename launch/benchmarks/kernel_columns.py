@@ -15,6 +15,7 @@ from kernels import integer_weights
 from kernels import layouts
 from launch.benchmarks import kernel_reading
 from launch.benchmarks import kernel_timing
+from launch.benchmarks import kernel_xla
 
 
 class Problem(NamedTuple):
@@ -132,22 +133,6 @@ def _packed(layout, codes, scale):
   return layouts.prepack(codes, layout), scale
 
 
-def _xla_int8(x, w):
-  """The bare product of weights [N, K], the order in which XLA's library is fastest."""
-  return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
-
-
-def _xla_int4(x, w):
-  """The same of int4 weights [K, N]: in the other order XLA cannot compile it for one token."""
-  return jnp.matmul(x, w.astype(jnp.int8), preferred_element_type=jnp.int32)
-
-
-def _xla_weight_only(x, w):
-  """The product of int4 codes as bfloat16, which they are exactly, and then the scales of the outputs."""
-  codes, scale = w
-  return (jnp.matmul(x, codes.astype(x.dtype), preferred_element_type=jnp.float32) * scale).astype(x.dtype)
-
-
 def _quantized(bits, layout, x, w):
   return kernels.quantized_matmul(
       x[0], w[0], x[1], w[1], x_bits=bits[1], w_bits=bits[0], layout=layout, implementation='mosaic_gpu',
@@ -235,11 +220,11 @@ _WIDE = functools.partial(_packed, kernels.Layout.INT4_WIDE)
 OF_XLA = ('bf16', 'xla int8', 'xla w4a16', 'xla w4a16 g128', 'xla w4a8')
 COLUMNS = {
     'bf16': Column(jnp.matmul, _values, _dense, (16, 16)),
-    'xla int8': Column(_xla_int8, lambda codes, _: codes, lambda codes, _: codes.T, (8, 8),
+    'xla int8': Column(kernel_xla.int8, lambda codes, _: codes, lambda codes, _: codes.T, (8, 8),
                        comparable=False),
-    'xla w4a16': Column(_xla_weight_only, _values, _int4, (4, 16)),
+    'xla w4a16': Column(kernel_xla.weight_only, _values, _int4, (4, 16)),
     'xla w4a16 g128': Column(lambda x, w: x @ _dense(*w), _values, _int4, (4, 16), groups=True),
-    'xla w4a8': Column(_xla_int4, lambda codes, _: codes, lambda codes, _: codes.astype(jnp.int4), (4, 8),
+    'xla w4a8': Column(kernel_xla.int4, lambda codes, _: codes, lambda codes, _: codes.astype(jnp.int4), (4, 8),
                        comparable=False),
     'reading': Column(_reading, lambda *x: x, functools.partial(_packed, kernels.Layout.INT4), (4, 8),
                       comparable=False),

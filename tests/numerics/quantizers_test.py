@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxquant import errors
+from jaxquant.numerics import codes as codes_lib
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
@@ -48,7 +49,7 @@ class InputQuantizersTest(parameterized.TestCase):
     # Halves of steps too, where rounding turns on the last bit.
     x = np.concatenate([_random(10, 12), np.arange(-60, 60).reshape(10, 12) * 3.3 / 2**bits / 2]).astype(np.float32)
     values, codes = _call(quantizer, x), _codes(quantizer, x)
-    np.testing.assert_allclose(values, quantizers.values(codes), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(values, codes_lib.values(codes), rtol=0, atol=1e-6)
     self.assertEqual((codes.codes.dtype, codes.bits, codes.scale.dtype), (jnp.int8, bits, jnp.float32))
     self.assertTrue((np.abs(np.asarray(codes.codes, int) + 0.5) <= 2 ** (bits - 1)).all())
 
@@ -232,9 +233,9 @@ class WeightQuantizerTest(parameterized.TestCase):
 class ValuesTest(absltest.TestCase):
 
   def test_scales_of_groups_are_spread_over_their_features(self):
-    codes = quantizers.Codes(
+    codes = codes_lib.Codes(
         jnp.array([[1, 2, 3, 4]], jnp.int8), jnp.array([[2.0, 10.0]]), jnp.array([[0.5, -1.0]]), 8)
-    np.testing.assert_array_equal(quantizers.values(codes), [[2.5, 4.5, 29, 39]])
+    np.testing.assert_array_equal(codes_lib.values(codes), [[2.5, 4.5, 29, 39]])
 
 
 if __name__ == '__main__':
