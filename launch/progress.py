@@ -160,7 +160,9 @@ def _named(progress: driver.Progress) -> str:
 
 
 def _eta(progress: driver.Progress) -> str:
-  return _duration(progress.seconds / progress.done * (progress.total - progress.done))
+  """Of what is left, by what this run has done itself: restoring the work of an earlier one takes next to nothing."""
+  own, left = progress.done - progress.restored, progress.total - progress.done
+  return _duration(progress.seconds / own * left if left else 0) if own or not left else 'unknown'
 
 
 def _errors(progress: driver.Progress) -> dict[str, dict[str, float]]:

@@ -46,6 +46,7 @@ class Progress(NamedTuple):
     work: names that were rewritten, or 'restored' for a block that an earlier run had finished.
     done, total: units done and to do.
     seconds: since the start.
+    restored: units of `done` that an earlier run had finished.
     decisions: of the block (of all blocks of a window) so far, as in `Result`, by path.
     warnings: {name: what a user should know of it}, as `Transform.warn` of the work says.
   """
@@ -57,6 +58,7 @@ class Progress(NamedTuple):
   seconds: float
   decisions: dict[str, dict]
   warnings: dict[str, str] = {}
+  restored: int = 0
 
 
 def run(
@@ -96,7 +98,7 @@ class _Run:
     self.source, self.model, self.steps, self.store, self.report = source, model, steps, store, report
     self.batches = batches
     self.plans = plans.make(source.abstract(), model, steps)
-    self.started, self.done = time.monotonic(), 0
+    self.started, self.done, self.restored = time.monotonic(), 0, 0
     self.total = sum(len(pairs) for plan in self.plans for pairs in plan.values())
     ends = [sum(len(b) for b in batches[: i + 1]) for i in range(len(batches))]
     self.ids = [jnp.arange(end - len(b), end, dtype=jnp.int32) for end, b in zip(ends, batches)]
@@ -128,6 +130,7 @@ class _Run:
     if any(entry is None for entry in found.values()):
       return None
     if units := sum(len(plan[path]) for plan in self.plans for path in found):
+      self.restored += units
       self._report(blocks, 'restored', {path: entry[1] for path, entry in found.items()}, units)
     return {path: entry[0] for path, entry in found.items()}, {path: entry[1] for path, entry in found.items()}
 
@@ -205,7 +208,7 @@ class _Run:
     self.done += units
     made = {_join(path, name): entry for path, _ in blocks for name, entry in decisions[path].items()}
     self.report(Progress(
-        blocks[0][0], work, self.done, self.total, time.monotonic() - self.started, made, warnings or {}))
+        blocks[0][0], work, self.done, self.total, time.monotonic() - self.started, made, warnings or {}, self.restored))
 
 
 def check_batches(batches: Sequence[Any]) -> None:

@@ -1,5 +1,6 @@
 """Clip search (AWQ, arXiv:2306.00978): a narrower weight range wherever that lowers the quantized output error."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ def clip_search(
 
   Every output and group of inputs has a clamp of its own, among the ratios 1, 1 - 1/steps, ... that exceed `least`.
   The error that it minimizes is that of the group's share in the output, (x_g (Q_g - W_g))^2, in the mean over the
-  tokens: with H_g, the block of the second moment between the inputs of the group, exactly D_g^T H_g D_g.
+  tokens: with H_g, the block of the second moment between the inputs of the group, exactly D_g^T H_g D_g. With scales
+  per input channel it is every input and group of outputs, and the share in these h_jj sum_n D_jn^2.
 
   Two-level scales of a group depend on the base that all groups of its output share: ratios are compared with all
   groups clamped alike, so that rounding leaves an error a little above the minimized one.
@@ -33,7 +35,7 @@ def clip_search(
 
   Args:
     claim: linears.
-    weight: the grid, scales along inputs; None: that of each linear's `kernel_quantizer`, which stays in the tree.
+    weight: the grid; None: that of each linear's `kernel_quantizer`, which stays in the tree.
     steps: the finest change of a clamp, as a fraction of the range.
     least: no clamp is as narrow as this fraction, in [0, 1).
     ends: what a ratio shrinks: `magnitude`, the largest magnitude of the group, to which both signs are clamped (AWQ);
@@ -46,7 +48,7 @@ def clip_search(
 
   Raises:
     UserError: a linear that reads no site, an argument out of its range; at `init`, what `grids.check` and
-      `moments.empty` refuse, and scales per input channel.
+      `moments.empty` refuse.
   """
   claim.by_site()
   if ends not in ENDS:
@@ -58,11 +60,6 @@ def clip_search(
 
   def init(params, batch):
     grids.check(claim, params, weight)
-    for path in claim.names:
-      if grids.grid(params, path, weight).axis != -2:
-        raise errors.UserError(
-            f'{path}: the clip search judges groups of inputs by their share in an output; a grid with scales per '
-            'input channel has none')
     return moments.empty(claim, params, batch)
 
   def find(params, state):
@@ -77,7 +74,11 @@ def clip_search(
     return params, record, {}
 
   def warn(params, record):
-    return moments.warn(params, record, lambda path: grids.grid(params, path, weight).group_size)
+    def inputs(path):
+      grid = grids.grid(params, path, weight)
+      return grid.group_size if grid.axis == -2 else 1
+
+    return moments.warn(params, record, inputs)
 
   return transform.Transform(init, moments.observe, find, warn=warn)
 
@@ -90,7 +91,7 @@ def search(
   Args:
     kernel: float [in, out].
     moment: second moment of its input, float32 [in, in].
-    weight: the grid that it will be rounded to, scales along inputs.
+    weight: the grid that it will be rounded to.
     ratios: of the clamps to try; of equally good ones the first is taken.
     ends: see `clip_search`.
 
@@ -98,28 +99,37 @@ def search(
     (kernel like the given one, record of its errors and ratios as for `clip_search`).
   """
   values = kernel.astype(jnp.float32)
-  low, high = quantize.group_range(values, axis=-2, group_size=weight.group_size)
+  axis = weight.axis
+  low, high = quantize.group_range(values, axis=axis, group_size=weight.group_size)
   if ends == 'magnitude' or weight.format.symmetric:
     high = jnp.maximum(-low, high)
     low = -high
-  groups = low.shape[-2]
-  wide = lambda per_group: quantize.spread(per_group, -2, values.shape[-2])
+  groups = low.shape[axis]
+  wide = lambda per_group: quantize.spread(per_group, axis, values.shape[axis])
   # In the kernel's dtype, as what rounds it finds it: where both ends are alike, asymmetric zero points lie on a tie.
   clamped = lambda ratio: jnp.clip(values, wide(low * ratio), wide(high * ratio)).astype(kernel.dtype)
-  within = jnp.diagonal(moment.reshape(groups, len(moment) // groups, groups, -1), axis1=0, axis2=2)
-  within = jnp.moveaxis(within, -1, 0)  # [groups, size, size]
-
-  def group_errors(difference):
-    """Mean squared share of every group in every output, [groups, out]."""
-    difference = quantize.split_groups(difference, -2, groups)
-    product = jnp.matmul(within, difference, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(difference * product, axis=-2)
+  errors_of = functools.partial(_errors_of_inputs if axis == -2 else _errors_of_outputs, moment, groups)
 
   tried = jnp.asarray(ratios, jnp.float32)
-  found = jax.lax.map(lambda ratio: group_errors(weight.rounded(clamped(ratio)) - values), tried)
+  found = jax.lax.map(lambda ratio: errors_of(weight.rounded(clamped(ratio)) - values), tried)
   best = jnp.argmin(found, axis=0)
-  chosen, total = tried[best], jnp.sum(group_errors(values))
+  chosen, total = tried[best], jnp.sum(errors_of(values))
   record = {
       'clipped': jnp.mean(chosen), 'error_clipped': moments.relative(jnp.sum(jnp.min(found, axis=0)), total),
       'error_unclipped': moments.relative(jnp.sum(found[0]), total)}
   return clamped(chosen), record
+
+
+def _errors_of_inputs(moment, groups: int, difference):
+  """Mean squared share of every group of inputs in every output, [groups, out]."""
+  within = jnp.diagonal(moment.reshape(groups, len(moment) // groups, groups, -1), axis1=0, axis2=2)
+  within = jnp.moveaxis(within, -1, 0)  # [groups, size, size]
+  difference = quantize.split_groups(difference, -2, groups)
+  product = jnp.matmul(within, difference, precision=jax.lax.Precision.HIGHEST)
+  return jnp.sum(difference * product, axis=-2)
+
+
+def _errors_of_outputs(moment, groups: int, difference):
+  """Mean squared share of every input in every group of outputs, summed over the outputs, [in, groups]."""
+  squares = jnp.sum(jnp.square(quantize.split_groups(difference, -1, groups)), axis=-1)
+  return jnp.diagonal(moment)[:, None] * squares

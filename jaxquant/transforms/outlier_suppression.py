@@ -7,6 +7,7 @@ t for all channels, and no channel is ever scaled up.
 
 import jax.numpy as jnp
 
+from jaxquant import errors
 from jaxquant.calibration import channels
 from jaxquant.calibration import sites
 from jaxquant.calibration import transform
@@ -25,6 +26,8 @@ def outlier_suppression(
   Thresholds run from the largest magnitude of the shifted activation, which scales nothing, down to a hundredth of it
   (the published code ends at constants of its model families), and are judged at the attention's mix for q, k and v, at
   the gated product for gate and up, and at the linear itself elsewhere. Of equal candidates the largest threshold wins.
+  The published code searches with quantizers on already; here that holds for the blocks before, if the step reads the
+  quantized stream, while a block's sites are searched behind its other parts in floats.
 
   Args:
     claim: sites with a producer; where it cannot take up a shift (norms without bias, as in LLaMA), sites are scaled
@@ -41,7 +44,8 @@ def outlier_suppression(
     `shift` by magnitude, `error`, `error_shifted` of the shift alone and `error_before` of neither.
 
   Raises:
-    UserError: an option out of its range, a block without a judge; at `init`, what `folding.check` refuses.
+    UserError: an option out of its range, a block without a judge; at `init`, a site where nothing is left to do and
+      what `folding.check` refuses.
   """
   scale_search.check_options('outlier_suppression', candidates=candidates, tokens=tokens)
 
@@ -50,6 +54,9 @@ def outlier_suppression(
   def init(params, batch):
     for site in claim.sites:
       folding.check(params, site)
+      if not scale and not (shift and site.shifts):
+        raise errors.UserError(f'outlier_suppression: {site.name} takes no shift, and scales are left out, so that '
+                               'nothing would change')
     return {site.name: {
         'extrema': channels.ChannelExtrema.empty(batch.activation(site.name).shape[-1]),
         'sample': scale_search.empty_sample(batch, site.name, tokens)} for site in claim.sites}
@@ -88,9 +95,9 @@ def outlier_suppression(
         # The error is a smooth valley with small steps where codes flip: the rest is sought around the best.
         around = _STRIDE * jnp.argmin(found[1:]) + jnp.arange(1 - _STRIDE, _STRIDE)
         around = thresholds[jnp.clip(around, 0, candidates - 1)]
-        errors = errors_of(around)
+        judged = errors_of(around)
         # Of equal thresholds the largest.
-        threshold, error = around[jnp.argmin(errors)], jnp.min(errors)
+        threshold, error = around[jnp.argmin(judged)], jnp.min(judged)
       chosen = scales_of(threshold[None])[0]
       record[site.name] = {
           'threshold': threshold, 'scaled': jnp.sum(chosen > 1), 'shift': jnp.max(jnp.abs(centre)), 'error': error,

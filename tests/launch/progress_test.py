@@ -114,6 +114,14 @@ class BlocksTest(absltest.TestCase):
     self.assertEqual(warnings.getvalue().splitlines(),
                      ['warning: layers/0/mlp/up: few tokens', 'warning: layers/2/mlp/up: fewer tokens'])
 
+  def test_what_is_left_is_told_by_what_this_run_did(self):
+    lines = io.StringIO()
+    with _on(lines, io.StringIO()):
+      report = progress.blocks(progress.Printer(), lambda record: None)
+      for i, (done, seconds) in enumerate(((60, 0.5), (61, 30.0), (96, 1000.0))):
+        report(driver.Progress(f'layers/{i}', 'restored' if not i else 'up', done, 96, seconds, {}, {}, 60))
+    self.assertEqual([line.partition(' ETA ')[2] for line in lines.getvalue().splitlines()], ['unknown', '17m30s', '0s'])
+
   def test_a_terminal_keeps_the_same_lines_and_no_bar(self):
     screen, file = _Terminal(), io.StringIO()
     with _on(screen, screen):

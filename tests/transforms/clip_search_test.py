@@ -188,9 +188,30 @@ class ClipSearchTest(parameterized.TestCase):
       self.assertStartsWith(found['mlp/up'], text)
       self.assertEqual(found == gptq_found, group_size is None)
 
+  @parameterized.product(name=['int3', 'uint3'], ends=clip_search.ENDS, group_size=[None, 5])
+  def test_groups_of_outputs_are_clamped_like_those_of_inputs_of_the_transpose(self, name, ends, group_size):
+    """Where inputs do not correlate; a factor of an input counts for all its groups alike, and changes no choice."""
+    kernel = jnp.asarray(_kernel())
+    search = lambda kernel, moment, axis: clip_search.search(
+        kernel, moment, _grid(name, axis, group_size), _RATIOS, ends)
+    want, record = search(kernel.T, jnp.eye(_OUTPUTS), -2)
+    got, same = search(kernel, jnp.eye(_INPUTS), -1)
+    np.testing.assert_array_equal(got, want.T)
+    for field, value in record.items():
+      np.testing.assert_allclose(same[field], value, rtol=1e-5)
+    weighted, found = search(kernel, jnp.diag(jnp.arange(1.0, _INPUTS + 1)), -1)
+    np.testing.assert_array_equal(weighted, got)
+    self.assertLess(found['error_clipped'], found['error_unclipped'])
+
+  def test_the_share_of_groups_of_outputs_is_that_of_the_activation(self):
+    grid = _grid(axis=-1, group_size=5)
+    linears, record = _clipped('up', weight=grid)
+    difference = np.asarray(quantize.dequantize(grid.quantized(linears['up']['kernel'])), np.float64) - _kernel()
+    share = lambda of: sum(_shares(j, of[j : j + 1]).sum() for j in range(_INPUTS))
+    np.testing.assert_allclose(record['mlp/up']['error_clipped'], share(difference) / share(np.float64(_kernel())), rtol=1e-3)
+
   def test_refuses_by_name_what_it_cannot_do(self):
     for pattern, names, options in (
-        ('^mlp/up: the clip search judges groups of inputs', ('up',), {'weight': _grid(axis=-1)}),
         ('^mlp/gate: group size 5 does not divide 24 elements', ('gate',), {'weight': _grid(group_size=5)}),
         ('^mlp/lost reads no site', ('lost',), {}),
         ("^unknown ends 'low' of a clip search; there are magnitude and range", ('up',), {'ends': 'low'}),

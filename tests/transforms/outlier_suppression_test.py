@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxquant import errors
 from jaxquant.calibration import sites
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
@@ -88,6 +89,19 @@ class OutlierSuppressionTest(parameterized.TestCase):
     self.assertEqual((shift_only['scaled'], scale_only['shift']), (0, 0))
     self.assertLess(scale_only['error'], record['error_before'])
     self.assertLess(record['error'], scale_only['error'])
+
+  def test_two_channels_as_far_out_as_published_lose_by_a_factor_at_each_step(self):
+    """The shift takes four fifths of the output error away, the threshold four fifths of the rest and more."""
+    x = _activations().copy()
+    x[..., [5, 20]] *= 10
+    _, record = _apply(x=x)
+    self.assertLess(record['error_shifted'], record['error_before'] / 4)
+    self.assertLess(record['error'], record['error_shifted'] / 5)
+
+  def test_refuses_a_site_where_nothing_is_left_to_do(self):
+    for site, options in ((_SITE._replace(shifts=False), {'scale': False}), (_SITE, {'scale': False, 'shift': False})):
+      with self.assertRaisesRegex(errors.UserError, '^outlier_suppression: up/input takes no shift, and scales are left'):
+        _apply(functools.partial(_FACTORY, **options), site)
 
   @parameterized.parameters((_SITE, 'linears'), (_GATED, 'inner'))
   def test_linears_that_meet_are_judged_where_they_do(self, site, scope):
