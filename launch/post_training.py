@@ -125,8 +125,9 @@ def recipe(config, mode) -> recipes.Recipe:
         config.activation_per_tensor)
   if config.two_level and config.weights == 16:
     raise errors.UserError('config.two_level is for weights that are quantized, and those of 16 bits are not')
+  kind, *special = config.weight_kind.partition('/')  # dint/4 of 4 bits is dint4/4
   weight = None if config.weights == 16 else _grid(
-      config, f'{config.weight_kind}{config.weights}', 'weight_kind and config.weights')
+      config, f'{kind}{config.weights}{"".join(special)}', 'weight_kind and config.weights')
   methods = tuple(config.methods)
   return recipes.Recipe(
       methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,

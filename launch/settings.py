@@ -92,7 +92,8 @@ def quantize() -> ml_collections.ConfigDict:
   # In order; the last rounds; () for weights of 16 bits. Each has its options in a group of its name
   # (transforms.methods), and there a site_pattern if it folds: the sites, out of site_patterns, at which it does.
   config.methods = ('round_to_nearest',)
-  # int, full_int: symmetric; uint: asymmetric; offset_uint: that without zero in range; dint: half steps around zero.
+  # int, full_int: symmetric; uint: asymmetric; offset_uint: that without zero in range; dint: half steps around zero,
+  # dint/4 and dint/8 quarters and eighths.
   config.weight_kind = 'int'
   # Or outputs: scales that each input channel has for itself, which exclude quantized activations.
   config.group_along = 'inputs'

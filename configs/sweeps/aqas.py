@@ -24,6 +24,6 @@ def get_rows(values: str = '16'):
   rows = {}
   for kind, base, scalings in (('int', aqas_w4a8, _SCALINGS), ('dint', aqas_dint_w4a8, ((), ('aqas',)))):
     ways = [scaling + rounding for scaling, rounding in itertools.product(scalings, _ROUNDINGS)]
-    for methods in (*ways, ('aqas', 'clip_search', 'gptq')):
+    for methods in (*ways, ('aqas', 'clip_search', 'gptq'), ('norm_fusion', 'aqas', 'clip_search', 'gptq')):
       rows[f'{kind}, {" + ".join(methods)}'] = row(base, methods)
   return rows

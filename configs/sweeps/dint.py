@@ -1,5 +1,7 @@
 """dINT (arXiv:2311.05161) beside integers at 3 and 4 bits: of weights alone, and of weights and values.
 
+At 4 bits, special values of a quarter and an eighth of a step, too.
+
   python -m launch.sweep --rows=configs/sweeps/dint.py --model=DIR --text=FILE --workdir=OUT
 """
 
@@ -19,7 +21,8 @@ _WAYS = {
 def get_rows():
   """The configurations by name."""
   rows = {}
-  for bits, (way, (base, methods)), kind in itertools.product((3, 4), _WAYS.items(), ('uint', 'dint')):
+  kinds = [(3, 'uint'), (3, 'dint'), *((4, kind) for kind in ('uint', 'dint', 'dint/4', 'dint/8'))]
+  for (bits, kind), (way, (base, methods)) in itertools.product(kinds, _WAYS.items()):
     config = base.get_config()
     config.update(weights=bits, weight_kind=kind, methods=methods, calibration_windows=128)
     if base is aqas_dint_w4a8:

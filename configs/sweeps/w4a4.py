@@ -4,8 +4,9 @@
 
 The argument is the kind of the model, opt (LayerNorm, folds at norms alone) or llama (RMSNorm, the default). The rows
 `8-bit` tell which operand limits the others, those in groups what finer scales of both are worth, those of dINT what
-two half steps are worth at the price of two levels. AdaDim is absent: its scales of input channels stand inside the sum
-over these, which integer activations exclude.
+two half steps are worth at the price of two levels. Those `at norms` fold at the same sites, where AWQ and AQAS else
+take all that can be folded at, and those `without q and k` clamp neither. AdaDim is absent: its scales of input
+channels stand inside the sum over these, which integer activations exclude.
 
 Expected: Outlier Suppression+ ahead on OPT-like models, behind SmoothQuant more so; all methods within 1 % of one
 another on LLaMA-like ones; groups of 128 ahead of any method without them; dINT ahead of integers by a part of what is
@@ -18,6 +19,7 @@ from configs.ptq import outlier_suppression_w4a4
 
 _SCALINGS = ((), ('smooth_quant',), ('awq',), ('aqas',), ('outlier_suppression',),
              ('smooth_quant', 'outlier_suppression'))
+_NORMS = r'.*/(attention|mlp)/input'
 _ROUNDINGS = (('round_to_nearest',), ('gptq',), ('clip_search', 'gptq'))
 
 
@@ -34,6 +36,14 @@ def get_rows(family: str = 'llama'):
   for scaling in ('aqas', 'outlier_suppression'):
     rows[f'groups of 128, {scaling} + gptq'] = row((scaling, 'gptq'), group_size=128, activation_group_size=128)
     rows[f'dint, {scaling} + gptq'] = row((scaling, 'gptq'), weight_kind='dint')
+  for scaling in ('awq', 'aqas', 'outlier_suppression') if family == 'llama' else ('awq', 'aqas'):
+    rows[f'at norms, {scaling} + gptq'] = at_norms = row((scaling, 'gptq'))
+    at_norms[scaling].site_pattern = _NORMS
+  best = ('smooth_quant', 'outlier_suppression', 'clip_search', 'gptq')
+  rows[f'without q and k, {" + ".join(best)}'] = row(best, clip_pattern=r'.*/(v|o|gate|up|down)')
+  rows[f'dint, {" + ".join(best)}'] = row(best, weight_kind='dint')
+  rows['groups of 128, dint, outlier_suppression + gptq'] = row(
+      ('outlier_suppression', 'gptq'), weight_kind='dint', group_size=128, activation_group_size=128)
   rows['8-bit weights, outlier_suppression + gptq'] = row(('outlier_suppression', 'gptq'), weights=8)
   rows['8-bit activations, gptq'] = row(('gptq',), activations=8)
   return rows

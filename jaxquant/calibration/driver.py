@@ -207,8 +207,9 @@ class _Run:
   def _report(self, blocks, work, decisions, units=1, warnings=None):
     self.done += units
     made = {_join(path, name): entry for path, _ in blocks for name, entry in decisions[path].items()}
+    seconds = time.monotonic() - self.started
     self.report(Progress(
-        blocks[0][0], work, self.done, self.total, time.monotonic() - self.started, made, warnings or {}, self.restored))
+        blocks[0][0], work, self.done, self.total, seconds, made, warnings or {}, self.restored))
 
 
 def check_batches(batches: Sequence[Any]) -> None:

@@ -120,7 +120,8 @@ class BlocksTest(absltest.TestCase):
       report = progress.blocks(progress.Printer(), lambda record: None)
       for i, (done, seconds) in enumerate(((60, 0.5), (61, 30.0), (96, 1000.0))):
         report(driver.Progress(f'layers/{i}', 'restored' if not i else 'up', done, 96, seconds, {}, {}, 60))
-    self.assertEqual([line.partition(' ETA ')[2] for line in lines.getvalue().splitlines()], ['unknown', '17m30s', '0s'])
+    told = [line.partition(' ETA ')[2] for line in lines.getvalue().splitlines()]
+    self.assertEqual(told, ['unknown', '17m30s', '0s'])
 
   def test_a_terminal_keeps_the_same_lines_and_no_bar(self):
     screen, file = _Terminal(), io.StringIO()

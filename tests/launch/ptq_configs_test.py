@@ -130,6 +130,15 @@ class ConfigsTest(parameterized.TestCase):
       if path.startswith('layers/'):
         self.assertIsNotNone(two_level.levels(trees.get(result.params, path)['kernel'].scale), path)
 
+  @parameterized.parameters(('dint', 'dint4'), ('dint/4', 'dint4/4'), ('dint/8', 'dint4/8'), ('uint', 'uint4'))
+  def test_kinds_of_weights_are_formats_of_their_bits(self, kind, name):
+    config = _config('dint_w4a16_g128')
+    config.weight_kind = kind
+    self.assertEqual(post_training.recipe(config, None).weight.format.name, name)
+    config.weight_kind = f'{kind}/3'
+    with self.assertRaisesRegex(errors.UserError, 'config.weight_kind and config.weights: unknown number format'):
+      post_training.recipe(config, None)
+
   def test_slac_runs_on_windows_as_long_as_it_is_told(self):
     for length in (64, 128, 512, 2048):
       config = _config('slac_w4a8', str(length))

@@ -208,7 +208,8 @@ class ClipSearchTest(parameterized.TestCase):
     linears, record = _clipped('up', weight=grid)
     difference = np.asarray(quantize.dequantize(grid.quantized(linears['up']['kernel'])), np.float64) - _kernel()
     share = lambda of: sum(_shares(j, of[j : j + 1]).sum() for j in range(_INPUTS))
-    np.testing.assert_allclose(record['mlp/up']['error_clipped'], share(difference) / share(np.float64(_kernel())), rtol=1e-3)
+    want = share(difference) / share(np.float64(_kernel()))
+    np.testing.assert_allclose(record['mlp/up']['error_clipped'], want, rtol=1e-3)
 
   def test_refuses_by_name_what_it_cannot_do(self):
     for pattern, names, options in (

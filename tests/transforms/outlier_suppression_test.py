@@ -100,7 +100,7 @@ class OutlierSuppressionTest(parameterized.TestCase):
 
   def test_refuses_a_site_where_nothing_is_left_to_do(self):
     for site, options in ((_SITE._replace(shifts=False), {'scale': False}), (_SITE, {'scale': False, 'shift': False})):
-      with self.assertRaisesRegex(errors.UserError, '^outlier_suppression: up/input takes no shift, and scales are left'):
+      with self.assertRaisesRegex(errors.UserError, '^outlier_suppression: up/input takes no shift, and scales'):
         _apply(functools.partial(_FACTORY, **options), site)
 
   @parameterized.parameters((_SITE, 'linears'), (_GATED, 'inner'))
