@@ -153,9 +153,13 @@ def _grid(config, name, key):
     raise errors.UserError(f'config.{key}: {error}') from None
   plain = quantizers.WeightQuantizer(fmt, _AXES[config.group_along], config.group_size)
   try:
-    return dataclasses.replace(plain, two_level=config.two_level)
+    plain = dataclasses.replace(plain, two_level=config.two_level)
   except errors.UserError as error:
     raise errors.UserError(f'config.two_level: {error}') from None
+  try:
+    return dataclasses.replace(plain, per_tensor=config.weight_per_tensor)
+  except errors.UserError as error:
+    raise errors.UserError(f'config.weight_per_tensor: {error}') from None
 
 
 def windows(config, model, tokens) -> list:

@@ -100,6 +100,7 @@ def quantize() -> ml_collections.ConfigDict:
   # Scales of groups that are multiples, 1 to 15, of one number for each output (numerics.two_level): faster on GPUs
   # where activations are quantized. For int and full_int of at most 4 bits, with a group_size along the inputs.
   config.two_level = False
+  config.weight_per_tensor = False  # one scale for a whole kernel, which round_to_nearest alone rounds to
   config.clip_pattern = r'.*'  # linears that clip_search clamps, out of those that are quantized
   config.activations = 4  # bits, those of learned ranges if there are any; 16: as they are, or clipped
   config.activation_mode = 'static'  # per tensor; or dynamic: per token

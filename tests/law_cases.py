@@ -222,6 +222,7 @@ CASES = {
     'round_to_nearest, groups': _rounding(_round('int4', group_size=8), _round('int3', group_size=8)),
     'round_to_nearest, two-level scales': _rounding(
         _round('int4', group_size=8, two_level=True), _round('int4')),
+    'round_to_nearest, per tensor': _rounding(_round('int4', per_tensor=True), _round('int3', per_tensor=True)),
     'round_to_nearest, input channels': _rounding(
         _round('int4', axis=-1), _round('int3'), weight_only=True),
     'round_to_nearest, asymmetric': _rounding(_round('uint4'), _round('uint3')),

@@ -5,7 +5,7 @@
 Expected: hardly above smooth_quant_o2_w8a8, whose ranges are those of each batch. Published for OPT-175B: full
 precision 10.99, O1 11.11, O2 11.14, O3 11.17. Not measured here at 8 bits; at 6, with asymmetric weights, it makes up
 for half of what static ranges lose on OPT-like models (docs/results.md). Static ranges are asymmetric, with zero as a
-level; weights have a scale per output channel here, where the paper has one for the whole kernel.
+level.
 """
 
 from configs.ptq import smooth_quant_w8a8

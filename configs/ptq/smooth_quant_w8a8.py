@@ -1,4 +1,4 @@
-"""SmoothQuant (arXiv:2211.10438), its level O1: 8-bit weights per output channel, 8-bit activations per token.
+"""SmoothQuant (arXiv:2211.10438), its level O1: 8-bit weights with one scale a kernel, 8-bit activations per token.
 
   python -m launch.quantize --config=configs/ptq/smooth_quant_w8a8.py --model=DIR --workdir=OUT
 
@@ -15,5 +15,6 @@ def get_config():
   """The configuration."""
   config = settings.quantize()
   config.methods = ('smooth_quant', 'round_to_nearest')
-  config.update(weights=8, activations=8, activation_mode='dynamic', activation_kind='int', calibration_windows=512)
+  config.update(weights=8, weight_per_tensor=True, activations=8, activation_mode='dynamic', activation_kind='int',
+                calibration_windows=512)
   return config

@@ -171,16 +171,21 @@ class WeightQuantizer:
     group_size: elements of `axis` that share a scale; None: all.
     two_level: whether scales are snapped to multiples of one float for each output (numerics.two_level). For groups of
       inputs of symmetric integers of at most 4 bits; anything else raises `UserError`.
+    per_tensor: one scale for the whole kernel, without groups.
   """
 
   format: formats.Format
   axis: int = -2
   group_size: int | None = None
   two_level: bool = False
+  per_tensor: bool = False
 
   def __post_init__(self):
     if not isinstance(self.format, formats.Format):
       raise errors.UserError(f'the format of weights is a formats.Format (formats.parse), not {self.format!r}')
+    if self.per_tensor and (self.axis != -2 or self.group_size is not None):
+      raise errors.UserError('one scale for a whole kernel excludes ' + (
+          'those of input channels' if self.axis != -2 else f'groups of {self.group_size}'))
     if not self.two_level:
       return
     if not isinstance(self.format, formats.IntFormat) or not self.format.symmetric or self.format.bits > 4:
@@ -196,7 +201,8 @@ class WeightQuantizer:
   def scales(self, kernel) -> tuple[Any, Any]:
     """(scale, zero point) of the kernel's min-max ranges, shaped as in a QTensor."""
     low, high = quantize.group_range(
-        kernel, axis=self.axis, group_size=self.group_size, with_zero=self.format.with_zero)
+        kernel, axis=self.axis, group_size=self.group_size, per_tensor=self.per_tensor,
+        with_zero=self.format.with_zero)
     scale, zero_point = quantize.affine(low, high, self.format)
     return two_level.snapped(scale, low != high) if self.two_level else scale, zero_point
 

@@ -48,7 +48,7 @@ def clip_search(
 
   Raises:
     UserError: a linear that reads no site, an argument out of its range; at `init`, what `grids.check` and
-      `moments.empty` refuse.
+      `moments.empty` refuse, and one scale for a kernel.
   """
   claim.by_site()
   if ends not in ENDS:
@@ -60,6 +60,8 @@ def clip_search(
 
   def init(params, batch):
     grids.check(claim, params, weight)
+    for path in claim.names:
+      grids.refuse_per_tensor(path, grids.grid(params, path, weight), 'the clip search')
     return moments.empty(claim, params, batch)
 
   def find(params, state):

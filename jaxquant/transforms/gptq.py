@@ -59,6 +59,7 @@ def gptq(
         raise errors.UserError(
             f'{path}: act_order scatters the turns of a group of {grid.group_size} inputs, so that its scale cannot be '
             'read when its turn comes; ask for static_groups too')
+      grids.refuse_per_tensor(path, grid, 'GPTQ')
       if grid.two_level and not static_groups:
         raise errors.UserError(
             f'{path}: two-level scales of an output are multiples of one number, which no group can read when its turn '

@@ -34,11 +34,18 @@ def grid(params: Any, path: str, weight: quantizers.WeightQuantizer | None) -> q
 def name(grid: quantizers.WeightQuantizer) -> str:
   """`int4 g64` for groups of 64 inputs, `int4` for scales of output channels; `by input` for groups of outputs.
 
-  Scales in two levels are behind the groups: `int4 g64 two-level`.
+  Scales in two levels are behind the groups: `int4 g64 two-level`. `int8 per tensor` has one scale.
   """
   size = '' if grid.group_size is None else f' g{grid.group_size}'
   return f'{grid.format.name}{size}' + ('' if grid.axis == -2 else ' by input') + (
-      ' two-level' if grid.two_level else '')
+      ' two-level' if grid.two_level else '') + (' per tensor' if grid.per_tensor else '')
+
+
+def refuse_per_tensor(path: str, weight: quantizers.WeightQuantizer, method: str) -> None:
+  """Raises `UserError` for a method that reads scales of outputs, inputs or groups, and is given one for all."""
+  if weight.per_tensor:
+    raise errors.UserError(f'{path}: {method} works with scales of outputs, inputs or groups; a kernel with one scale '
+                           'is rounded to nearest')
 
 
 def check(claim: transform.Claim, params: Any, weight: quantizers.WeightQuantizer | None) -> None:

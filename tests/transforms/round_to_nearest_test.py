@@ -14,6 +14,8 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.transforms import clip_search
+from jaxquant.transforms import gptq
 from jaxquant.transforms import grids
 from jaxquant.transforms import round_to_nearest
 from tests import calibrating
@@ -47,7 +49,8 @@ def _rounded(*names, factory=None, params=None):
 
 class RoundToNearestTest(parameterized.TestCase):
 
-  @parameterized.parameters(({},), ({'group_size': 4},), ({'axis': -1},), ({'axis': -1, 'group_size': 2},))
+  @parameterized.parameters(
+      ({},), ({'group_size': 4},), ({'axis': -1},), ({'axis': -1, 'group_size': 2},), ({'per_tensor': True},))
   def test_codes_and_recorded_error_are_those_of_quantize(self, options):
     kernel = _block()['mlp']['up']['kernel']
     want = jax.jit(lambda x: quantize.quantize(x, _INT4, **options))(kernel)
@@ -61,7 +64,7 @@ class RoundToNearestTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ({}, 'int4'), ({'group_size': 4}, 'int4 g4'), ({'axis': -1, 'group_size': 2}, 'int4 g2 by input'),
-      ({'group_size': 4, 'two_level': True}, 'int4 g4 two-level'))
+      ({'group_size': 4, 'two_level': True}, 'int4 g4 two-level'), ({'per_tensor': True}, 'int4 per tensor'))
   def test_grids_are_told_apart_by_their_names(self, options, name):
     self.assertEqual(grids.name(quantizers.WeightQuantizer(_INT4, **options)), name)
 
@@ -94,6 +97,17 @@ class RoundToNearestTest(parameterized.TestCase):
       _rounded('up', params=twice)
     with self.assertRaisesRegex(errors.UserError, '^mlp/down: group size 16 does not divide 8 elements$'):
       _rounded('up', 'down', factory=_factory(group_size=16))
+
+  @parameterized.parameters((gptq.gptq, 'GPTQ'), (clip_search.clip_search, 'the clip search'))
+  def test_one_scale_for_a_kernel_is_for_rounding_to_nearest(self, method, name):
+    factory = functools.partial(method, weight=quantizers.WeightQuantizer(_INT4, per_tensor=True))
+    with self.assertRaisesRegex(errors.UserError, f'^mlp/up: {name} works with scales of outputs, inputs or groups'):
+      calibrating.apply(factory, _claim('up'), _block(), [calibrating.batch({'mlp/input': jnp.ones((1, 2, 16))})])
+
+  @parameterized.parameters(({'group_size': 4}, 'groups of 4'), ({'axis': -1}, 'those of input channels'))
+  def test_one_scale_for_a_kernel_excludes_others(self, options, message):
+    with self.assertRaisesRegex(errors.UserError, f'^one scale for a whole kernel excludes {message}$'):
+      quantizers.WeightQuantizer(_INT4, per_tensor=True, **options)
 
   def test_without_a_grid_takes_that_of_the_tree(self):
     params, _ = _rounded('up', factory=round_to_nearest.round_to_nearest)
