@@ -23,7 +23,8 @@ from tests import law_cases
 from tests import networks
 from tests import source
 
-_CASES = 'round_to_nearest', 'gptq', 'aqas', 'outlier_suppression'
+_CASES = ('round_to_nearest', 'gptq', 'adadim', 'smooth_quant, searched', 'awq', 'aqas', 'outlier_suppression',
+          'ranges, average', 'ranges, token_wise', 'dynamic_ranges')
 _STYLE = 'bert'  # has all that a fold may touch: biases, and residual branches that read norms
 
 
