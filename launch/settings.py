@@ -17,6 +17,9 @@ from jaxquant.training import qat
 from jaxquant.training import regularizers
 from jaxquant.transforms import methods
 
+# Linears that a clip search may clamp one by one: not q and k, whose errors meet in a product (arXiv:2306.00978).
+CLIPPED = r'.*/(v|o|gate|up|down)'
+
 
 def train() -> ml_collections.ConfigDict:
   """The configuration of `launch.train`."""

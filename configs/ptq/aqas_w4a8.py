@@ -20,6 +20,6 @@ def get_config(family: str = 'llama'):
   """The configuration for models like `family`: llama or opt."""
   config = settings.quantize()
   config.methods = settings.of_family(family, _FAMILIES)
-  config.clip_pattern = r'.*/(v|o|gate|up|down)'  # not q and k, whose errors meet in a product
+  config.clip_pattern = settings.CLIPPED
   config.update(weight_kind='uint', activations=8, activation_mode='dynamic', calibration_windows=128)
   return config

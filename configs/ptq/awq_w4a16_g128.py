@@ -15,6 +15,6 @@ def get_config():
   """The configuration."""
   config = settings.quantize()
   config.methods = ('awq', 'clip_search', 'round_to_nearest')
-  config.clip_pattern = r'.*/(v|o|gate|up|down)'  # not q and k, whose errors meet in a product
+  config.clip_pattern = settings.CLIPPED
   config.update(weight_kind='uint', group_size=128, activations=16, calibration_windows=128)
   return config

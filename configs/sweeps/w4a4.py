@@ -16,6 +16,7 @@ lost (docs/results.md).
 import itertools
 
 from configs.ptq import outlier_suppression_w4a4
+from launch import settings
 
 _SCALINGS = ((), ('smooth_quant',), ('awq',), ('aqas',), ('outlier_suppression',),
              ('smooth_quant', 'outlier_suppression'))
@@ -40,7 +41,7 @@ def get_rows(family: str = 'llama'):
     rows[f'at norms, {scaling} + gptq'] = at_norms = row((scaling, 'gptq'))
     at_norms[scaling].site_pattern = _NORMS
   best = ('smooth_quant', 'outlier_suppression', 'clip_search', 'gptq')
-  rows[f'without q and k, {" + ".join(best)}'] = row(best, clip_pattern=r'.*/(v|o|gate|up|down)')
+  rows[f'without q and k, {" + ".join(best)}'] = row(best, clip_pattern=settings.CLIPPED)
   rows[f'dint, {" + ".join(best)}'] = row(best, weight_kind='dint')
   rows['groups of 128, dint, outlier_suppression + gptq'] = row(
       ('outlier_suppression', 'gptq'), weight_kind='dint', group_size=128, activation_group_size=128)

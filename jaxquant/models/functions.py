@@ -89,23 +89,31 @@ def staged(
 def _check(forward, sites, before, after, x) -> None:
   """`StagedModel.check` of a function and its sites."""
   found = {site.name: trees.get(after, site.name) or {} for site in sites}
-  for name in (name for name, entries in found.items() if set(entries) - set(trees.get(before, name) or {})):
-    try:
-      jax.eval_shape(forward, trees.put(after, name, {'': jnp.zeros(())}), x)
-    except inputs.UnknownEntry:
-      continue
-    module = name.rpartition('/')[0]
-    raise errors.UserError(
-        f'{name}: the function does not read what this step has put there; layers.inputs.prepare applies it to the '
-        f'activation that several linears share: inputs.prepare(params[{module!r}].get("input"), x)')
-  if any(found.values()):
-    return  # what quantizes activations makes errors of its own
-  square = lambda tree: sum(float(jnp.sum(jnp.square(leaf.astype(jnp.float32)))) for leaf in jax.tree.leaves(tree))
-  want, got = forward(before, x), forward(after, x)
-  change = (square(jax.tree.map(jnp.subtract, got, want)) / max(square(want), 1e-30)) ** 0.5
-  if change > _EQUIVALENT:
+  for name, entries in found.items():
+    if set(entries) - set(trees.get(before, name) or {}) and not _reads(forward, name, after, x):
+      module = name.rpartition('/')[0]
+      raise errors.UserError(
+          f'{name}: the function does not read what this step has put there; layers.inputs.prepare applies it to the '
+          f'activation that several linears share: inputs.prepare(params[{module!r}].get("input"), x)')
+  # What quantizes activations makes errors of its own.
+  if not any(found.values()) and (change := _change(forward(before, x), forward(after, x))) > _EQUIVALENT:
     folded = ', '.join(site.name for site in sites if site.producer)
     raise errors.UserError(
         f'a fold at one of {folded} has changed what the function computes by {change:.1%}: a site names the producer '
         'whose channels it reads, None where a GELU or the like lies between, and all that read it; shifts=True is for '
         'producers whose bias the function adds')
+
+
+def _reads(forward, name: str, params, x) -> bool:
+  """Whether a function applies the specification at `name`: one that nobody knows is then refused."""
+  try:
+    jax.eval_shape(forward, trees.put(params, name, {'': jnp.zeros(())}), x)
+  except inputs.UnknownEntry:
+    return True
+  return False
+
+
+def _change(want, got) -> float:
+  """The norm of the difference of two outputs, relative to that of the first."""
+  square = lambda tree: sum(float(jnp.sum(jnp.square(leaf.astype(jnp.float32)))) for leaf in jax.tree.leaves(tree))
+  return (square(jax.tree.map(jnp.subtract, got, want)) / max(square(want), 1e-30)) ** 0.5

@@ -43,8 +43,8 @@ def gptq(
 
   Raises:
     UserError: a linear that reads no site, a `damping` or `block_size` that is not positive; at `init`, what
-      `grids.check` and `moments.empty` refuse, and `act_order` or two-level scales with groups of inputs that are not
-      static.
+      `grids.check` and `moments.empty` refuse, one scale for a kernel, and `act_order` or two-level scales with groups
+      of inputs that are not static.
     NonFiniteError: at `rewrite`, no damping gave a finite factor.
   """
   claim.by_site()
