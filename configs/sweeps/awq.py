@@ -1,6 +1,9 @@
 """AWQ (arXiv:2306.00978) in its own setting: weights alone, 4 and 3 bits in groups of 128, beside what it is made of.
 
   python -m launch.sweep --rows=configs/sweeps/awq.py --model=DIR --text=FILE --workdir=OUT
+
+Expected: AWQ ahead of rounding by a third of what is lost, most of it by its clip search; GPTQ ahead of both
+(docs/results.md).
 """
 
 import itertools

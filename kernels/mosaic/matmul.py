@@ -12,6 +12,7 @@ from kernels import dint
 from kernels import dispatch
 from kernels import integer_weights
 from kernels import layouts
+from kernels import problems
 from kernels import tuning
 from kernels.mosaic import calls
 from kernels.mosaic import configs
@@ -83,7 +84,7 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
   two_level = _two_level(operands)
   four_bits = x_bits <= 4 and layout is not layouts.Layout.DINT4 and not two_level
   config = tuning.choose(
-      tuning.Problem(math.prod(batch), outputs, layouts.padded(inputs), layout, group, four_bits, two_level),
+      problems.Problem(math.prod(batch), outputs, layouts.padded(inputs), layout, group, four_bits, two_level),
       dispatch.device().device_kind)
   return _call(
       operands, given=given, layout=layout, group=group, out_dtype=out_dtype, config=config, w_special=w_special)

@@ -136,6 +136,31 @@ def store(values, out, fold: int, n, m) -> None:
   write(values, out, n, m)
 
 
+def of_rows(vector, fold: int):
+  """A vector of outputs, in `layout`, as one of the rows that hold them, once for each run.
+
+  Args:
+    vector: [64 / fold] in `layout(fold).reduce(1)`.
+    fold: runs of inputs.
+
+  Returns:
+    [64] in the layout that an accumulator has for its rows: warps have the same registers.
+  """
+  if fold == 1:
+    return vector
+  wanted = plgpu.Layout.WGMMA.reduce(1)
+  shape = (fold * len(vector),)
+
+  @plgpu.inline_mgpu(
+      arg_types=(layout(fold).reduce(1),), return_type=plgpu.ShapeDtypeStruct(shape, vector.dtype, layout=wanted))
+  def view(ctx, array):
+    del ctx
+    registers = array.registers.reshape(wanted.to_mgpu().registers_shape(shape))
+    return mgpu.FragmentedArray(_registers=registers, _layout=wanted.to_mgpu(), _is_signed=array.is_signed)
+
+  return view(vector)
+
+
 def side_by_side(vectors):
   """Vectors of tokens, in the layout that an accumulator has for them, as one."""
   if len(vectors) == 1:

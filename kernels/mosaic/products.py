@@ -138,9 +138,11 @@ class Product:
               gmem.at[pl.ds(first + part, count), pl.ds(n, rows)],
               smem.at[slot, pl.ds(part, count), pl.ds(run * rows, rows)], barrier)
 
-  def held(self, gmems, n, outputs: int) -> list[Any]:
-    """What stays in registers for all steps of the `outputs` from n on: what unpacking needs of whole outputs."""
-    return [tiles.load(gmem.at[pl.ds(n, outputs)], _OF_OUTPUTS, optimized=False) for gmem in gmems[self.copied :]]
+  def held(self, gmems, n, rows: int) -> list[Any]:
+    """What stays in registers for all steps of the `rows` of the outputs from n on: what unpacking needs of outputs."""
+    layout = partial_sums.layout(self._fold).reduce(1)
+    return [partial_sums.of_rows(tiles.load(gmem.at[pl.ds(n, rows // self._fold)], layout, optimized=False), self._fold)
+            for gmem in gmems[self.copied :]]
 
   def sums(self, steps: steps_lib.Steps, smems, outputs, shape: tuple[int, int], held: list[Any], turns: Turns):
     """Sums of `shape` [outputs, tokens] over steps.

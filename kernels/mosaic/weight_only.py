@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from kernels import dispatch
 from kernels import layouts
+from kernels import problems
 from kernels import tuning
 from kernels import xla
 from kernels.mosaic import calls
@@ -49,7 +50,7 @@ def _run(operands: dict, *, layout, out_dtype):
     return xla.weight_only(**operands, w_bits=4, layout=layout, out_dtype=out_dtype)
   outputs = layouts.outputs(operands['w_codes'], operands['w_scale'], layout)
   group = calls.group_of(inputs, groups)
-  config = tuning.choose(tuning.Problem(
+  config = tuning.choose(problems.Problem(
       math.prod(batch), outputs, layouts.padded(inputs), layouts.Layout.INT4_WIDE, group),
                          dispatch.device().device_kind)
   return _call(operands, layout=layout, group=group, out_dtype=out_dtype, config=config)

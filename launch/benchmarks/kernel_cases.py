@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import kernels
 from kernels import layouts
-from kernels import tuning
+from kernels import problems
 from kernels.mosaic import activations
 from kernels.mosaic import attention
 from kernels.mosaic import matmul
@@ -70,9 +70,9 @@ def every() -> list[Case]:
       *itertools.starmap(_codes, itertools.product([small], [few, many], [int4], [64, 32])),
       # Tiles of 192 tokens, and of 128 with four groups a step.
       *itertools.starmap(_codes, itertools.product([_SIZES[1]], [192], [int4, dint4])),
-      *itertools.starmap(_codes, itertools.product([_SIZES[1]], [many], [int4, dint4], [64])),
+      *itertools.starmap(_codes, itertools.product([_SIZES[1]], [few, many], [int4, dint4], [64])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [rows], [128, 64])),
-      *itertools.starmap(_codes, itertools.product([small], [few, many], [dint4], [128, 32])),
+      *itertools.starmap(_codes, itertools.product([small], [few, many], [dint4], [None, 128, 32])),
       *itertools.starmap(_two_level, itertools.product(_SIZES[:2], _TOKENS, [128])),
       *itertools.starmap(_two_level, itertools.product([small], [few, many], [64, 32])),
       *itertools.starmap(_plain, itertools.product([small], [1, 16, 64, 128], [None, 128], [False, True])),
@@ -88,7 +88,7 @@ def every() -> list[Case]:
           ('int8 of a Hadamard transform of 4096', dict(hadamard=4096))])]
 
 
-def of_problem(problem: tuning.Problem) -> Case:
+def of_problem(problem: problems.Problem) -> Case:
   """The case of a problem that configurations are measured for."""
   size = problem.outputs, problem.inputs
   if problem.layout is kernels.Layout.INT4_WIDE:

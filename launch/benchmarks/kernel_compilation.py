@@ -11,6 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxquant import errors
+from kernels import rule
 from kernels import tuning
 from kernels.mosaic import configs
 from launch.benchmarks import kernel_cases
@@ -77,7 +78,7 @@ def compiled(case: kernel_cases.Case, sharding: jax.sharding.Sharding, config: A
   Args:
     case: the kernel.
     sharding: what `target` returned.
-    config: its configuration, or None for that of `tuning.rule`.
+    config: its configuration, or None for that of `rule.configuration`.
 
   Returns:
     The configuration, None for a kernel that has none, and what the kernel takes.
@@ -89,7 +90,7 @@ def compiled(case: kernel_cases.Case, sharding: jax.sharding.Sharding, config: A
   chosen = []
 
   def choose(problem):
-    chosen.append(config or tuning.rule(problem))
+    chosen.append(config or rule.configuration(problem))
     return chosen[-1]
 
   operands = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), case.operands)

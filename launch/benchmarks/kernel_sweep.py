@@ -9,6 +9,8 @@ from typing import Any
 import jax
 
 from kernels import layouts
+from kernels import problems
+from kernels import rule
 from kernels import tuning
 from kernels.mosaic import configs
 from launch import workdir
@@ -32,11 +34,11 @@ def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str,
 
     def note(question):
       asked.append(question)
-      return tuning.rule(question)
+      return rule.configuration(question)
 
     calls = column.calls(problem)
     with tuning.forced(note):
-      default = tuning.rule((jax.eval_shape(calls[0]), asked[0])[1])
+      default = rule.configuration((jax.eval_shape(calls[0]), asked[0])[1])
     times = []
     tried = [default, *(config for config in candidates(asked[0]) if config != default)]
     for config, multiply in kernel_programs.compiled(
@@ -72,7 +74,7 @@ def _lowered(column, operands, config):
     return multiply.lower(*operands)
 
 
-def candidates(problem: tuning.Problem) -> list[Any]:
+def candidates(problem: problems.Problem) -> list[Any]:
   """Configurations that fit the problem."""
   found = []
   float8 = (False, True) if problem.group and problem.four_bits else (False,)
@@ -96,7 +98,7 @@ def candidates(problem: tuning.Problem) -> list[Any]:
       config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(*problem.weights)
       if config.stages > 1:
         found.append(config)
-  return [config for config in found if tuning.misfit(problem, config) is None]
+  return [config for config in found if problems.misfit(problem, config) is None]
 
 
 def _short(config) -> str:

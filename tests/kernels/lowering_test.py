@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 import kernels
 from kernels import dispatch
+from kernels import rule
 from kernels import tuning
 from kernels.mosaic import calls
 from kernels.mosaic import configs
@@ -59,7 +60,7 @@ class LoweringTest(parameterized.TestCase):
   @parameterized.product(tokens=[1, 64, 8192], w_offset=[False, True])
   def test_groups_as_8_bit_floating_point(self, tokens, w_offset):
     arguments = _arguments(tokens, 4096, 4096, kernels.Layout.INT4, groups=32, w_offset=w_offset)
-    with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=True)):
+    with tuning.forced(lambda problem: dataclasses.replace(rule.configuration(problem), float8=True)):
       self.assertIn('mosaic_gpu', _lower(arguments, x_bits=4))
 
   @parameterized.product(
@@ -120,7 +121,7 @@ class LoweringTest(parameterized.TestCase):
 
     def choose(problem):
       asked.append(problem)
-      return tuning.rule(problem)
+      return rule.configuration(problem)
 
     with tuning.forced(choose):
       _lower(_arguments(tokens, 512, 4096, kernels.Layout.INT4, multipliers=32), x_bits=4, w_bits=8)
@@ -128,7 +129,7 @@ class LoweringTest(parameterized.TestCase):
     two_level, plain = asked
     self.assertEqual(two_level, plain._replace(group=128, two_level=True))
     one = lambda config: dataclasses.replace(config, stages=1)
-    self.assertEqual(one(tuning.rule(two_level)), one(tuning.rule(plain)))
+    self.assertEqual(one(rule.configuration(two_level)), one(rule.configuration(plain)))
 
   @parameterized.parameters((1, 1, True), (4, 4, True), (2, 4, True), (2, 8, True), (2, 2, False))
   def test_sums_at_hand_are_not_taken_again(self, groups, runs, enough):

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from kernels import problems
+from kernels import rule
 from kernels import tuning
 from kernels.mosaic import configs
 from tests import gpus
@@ -40,11 +42,11 @@ class MosaicTest(product_cases.TilingCases, integer_weight_cases.IntegerWeightCa
   def _fitting(self, config, layout, shape, two_level_group=None):
     """The tiling with as many of its stages as fit; skips the test where the shape is not one of its."""
     tokens, inputs, outputs = shape
-    problem = tuning.Problem(
+    problem = problems.Problem(
         tokens, outputs, inputs, layout, two_level_group, two_level=two_level_group is not None)
     if isinstance(config, configs.Prefill):
       config = config.deepest(*problem.weights, most=config.stages)
-    if tuning.misfit(problem, config):
+    if problems.misfit(problem, config):
       self.skipTest('the dispatcher does not choose this tiling here')
     return config
 
@@ -67,7 +69,7 @@ class MosaicTest(product_cases.TilingCases, integer_weight_cases.IntegerWeightCa
   def test_both_bodies_of_groups_agree(self, float8, offsets, shape):
     # The sums of a group of 4-bit codes are exact in both, so that only the order of float32 additions differs.
     arguments = product_cases.problem(groups=(1, shape[1] // 128), offsets=offsets, shape=shape)
-    with tuning.forced(lambda problem: dataclasses.replace(tuning.rule(problem), float8=float8)):
+    with tuning.forced(lambda problem: dataclasses.replace(rule.configuration(problem), float8=float8)):
       self.check(arguments, (4, 4), layout=kernels.Layout.INT4)
 
   @parameterized.product(config=_DECODE + _PREFILL, special=[1 / 2, 1 / 4], shape=[(70, 1024, 384), (515, 2304, 768)])

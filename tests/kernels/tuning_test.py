@@ -12,6 +12,8 @@ import jax
 
 import kernels
 from kernels import dispatch
+from kernels import problems
+from kernels import rule
 from kernels import tuning
 from kernels.mosaic import configs
 from kernels.mosaic import tiles
@@ -20,37 +22,6 @@ from tests import lowering
 
 
 class TuningTest(parameterized.TestCase):
-
-  @parameterized.product(
-      tokens=[1, 17, 65, 1000, 5000], size=[(4096, 4096), (4096, 14336), (128, 128), (32000, 11008)],
-      weights=[*itertools.product(kernel_cases.BITS, [None, 128, 64, 32], [False]),
-               *itertools.product([kernels.Layout.INT4], [128, 64, 32], [True])])
-  def test_rule_fits_the_machine(self, tokens, size, weights):
-    layout, group, two_level = weights
-    problem = tuning.Problem(tokens, *size, layout, group, two_level=two_level)
-    config = tuning.rule(problem)
-    self.assertIsNone(tuning.misfit(problem, config))
-    self.assertEqual(configs.parse(configs.describe(config)), config)
-
-  @parameterized.parameters(
-      (1, (4096, 4096), dict(fold=2, tile_k=512, copying=True)),
-      (1, (4096, 11_008), dict(fold=2, tile_k=512, copying=True)),
-      (16, (22_016, 4096), dict(fold=1, shared=True, copying=False)),
-      (64, (4096, 14_336), dict(tile_m=32, tile_k=512, stages=3, warpgroups=2, split=1, fold=1)),
-      (64, (4096, 4096), dict(tile_m=32, tile_k=512, stages=3, warpgroups=2, split=1, fold=1)),
-      (64, (14_336, 4096), dict(tile_m=64)),
-      (64, (4096, 14_336), dict(tile_m=32), kernels.Layout.ROWS),
-      (64, (4096, 14_336), dict(tile_m=64, split=2), kernels.Layout.DINT4),
-      (64, (4096, 14_336), dict(tile_m=64, split=2), kernels.Layout.INT4_WIDE),
-      (64, (4096, 4096), dict(tile_m=32, split=1), kernels.Layout.INT4_WIDE),
-      (128, (14_336, 4096), dict(tile_m=128, tile_k=256, stages=4)),
-      (256, (4096, 14_336), dict(tile_m=64, tile_k=512, stages=3)),
-      (256, (4096, 14_336), dict(tile_m=64, tile_k=512, stages=3), kernels.Layout.DINT4),
-      (256, (4096, 14_336), dict(tile_m=64, tile_k=128, stages=6), kernels.Layout.ROWS),
-      (256, (14_336, 4096), dict(tile_m=256, tile_k=128, stages=4)))
-  def test_the_rule_is_what_was_measured(self, tokens, size, want, layout=kernels.Layout.INT4):
-    config = dataclasses.asdict(tuning.rule(tuning.Problem(tokens, *size, layout)))
-    self.assertEqual({name: config[name] for name in want}, want)
 
   @parameterized.parameters(1, 2, 3, 4)
   def test_a_block_never_waits_for_registers_that_it_did_not_start_with(self, warpgroups):
@@ -61,28 +32,28 @@ class TuningTest(parameterized.TestCase):
 
   def test_measured_configurations_stand_before_the_rule(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
-    problem = tuning.Problem(32, 4096, 4096, kernels.Layout.INT4)
+    problem = problems.Problem(32, 4096, 4096, kernels.Layout.INT4)
     config = configs.Decode(tile_m=32, stages=1)
     entry = {'problem': {**problem._asdict(), 'layout': 'int4'}, 'config': configs.describe(config)}
     (folder / 'nvidia_h200.json').write_text(json.dumps({'entries': [entry]}), encoding='utf-8')
     with mock.patch.object(tuning, 'DATA', folder), mock.patch.object(tuning, 'measured', tuning.measured.__wrapped__):
       for tokens, four_bits, found in ((17, False, True), (32, True, True), (16, False, False), (33, False, False)):
         asked = problem._replace(tokens=tokens, four_bits=four_bits)
-        self.assertEqual(tuning.choose(asked, 'NVIDIA H200'), config if found else tuning.rule(asked))
-      self.assertEqual(tuning.choose(problem, 'NVIDIA H100'), tuning.rule(problem))
+        self.assertEqual(tuning.choose(asked, 'NVIDIA H200'), config if found else rule.configuration(asked))
+      self.assertEqual(tuning.choose(problem, 'NVIDIA H100'), rule.configuration(problem))
 
   def test_measured_configurations_fit_and_lower(self):
     devices = [json.loads(path.read_text(encoding='utf-8'))['device'] for path in tuning.DATA.glob('*.json')]
     self.assertIn('NVIDIA H200', devices)
     for problem, config in itertools.chain.from_iterable(tuning.measured(device).items() for device in devices):
-      self.assertEqual((tuning.key(problem), tuning.misfit(problem, config)), (problem, None))
+      self.assertEqual((tuning.key(problem), problems.misfit(problem, config)), (problem, None))
       case, asked = kernel_cases.of_problem(problem), []
       with tuning.forced(lambda question, config=config, asked=asked: (asked.append(question), config)[1]):
         text = jax.jit(case.call).trace(case.operands).lower(lowering_platforms=('cuda',)).as_text()
       self.assertIn('mosaic_gpu', text)
       self.assertEqual(list(map(tuning.key, asked)), [problem])
 
-  _PROBLEM = tuning.Problem(256, 384, 384, kernels.Layout.INT4)
+  _PROBLEM = problems.Problem(256, 384, 384, kernels.Layout.INT4)
   _FITTING = configs.Prefill(tile_m=64, stages=2)
 
   @parameterized.parameters(
@@ -101,21 +72,19 @@ class TuningTest(parameterized.TestCase):
       (_PROBLEM, configs.Decode(tile_k=128, fold=3), '1 or 2 runs of inputs, not 3'),
       (_PROBLEM, configs.Decode(tile_k=128, copying=False), 'no registers to take'),
       (_PROBLEM, configs.Decode(tile_k=64, fold=2, split=2), 'not to both'),
-      (_PROBLEM._replace(layout=kernels.Layout.DINT4), configs.Decode(tile_k=64, fold=2), 'of 2 runs'),
-      (_PROBLEM._replace(two_level=True), configs.Decode(tile_k=64, fold=2), 'of 2 runs'),
       (_PROBLEM._replace(group=128), configs.Decode(tile_k=64), '128 inputs do not divide a step of 64'),
       (_PROBLEM, dataclasses.replace(_FITTING, float8=True), 'only groups of 4-bit codes by 4-bit codes'),
       (_PROBLEM._replace(group=128), dataclasses.replace(_FITTING, float8=True), 'only groups of 4-bit codes'),
       (_PROBLEM._replace(layout=kernels.Layout.INT4_WIDE), _FITTING, 'plain activations have no kernel'),
       (_PROBLEM, configs.Prefill(tile_m=256, stages=16), '[0-9]+ bytes do not fit the 230400 of shared memory'))
   def test_what_does_not_fit_is_not_chosen(self, problem, config, reason):
-    self.assertRegex(tuning.misfit(problem, config), reason)
+    self.assertRegex(problems.misfit(problem, config), reason)
     with tuning.forced(lambda _: config), self.assertRaisesRegex(NotImplementedError, reason):
       tuning.choose(problem, 'cpu')
     dispatch.say.cache_clear()
     with mock.patch.object(tuning, 'measured', lambda device: {tuning.key(problem): config}):
       with self.assertLogs('kernels', 'WARNING') as logs:
-        self.assertEqual(tuning.choose(problem, 'cpu'), tuning.rule(problem))
+        self.assertEqual(tuning.choose(problem, 'cpu'), rule.configuration(problem))
     self.assertLen(logs.records, 1)
     self.assertRegex(logs.records[0].getMessage(), f'passed over: .*{reason}')
 
@@ -137,7 +106,7 @@ class TuningTest(parameterized.TestCase):
   def test_a_rule_that_does_not_fit_is_no_choice(self):
     with (mock.patch.object(configs, 'SHARED_MEMORY', 1000),
           self.assertRaisesRegex(NotImplementedError, 'fit')):
-      tuning.choose(tuning.Problem(5000, 4096, 4096, kernels.Layout.INT4), 'cpu')
+      tuning.choose(problems.Problem(5000, 4096, 4096, kernels.Layout.INT4), 'cpu')
 
 
 if __name__ == '__main__':

@@ -8,6 +8,8 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 
+from kernels import problems
+from kernels import rule
 from kernels import tuning
 from kernels.mosaic import calls
 from kernels.mosaic import configs
@@ -47,7 +49,7 @@ class ColumnsTest(parameterized.TestCase):
 
     def choose(problem):
       asked.append(problem)
-      return tuning.rule(problem)
+      return rule.configuration(problem)
 
     def lower():
       with mock.patch.object(kernel_timing, 'copies', lambda size: 1), mock.patch.object(calls, 'check_device'):
@@ -84,12 +86,12 @@ class ColumnsTest(parameterized.TestCase):
   def test_sums_without_scales_of_groups_are_tried_in_tiles_of_many_tokens(self):
     layout = kernel_columns.kernels.Layout.INT4
     largest = lambda problem: max(config.tile_m for config in kernel_sweep.candidates(problem))
-    problem = tuning.Problem(8192, 4096, 4096, layout, 128)
+    problem = problems.Problem(8192, 4096, 4096, layout, 128)
     self.assertEqual(largest(problem), 128)
     self.assertEqual(largest(problem._replace(two_level=True)), 256)
 
   def test_many_tokens_have_configurations_of_both_bodies_of_groups(self):
-    problem = tuning.Problem(8192, 4096, 4096, kernel_columns.kernels.Layout.INT4, 128, True)
+    problem = problems.Problem(8192, 4096, 4096, kernel_columns.kernels.Layout.INT4, 128, True)
     found = kernel_sweep.candidates(problem)
     self.assertEqual({config.float8 for config in found}, {True, False})
     self.assertTrue(all(isinstance(config, configs.Prefill) for config in found))

@@ -13,6 +13,8 @@ from jax.experimental import topologies
 
 from jaxquant import errors
 import kernels
+from kernels import problems
+from kernels import rule
 from kernels import tuning
 from kernels.mosaic import configs
 from launch import benchmark
@@ -31,7 +33,7 @@ ptxas info    : Function properties for kernel
 ptxas info    : Used 168 registers, used 16 barriers, 8 bytes cumulative stack size, 1 bytes smem
 """
 _USAGE = kernel_compilation.Usage(registers=168, spill_stores=8, spill_loads=16, shared_memory=183_296)
-_PROBLEM = tuning.Problem(16, 4096, 4096, kernels.Layout.INT4)
+_PROBLEM = problems.Problem(16, 4096, 4096, kernels.Layout.INT4)
 
 
 def _says(*, text=_MOSAIC + _PTXAS, error=None):
@@ -62,7 +64,7 @@ class UsageTest(parameterized.TestCase):
   def test_what_is_printed_while_a_case_is_compiled_and_the_configuration_of_the_rule(self):
     sharding, before = jax.sharding.SingleDeviceSharding(jax.devices()[0]), dict(os.environ)
     config, usage = kernel_compilation.compiled(_says(), sharding)
-    self.assertEqual((config, usage), (tuning.rule(_PROBLEM), _USAGE))
+    self.assertEqual((config, usage), (rule.configuration(_PROBLEM), _USAGE))
     measured = configs.Decode(16, 512, 2, 1)
     self.assertEqual(kernel_compilation.compiled(_says(), sharding, measured), (measured, _USAGE))
     self.assertEqual(dict(os.environ), before)
@@ -90,11 +92,11 @@ class BenchmarkTest(parameterized.TestCase):
       ([NotImplementedError('too large'), _USAGE._replace(spill_stores=0)], '1 of 2 kernels spill, 1 cannot'),
       ([_USAGE._replace(spill_stores=0, spill_loads=0)], None))
   def test_it_fails_where_a_kernel_spills_or_is_not_compiled(self, outcomes, message):
-    outcomes = [x if isinstance(x, Exception) else (tuning.rule(_PROBLEM), x) for x in outcomes]
+    outcomes = [x if isinstance(x, Exception) else (rule.configuration(_PROBLEM), x) for x in outcomes]
     file = pathlib.Path(self.create_tempdir().full_path) / 'result.json'
     self.enter_context(mock.patch.object(kernel_compilation, 'target'))
     self.enter_context(mock.patch.object(kernel_compilation, 'compiled', side_effect=outcomes))
-    measured = {_PROBLEM: tuning.rule(_PROBLEM)}
+    measured = {_PROBLEM: rule.configuration(_PROBLEM)}
     self.enter_context(mock.patch.object(tuning, 'measured', lambda device: measured))
     self.enter_context(mock.patch.object(kernel_cases, 'every', lambda: [_says()] * (len(outcomes) - 1)))
     self.enter_context(mock.patch.object(benchmark, '_OUTPUT', types.SimpleNamespace(value=str(file))))

@@ -1,0 +1,140 @@
+"""The rule for configurations that nobody measured: it counts waves of tiles over the multiprocessors."""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import math
+
+from kernels import layouts
+from kernels import problems
+from kernels.mosaic import configs
+
+_FEW, _FEW_INPUTS = 64, 8192
+
+
+def configuration(problem: problems.Problem):
+  """The configuration for a problem that nobody measured."""
+  few = problem.tokens <= _FEW or problem.layout is layouts.Layout.INT4_WIDE
+  return _few(problem) if few else _many(problem)
+
+
+def _few(problem: problems.Problem):
+  """Few tokens: enough blocks for every multiprocessor, and as much memory in flight as is worth it."""
+  tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
+  wide, packed = problem.layout is layouts.Layout.INT4_WIDE, problem.layout is not layouts.Layout.ROWS
+  blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
+  integers = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS)
+  # To unpack plain codes twice costs little; that of others limits long sums, which the blocks of a cluster share.
+  twice = integers and not problem.two_level or problem.inputs <= _FEW_INPUTS
+  if problem.tokens <= tile_m == _FEW and 2 * blocks <= configs.CORES and twice:
+    # Two blocks read and unpack the same weights, which costs less than a cluster's exchange of sums.
+    tile_m, blocks = _FEW // 2, 2 * blocks
+  config = configs.Decode(tile_m, warpgroups=2)
+  # Operands of 16 bits, tables of dINT and sums of small groups take many registers.
+  plain = integers and problem.scaled in (None, 128)
+  found = None
+  if blocks > configs.CORES:
+    found = _one_wave(problem) or _beside(problem, config, blocks, plain)
+  elif 2 * blocks <= configs.CORES and tile_m < _FEW and problem.scaled != 32:
+    # More blocks. Halves of rows each read the activations of all inputs; a cluster, which exchanges sums, reads those
+    # once, and gains by it where inputs are many and activations have 16 bits, or dINT's tables change with the group.
+    cluster = problem.inputs > _FEW_INPUTS and (wide or not integers and problem.scaled is not None)
+    way = dict(split=2) if cluster else dict(fold=2)
+    found = _deepest(
+        problem, dataclasses.replace(config, shared=cluster or not wide, **way), (512, 256), range(2, 3))
+  if found is not None:
+    return found
+  # Long steps: what a step costs beside its bytes is then paid less often.
+  tile_k = next((size for size in (512, 256) if problem.inputs % size == 0), 128)
+  split = 1
+  while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k > 16 * split:
+    split *= 2
+  # Long steps of one warpgroup before shorter ones of two: of 64 tokens a tile, 12.4 us and 13.8 for 4096 x 14336.
+  for size, warpgroups in itertools.product((tile_k, 256, 128), (2, 1)):
+    # One stage would leave a warpgroup without the next step while it works on this one.
+    found = _deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, split=split), (size,),
+                     range(2, 3 if wide else 5))
+    if found is not None:
+      return found
+  raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
+
+
+def _one_wave(problem: problems.Problem) -> configs.Prefill | None:
+  """More than 32 tokens by codes of 4 bits: the kernel of many, if each multiprocessor has one tile at most."""
+  if (problem.tokens <= _FEW // 2 or problem.layout not in (layouts.Layout.INT4, layouts.Layout.DINT4)
+      or problem.scaled not in (None, 128)):
+    return None
+  config = _tile(problem, _FEW)
+  fits = math.ceil(problem.outputs / config.outputs) <= configs.CORES and problems.misfit(problem, config) is None
+  return config if fits else None
+
+
+def _beside(problem: problems.Problem, config: configs.Decode, blocks: int, plain: bool) -> configs.Decode | None:
+  """Several blocks on a multiprocessor: while one begins or ends, another's memory is in flight.
+
+  Args:
+    problem: the problem.
+    config: its tile.
+    blocks: of all outputs.
+    plain: whether unpacking and sums leave registers for a second warpgroup.
+
+  Returns:
+    The configuration, or None if none fits.
+  """
+  packed, wide = problem.layout is not layouts.Layout.ROWS, problem.layout is layouts.Layout.INT4_WIDE
+  if packed and config.tile_m < _FEW:
+    ways, depths = [(512, 1), (256, 1)], range(2, 3)  # more blocks do more than deeper ones
+  else:
+    ways, depths = [(512, 2)] * plain + [(512, 1)] * (plain or wide) + [(256, 1)], range(2, 9)
+  several = (_deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, shared=True, copying=False),
+                      (tile_k,), depths, min(configs.MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
+             for tile_k, warpgroups in ways)
+  return next(filter(None, several), None)
+
+
+def _deepest(problem: problems.Problem, config: configs.Decode, sizes: Sequence[int], depths: range, beside: int = 1):
+  """The configuration with the first of `sizes` as its step of which enough are in flight, and with as many as fit.
+
+  Args:
+    problem: the problem.
+    config: the rest of the configuration.
+    sizes: inputs of a step.
+    depths: numbers of stages.
+    beside: blocks of threads that a multiprocessor has at the same time.
+
+  Returns:
+    The configuration, or None if none fits.
+  """
+  for tile_k, stages in itertools.product(sizes, reversed(depths)):
+    found = dataclasses.replace(config, tile_k=tile_k, stages=stages)
+    steps = math.ceil(problem.inputs / (config.fold * tile_k * config.warpgroups * config.split))
+    if (stages <= max(depths.start, steps) and problems.misfit(problem, found) is None
+        and found.shared_memory(*problem.weights) <= configs.shared_memory_beside(beside)):
+      return found
+  return None
+
+
+def _many(problem: problems.Problem):
+  """Many tokens: the tile that wastes the least time of the multiprocessors in the last wave and in its borders."""
+  def cost(config):
+    tiles = math.ceil(problem.outputs / config.outputs) * math.ceil(problem.tokens / config.tile_m)
+    # The border of a tile costs what 48 of its tokens do: its inputs are read, its sums written.
+    return math.ceil(tiles / configs.CORES) * (config.tile_n / 64) * (config.tile_m + 48)
+
+  # Sums in float32 beside those of a group leave registers for 128 tokens, and masked weights of small ones for fewer.
+  sizes = (256, 192, 128, 64) if problem.scaled is None else (128, 64) if problem.scaled > 32 else (64,)
+  return min((_tile(problem, tile_m) for tile_m in sizes), key=cost)
+
+
+def _tile(problem: problems.Problem, tile_m: int) -> configs.Prefill:
+  """Many tokens: the steps of a tile of so many tokens."""
+  # Of two tiles of 128 tokens and groups of 128, a third stage makes the compiler spill a register; it would bring 1 %.
+  most = 2 if problem.scaled == tile_m == 128 and tile_m < problem.tokens <= 2 * tile_m else 6
+  deepest = lambda tile_k: configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(*problem.weights, most=most)
+  # What a step costs beside its bytes is paid less often in longer ones, of which packed weights leave room for enough.
+  if problem.layout is not layouts.Layout.ROWS:
+    longer = (deepest(tile_k) for tile_k in (512, 256) if problem.inputs % tile_k == 0)
+    if found := next((config for config in longer if config.stages > 2), None):
+      return found
+  # With two groups a step, the sums of the first are scaled while the second is multiplied.
+  return deepest(256 if problem.scaled == 128 and problem.inputs % 256 == 0 else 128)

@@ -1,0 +1,57 @@
+"""What the rule chooses fits, and is what was measured to be fast."""
+
+import dataclasses
+import itertools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import kernels
+from kernels import problems
+from kernels import rule
+from kernels.mosaic import configs
+from launch.benchmarks import kernel_cases
+
+
+class RuleTest(parameterized.TestCase):
+
+  @parameterized.product(
+      tokens=[1, 17, 65, 1000, 5000], size=[(4096, 4096), (4096, 14336), (128, 128), (32000, 11008)],
+      weights=[*itertools.product(kernel_cases.BITS, [None, 128, 64, 32], [False]),
+               *itertools.product([kernels.Layout.INT4], [128, 64, 32], [True])])
+  def test_rule_fits_the_machine(self, tokens, size, weights):
+    layout, group, two_level = weights
+    problem = problems.Problem(tokens, *size, layout, group, two_level=two_level)
+    config = rule.configuration(problem)
+    self.assertIsNone(problems.misfit(problem, config))
+    self.assertEqual(configs.parse(configs.describe(config)), config)
+
+  @parameterized.parameters(
+      (1, (4096, 4096), dict(fold=2, tile_k=512, copying=True)),
+      (1, (4096, 11_008), dict(fold=2, tile_k=512, copying=True)),
+      (16, (22_016, 4096), dict(fold=1, shared=True, copying=False)),
+      (64, (4096, 14_336), dict(tile_m=32, tile_k=512, stages=3, warpgroups=2, split=1, fold=1)),
+      (64, (4096, 4096), dict(tile_m=32, tile_k=512, stages=3, warpgroups=2, split=1, fold=1)),
+      (64, (14_336, 4096), dict(tile_n=64, tile_m=64, tile_k=512, stages=3)),
+      (64, (14_336, 4096), dict(tile_n=64, tile_m=64, tile_k=512, stages=3), kernels.Layout.DINT4),
+      (64, (14_336, 4096), dict(tile_k=256, split=1, copying=False), kernels.Layout.INT4_WIDE),
+      (64, (22_016, 4096), dict(tile_k=256, split=1, copying=False)),
+      (1, (14_336, 4096), dict(tile_k=512, stages=2, warpgroups=1, copying=False), kernels.Layout.DINT4),
+      (16, (4096, 14_336), dict(fold=2, tile_k=512, stages=2), kernels.Layout.DINT4),
+      (16, (4096, 14_336), dict(split=2, tile_k=512, stages=2), kernels.Layout.INT4_WIDE),
+      (64, (4096, 14_336), dict(tile_m=32), kernels.Layout.ROWS),
+      (64, (4096, 14_336), dict(tile_m=64, split=2), kernels.Layout.DINT4),
+      (64, (4096, 14_336), dict(tile_m=64, split=2), kernels.Layout.INT4_WIDE),
+      (64, (4096, 4096), dict(tile_m=32, split=1), kernels.Layout.INT4_WIDE),
+      (128, (14_336, 4096), dict(tile_m=128, tile_k=256, stages=4)),
+      (256, (4096, 14_336), dict(tile_m=64, tile_k=512, stages=3)),
+      (256, (4096, 14_336), dict(tile_m=64, tile_k=512, stages=3), kernels.Layout.DINT4),
+      (256, (4096, 14_336), dict(tile_m=64, tile_k=128, stages=6), kernels.Layout.ROWS),
+      (256, (14_336, 4096), dict(tile_m=256, tile_k=128, stages=4)))
+  def test_the_rule_is_what_was_measured(self, tokens, size, want, layout=kernels.Layout.INT4):
+    config = dataclasses.asdict(rule.configuration(problems.Problem(tokens, *size, layout)))
+    self.assertEqual({name: config[name] for name in want}, want)
+
+
+if __name__ == '__main__':
+  absltest.main()
