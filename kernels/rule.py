@@ -21,7 +21,7 @@ def configuration(problem: problems.Problem):
 def _few(problem: problems.Problem):
   """Few tokens: enough blocks for every multiprocessor, and as much memory in flight as is worth it."""
   tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
-  wide, packed = problem.layout is layouts.Layout.INT4_WIDE, problem.layout is not layouts.Layout.ROWS
+  wide = problem.layout is layouts.Layout.INT4_WIDE
   blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
   integers = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS)
   # To unpack plain codes twice costs little; that of others limits long sums, which the blocks of a cluster share.
@@ -30,11 +30,9 @@ def _few(problem: problems.Problem):
     # Two blocks read and unpack the same weights, which costs less than a cluster's exchange of sums.
     tile_m, blocks = _FEW // 2, 2 * blocks
   config = configs.Decode(tile_m, warpgroups=2)
-  # Operands of 16 bits, tables of dINT and sums of small groups take many registers.
-  plain = integers and problem.scaled in (None, 128)
   found = None
   if blocks > configs.CORES:
-    found = _one_wave(problem) or _beside(problem, config, blocks, plain)
+    found = _one_wave(problem) or _beside(problem, config, blocks)
   elif 2 * blocks <= configs.CORES and tile_m < _FEW and problem.scaled != 32:
     # More blocks. Halves of rows each read the activations of all inputs; a cluster, which exchanges sums, reads those
     # once, and gains by it where inputs are many and activations have 16 bits, or dINT's tables change with the group.
@@ -69,22 +67,14 @@ def _one_wave(problem: problems.Problem) -> configs.Prefill | None:
   return config if fits else None
 
 
-def _beside(problem: problems.Problem, config: configs.Decode, blocks: int, plain: bool) -> configs.Decode | None:
-  """Several blocks on a multiprocessor: while one begins or ends, another's memory is in flight.
-
-  Args:
-    problem: the problem.
-    config: its tile.
-    blocks: of all outputs.
-    plain: whether unpacking and sums leave registers for a second warpgroup.
-
-  Returns:
-    The configuration, or None if none fits.
-  """
-  packed, wide = problem.layout is not layouts.Layout.ROWS, problem.layout is layouts.Layout.INT4_WIDE
-  if packed and config.tile_m < _FEW:
+def _beside(problem: problems.Problem, config: configs.Decode, blocks: int) -> configs.Decode | None:
+  """Several of all `blocks` on a multiprocessor: while one begins or ends, another's memory is in flight."""
+  wide = problem.layout is layouts.Layout.INT4_WIDE
+  if config.tile_m < _FEW and problem.layout is not layouts.Layout.ROWS:
     ways, depths = [(512, 1), (256, 1)], range(2, 3)  # more blocks do more than deeper ones
   else:
+    # Operands of 16 bits, tables of dINT and sums of small groups take many registers.
+    plain = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS) and problem.scaled in (None, 128)
     ways, depths = [(512, 2)] * plain + [(512, 1)] * (plain or wide) + [(256, 1)], range(2, 9)
   several = (_deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, shared=True, copying=False),
                       (tile_k,), depths, min(configs.MOST_BLOCKS, math.ceil(blocks / configs.CORES)))

@@ -4,8 +4,8 @@
 
 Needs the extra [cuda13], and no GPU; where there is none, JAX_PLATFORMS=cpu keeps JAX from looking for one. Every
 kernel is compiled for the problems of `kernel_cases`, in the configuration that `kernels.rule` picks, and for those
-that an H200 was measured with, in theirs. Registers are those of a thread when its block starts; shared memory is without
-barriers. The exit code is 1 if a kernel spills registers to memory or cannot be compiled.
+that an H200 was measured with, in theirs. Registers are those of a thread when its block starts; shared memory is
+without barriers. The exit code is 1 if a kernel spills registers to memory or cannot be compiled.
 """
 
 import jax
