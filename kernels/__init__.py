@@ -10,7 +10,9 @@
   layouts          prepack: device layouts of weight codes; what folds a static activation's offset into the bias
   matmul           quantized_matmul: exact integer accumulation, float32 epilogue
   mosaic           the implementation for Hopper
-  tuning           configurations of kernels: measured ones, and a rule behind them
+  problems         what kernels are configured for, and which configurations fit
+  rule             configurations that nobody measured
+  tuning           which configuration runs: a measured one, else the rule's
   weight_only      weight_only_matmul: activations that are not quantized
   xla              the implementations of every device, to which the others are held
 

@@ -1,4 +1,4 @@
-"""The rule for configurations that nobody measured: it counts waves of tiles over the multiprocessors."""
+"""The rule for configurations that nobody measured: blocks enough for the memory, and few waves of tiles."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,7 +13,7 @@ _FEW, _FEW_INPUTS = 64, 8192
 
 
 def configuration(problem: problems.Problem):
-  """The configuration for a problem that nobody measured."""
+  """The configuration for a problem that nobody measured; NotImplementedError if none fits shared memory."""
   few = problem.tokens <= _FEW or problem.layout is layouts.Layout.INT4_WIDE
   return _few(problem) if few else _many(problem)
 
@@ -69,17 +69,13 @@ def _one_wave(problem: problems.Problem) -> configs.Prefill | None:
 
 def _beside(problem: problems.Problem, config: configs.Decode, blocks: int) -> configs.Decode | None:
   """Several of all `blocks` on a multiprocessor: while one begins or ends, another's memory is in flight."""
-  wide = problem.layout is layouts.Layout.INT4_WIDE
-  if config.tile_m < _FEW and problem.layout is not layouts.Layout.ROWS:
-    ways, depths = [(512, 1), (256, 1)], range(2, 3)  # more blocks do more than deeper ones
-  else:
-    # Operands of 16 bits, tables of dINT and sums of small groups take many registers.
-    plain = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS) and problem.scaled in (None, 128)
-    ways, depths = [(512, 2)] * plain + [(512, 1)] * (plain or wide) + [(256, 1)], range(2, 9)
-  several = (_deepest(problem, dataclasses.replace(config, warpgroups=warpgroups, shared=True, copying=False),
-                      (tile_k,), depths, min(configs.MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
-             for tile_k, warpgroups in ways)
-  return next(filter(None, several), None)
+  packed = problem.layout is not layouts.Layout.ROWS
+  small = packed and config.tile_m < _FEW
+  long = small or not packed and problem.scaled in (None, 128)
+  # Of small steps two are enough: more blocks do more than deeper ones.
+  return _deepest(
+      problem, dataclasses.replace(config, warpgroups=1, shared=True, copying=False), (512, 256) if long else (256,),
+      range(2, 3) if small else range(2, 9), min(configs.MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
 
 
 def _deepest(problem: problems.Problem, config: configs.Decode, sizes: Sequence[int], depths: range, beside: int = 1):

@@ -3,8 +3,8 @@
   python -m launch.quantize --config=configs/ptq/gptq_w4a16_g128.py --model=DIR --workdir=OUT
 
 Expected: between rounding to nearest and full precision. Published for Llama-2-7B on WikiText-2 at a full-precision
-perplexity of 5.47: rounding to nearest 5.73, GPTQ 5.69, in activation order 5.63. Measured on small models with
-symmetric weights: GPTQ takes back 0.3 to 0.7 of what rounding loses (docs/results.md). Without groups: gptq_w4a16.
+perplexity of 5.47: rounding to nearest 5.73, GPTQ 5.69, in activation order 5.63. Measured on small models: GPTQ takes
+back 0.4 to 0.7 of what rounding loses (docs/results.md). Without groups: gptq_w4a16.
 """
 
 from launch import settings

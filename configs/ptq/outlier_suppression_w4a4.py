@@ -11,7 +11,7 @@ Expected: far from full precision. Published for LLaMA-7B on WikiText-2, down pr
 5.68, min-max 473.97, SmoothQuant 16.87, Outlier Suppression+ 14.17; quantized too: 430, 52.85 and 40.32. For OPT in
 groups the paper has a figure, and claims no loss. Measured per token on small models, over full precision: OPT-like
 10.7 %, with SmoothQuant and searched exponents 15.9 %; LLaMA-like 20.2 %, level with SmoothQuant so searched
-(docs/results.md). Groups have been measured with GPTQ behind and of 128 alone: they take away half of what is lost on
+(docs/results.md). Groups have been measured with GPTQ and of 128 alone: they take away half of what is lost on
 OPT-like models.
 """
 

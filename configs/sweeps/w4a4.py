@@ -8,9 +8,9 @@ two half steps are worth at the price of two levels. Those `at norms` fold at th
 take all that can be folded at, and those `without q and k` clamp neither. AdaDim is absent: its scales of input
 channels stand inside the sum over these, which integer activations exclude.
 
-Expected: Outlier Suppression+ ahead on OPT-like models, behind SmoothQuant more so; all methods within 1 % of one
-another on LLaMA-like ones; groups of 128 ahead of any method without them; dINT ahead of integers by a part of what is
-lost (docs/results.md).
+Expected: Outlier Suppression+ ahead on OPT-like models, after SmoothQuant more so; all methods within 1 % of one
+another on LLaMA-like ones; each better in groups of 128; dINT ahead of integers by 1 % at most, and by nothing in
+groups and in the best composition (docs/results.md).
 """
 
 import itertools

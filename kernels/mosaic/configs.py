@@ -97,7 +97,7 @@ class Decode:
 
   Attributes:
     tile_m: tokens of a tile, a multiple of 8 up to 64.
-    tile_k: inputs of a step, as above.
+    tile_k: inputs of a step; the last one may go a little beyond all inputs where there are no groups.
     stages: steps of a warpgroup in flight.
     warpgroups: that compute.
     split: blocks of threads that share the inputs, up to 8.

@@ -1,4 +1,4 @@
-"""The product of 8-bit codes for few tokens: bound by the bytes of the weights, which are read once.
+"""The product for few tokens: bound by the bytes of the weights, which are read once.
 
 Computes y^T = W x^T for 64 outputs a block of threads, or 32. The inputs are dealt out in steps to the warpgroups of a
 block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or to `fold` runs
@@ -29,9 +29,9 @@ def matmul(
   """The scaled product.
 
   Args:
-    x: int8 [M, K], or float8_e4m3fn with groups; M below 8 or a multiple of 8, K with groups a multiple of `tile_k`
-      times `fold`.
-    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`, `DINT4`), N a multiple of 64.
+    x: int8 [M, K], float8_e4m3fn with groups, or bfloat16 for `INT4_WIDE`; M below 8 or a multiple of 8, K with groups
+      a multiple of `tile_k` times `fold`.
+    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`, `DINT4`, `INT4_WIDE`), N a multiple of 64.
     terms: the epilogue's vectors.
     groups: `factors.Groups`, or None for one scale an output.
     layout: of `w`.

@@ -137,14 +137,15 @@ def store(values, out, fold: int, n, m) -> None:
 
 
 def of_rows(vector, fold: int):
-  """A vector of outputs, in `layout`, as one of the rows that hold them, once for each run.
+  """A vector of outputs as that of the rows that hold them, once for each run.
 
   Args:
-    vector: [64 / fold] in `layout(fold).reduce(1)`.
+    vector: [rows / fold] in `layout(fold).reduce(1)`.
     fold: runs of inputs.
 
   Returns:
-    [64] in the layout that an accumulator has for its rows: warps have the same registers.
+    [rows] in the layout that an accumulator has for its rows, of which each thread has the same registers: of two runs,
+    half of the warps have what the others have either way.
   """
   if fold == 1:
     return vector

@@ -139,7 +139,7 @@ class Product:
               smem.at[slot, pl.ds(part, count), pl.ds(run * rows, rows)], barrier)
 
   def held(self, gmems, n, rows: int) -> list[Any]:
-    """What stays in registers for all steps of the `rows` of the outputs from n on: what unpacking needs of outputs."""
+    """What stays in registers for all steps: what unpacking needs of the outputs from n on, for the `rows` of them."""
     layout = partial_sums.layout(self._fold).reduce(1)
     return [partial_sums.of_rows(tiles.load(gmem.at[pl.ds(n, rows // self._fold)], layout, optimized=False), self._fold)
             for gmem in gmems[self.copied :]]

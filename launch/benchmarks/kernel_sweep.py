@@ -26,10 +26,10 @@ _BLOCKS = ((1, 1, False, True), (1, 1, True, True), (1, 1, True, False), (1, 2, 
            (1, 2, True, False), (2, 1, False, True), (2, 1, True, True), (4, 1, False, True))
 
 
-def sweep(problems, names, repetitions: int, file: str | None) -> list[dict[str, Any]]:
+def sweep(shapes, names, repetitions: int, file: str | None) -> list[dict[str, Any]]:
   """Measures every configuration of every problem; returns all times, and adds the best to `file`."""
   results, best = [], {}
-  for problem, name in itertools.product(problems, names):
+  for problem, name in itertools.product(shapes, names):
     column, asked = kernel_columns.COLUMNS[name], []
 
     def note(question):
