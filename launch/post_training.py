@@ -134,7 +134,7 @@ def recipe(config, mode) -> recipes.Recipe:
       allocated=config.allocation.bits is not None, weight_pattern=config.weight_pattern,
       clip_pattern=config.clip_pattern, activation=activation, site_patterns=tuple(config.site_patterns),
       values=None if config.value_bits == 16 else config.value_bits, ranges=config.ranges, percentile=config.percentile,
-      align_zero=config.align_zero)
+      align_zero=config.align_zero, symmetric_ranges=config.symmetric_ranges)
 
 
 def budget(config) -> mixed_precision.Budget | None:

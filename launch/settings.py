@@ -111,6 +111,7 @@ def quantize() -> ml_collections.ConfigDict:
   config.activation_group_size = config_dict.placeholder(int)  # features that share a dynamic scale; none: all
   config.activation_per_tensor = False  # dynamic ranges of whole batches instead of tokens, for experiments
   config.align_zero = False  # static ranges that have zero as a level, which is what other formats know
+  config.symmetric_ranges = False  # static ranges that have zero in their middle
   config.value_bits = 16  # bits of attention's values, static per channel between the extrema
   config.site_patterns = (r'layers/.*',)  # sites that are quantized, and folded, where the model has no learned ranges
   config.calibration_length = config_dict.placeholder(int)  # tokens of a window; none: as trained

@@ -251,6 +251,7 @@ CASES = {
     'ranges, percentile': _calibrating(_ranges(method='percentile', percentile=99.0)),
     'ranges, token_wise': _calibrating(_ranges(method='token_wise', percentile=90.0)),
     'ranges, moving_average': _calibrating(_ranges(method='moving_average'), ordered=True),
+    'ranges, symmetric': _calibrating(_ranges(symmetric=True), plainer=_ranges(3, symmetric=True)),
     'ranges, per channel': _calibrating(
         _ranges(per_channel=True), plainer=_ranges(3, per_channel=True))._replace(owns='operands'),
     'dynamic_ranges': _calibrating(

@@ -5,6 +5,8 @@ What is observed is the activation as the quantizer will see it: after gathers, 
 
 import functools
 
+import jax.numpy as jnp
+
 from jaxquant import errors
 from jaxquant.calibration import statistics
 from jaxquant.calibration import sites as sites_lib
@@ -19,7 +21,7 @@ METHODS = tuple(statistics.KINDS)
 
 def activation_ranges(
     claim: transform.Claim, bits: int, *, method: str = 'minmax', percentile: float = 99.99, momentum: float = 0.9,
-    align_zero: bool = False, per_channel: bool = False) -> transform.Transform:
+    align_zero: bool = False, symmetric: bool = False, per_channel: bool = False) -> transform.Transform:
   """The transform that gives every site a static range: one for the whole tensor, or one for each channel.
 
   Args:
@@ -32,6 +34,8 @@ def activation_ranges(
     percentile: of values, or of tokens, kept below the upper end, and likewise above the lower one, (50, 100].
     momentum: weight of the past in the moving average, in [0, 1).
     align_zero: see `quantizers.ClipQuantizer`.
+    symmetric: the farther end from zero is the value of code 2^(bits-1) - 1, and zero that of code 0, which leaves
+      `align_zero` nothing to do.
     per_channel: a range for each feature of each head, for operands only (values of 4 bits in arXiv:2311.05161); by any
       method that takes no percentile.
 
@@ -53,6 +57,8 @@ def activation_ranges(
   cutting = method in ('percentile', 'token_wise')
   if per_channel and cutting:
     raise errors.UserError('percentiles are those of a whole tensor; per_channel goes with other range calibrations')
+  if per_channel and symmetric:
+    raise errors.UserError('ranges of channels are asymmetric; symmetric goes with one of a whole tensor')
   if per_channel and (read := [site.name for site in claim.sites if site.consumers]):
     raise errors.UserError(
         f'{read[0]}: the linears that read it sum over its channels, so that no integer sum could be scaled by ranges '
@@ -76,7 +82,12 @@ def activation_ranges(
     for site in sites:
       low, high = state[site].ends(*arguments)
       quantizer = quantizers.ClipQuantizer(low, high, bits, align_zero).projected()
-      record[site] = {'low': quantizer.low, 'high': quantizer.high}
+      low, high = quantizer.low, quantizer.high
+      if symmetric:
+        largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
+        quantizer = quantizers.StepQuantizer(largest / (2 ** (bits - 1) - 1), bits)
+        low, high = quantizer.ends()
+      record[site] = {'low': low, 'high': high}
       params = trees.put(params, site, {**(trees.get(params, site) or {}), 'quantizer': quantizer})
     return params, record, {}
 

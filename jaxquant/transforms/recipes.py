@@ -37,7 +37,7 @@ class Recipe:
     site_patterns: sites that get it, and at which methods fold if something can be folded there: regular expressions on
       the whole name.
     values: bits of attention's values, static per channel (the value operand of arXiv:2311.05161); None for none.
-    ranges, percentile, align_zero: of static ranges, see `activation_ranges`.
+    ranges, percentile, align_zero, symmetric_ranges: of static ranges, see `activation_ranges`.
   """
 
   methods: tuple[str, ...] | None = None
@@ -52,6 +52,7 @@ class Recipe:
   ranges: str = 'minmax'
   percentile: float = 99.99
   align_zero: bool = False
+  symmetric_ranges: bool = False
 
   def __post_init__(self):
     if self.methods is None:
@@ -164,7 +165,7 @@ class Recipe:
     if isinstance(self.activation, int):
       ranges = functools.partial(
           activation_ranges.activation_ranges, bits=self.activation, method=self.ranges, percentile=self.percentile,
-          align_zero=self.align_zero)
+          align_zero=self.align_zero, symmetric=self.symmetric_ranges)
     else:
       ranges = functools.partial(dynamic_ranges.dynamic_ranges, quantizer=self.activation)
     return [driver.Step('sites', [(pattern, ranges) for pattern in self.site_patterns], every=False), *steps]
@@ -173,7 +174,8 @@ class Recipe:
     """What stands for the activation's quantizer in a search; static ranges are those of the searched sample."""
     if not isinstance(self.activation, int):
       return self.activation
-    return quantizers.DynamicQuantizer(formats.IntFormat(self.activation, symmetric=False), per_tensor=True)
+    return quantizers.DynamicQuantizer(
+        formats.IntFormat(self.activation, symmetric=self.symmetric_ranges), per_tensor=True)
 
 
 def _check_pattern(field, pattern):

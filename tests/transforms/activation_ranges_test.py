@@ -81,6 +81,16 @@ class ActivationRangesTest(parameterized.TestCase):
     self.assertEqual(params['mlp']['up'], 1)
     self.assertTrue(params['mlp']['input']['quantizer'].align_zero)
 
+  @parameterized.parameters(1, -1)
+  def test_symmetric_codes_are_round_of_x_over_the_farther_end_times_the_largest_code(self, sign):
+    x = sign * _batches()
+    params, record = _calibrated(x, symmetric=True)
+    quantizer = params['mlp']['input']['quantizer']
+    step = np.float32(30) / 7
+    np.testing.assert_allclose((record['low'], record['high']), (-8 * step, 7 * step), rtol=1e-6)
+    np.testing.assert_array_equal(quantizer.codes(jnp.asarray(x)).codes, np.clip(np.round(x / step), -8, 7))
+    np.testing.assert_array_equal(quantizer(jnp.zeros(3)), np.zeros(3))
+
   @parameterized.parameters(*activation_ranges.METHODS)
   def test_a_constant_activation_gets_a_range_that_works(self, method):
     x = np.full((1, 2, 3, 4), 100, np.float32)

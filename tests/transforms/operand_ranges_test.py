@@ -139,6 +139,10 @@ class RefusalsTest(absltest.TestCase):
       with self.subTest(method), self.assertRaisesRegex(errors.UserError, '^percentiles are those of a whole tensor'):
         activation_ranges.activation_ranges(calibrating.claim(), 4, method=method, per_channel=True)
 
+  def test_symmetric_ranges_of_channels(self):
+    with self.assertRaisesRegex(errors.UserError, '^ranges of channels are asymmetric'):
+      activation_ranges.activation_ranges(calibrating.claim(), 4, symmetric=True, per_channel=True)
+
   def test_channels_that_linears_sum_over(self):
     with self.assertRaisesRegex(errors.UserError, '^attention/input: the linears that read it sum over its channels'):
       _run('llama', [driver.Step('sites', [('.*', _ranges(per_channel=True))])])

@@ -49,6 +49,15 @@ class ToldTest(parameterized.TestCase):
     self.assertEmpty(methods.get(name).options().keys() & {'weight', 'activation'})
 
 
+  @parameterized.parameters(False, True)
+  def test_folds_are_judged_with_ranges_as_symmetric_as_those_that_follow(self, symmetric):
+    recipe = recipes.Recipe(methods=('aqas', 'round_to_nearest'), activation=8, symmetric_ranges=symmetric)
+    fold, ranges, _ = recipe.steps(_sites())
+    judge = fold.rules[0][1].keywords['activation']
+    self.assertEqual((judge.format.symmetric, judge.per_tensor), (symmetric, True))
+    self.assertEqual(ranges.rules[0][1].keywords['symmetric'], symmetric)
+
+
 class SitesTest(parameterized.TestCase):
 
   def _claimed(self, style, **fields):
