@@ -74,8 +74,9 @@ class LoweringTest(parameterized.TestCase):
       self.assertIn('mosaic_gpu', _lower(arguments, layout=layout))
 
   @parameterized.product(
-      group=[None, 32, 64, 96, 128], tokens=[8, 300], special=[1 / 2, 1 / 4], x_offset=[None, 'token'])
-  def test_groups_of_dint_codes(self, group, tokens, special, x_offset):
+      group=[None, 32, 64, 96, 128], tokens=[8, 300], options=[(1 / 2, None), (1 / 4, 'token')])
+  def test_groups_of_dint_codes(self, group, tokens, options):
+    special, x_offset = options
     groups = 768 // group if group else 1
     arguments = _arguments(tokens, 384, 768, kernels.Layout.DINT4, groups=groups, x_offset=x_offset, bias=True)
     if group is None:
@@ -83,9 +84,10 @@ class LoweringTest(parameterized.TestCase):
     self.assertIn('mosaic_gpu', _lower(arguments, layout=kernels.Layout.DINT4, w_bits=7, w_special=special, x_bits=4))
 
   @parameterized.product(
-      group=[None, 32, 64, 96, 192, 256], tokens=[8, 300], layout=[kernels.Layout.CODES, kernels.Layout.INT4],
-      x_offset=[None, 'token'])
-  def test_groups_of_two_level_weights(self, group, tokens, layout, x_offset):
+      group=[None, 32, 64, 96, 192, 256], tokens=[8, 300],
+      options=[(kernels.Layout.CODES, None), (kernels.Layout.INT4, 'token')])
+  def test_groups_of_two_level_weights(self, group, tokens, options):
+    layout, x_offset = options
     multipliers = 768 // group if group else 1
     arguments = _arguments(tokens, 384, 768, layout, multipliers=multipliers, x_offset=x_offset, bias=True)
     arguments['column_sums'] = None
