@@ -56,7 +56,7 @@ def misfit(problem: Problem, config) -> str | None:
     return 'plain activations have no kernel for many tokens'
   if prefill and (config.tile_n not in (64, 128) or outputs % (config.outputs * config.cluster)):
     return f'{config.cluster} x {config.warpgroups} tiles of {config.tile_n} outputs do not divide {outputs}'
-  if not prefill and (reason := _decode_misfit(problem, config)):
+  if not prefill and (reason := _decode_misfit(config)):
     return reason
   if config.float8 and (problem.group is None or not problem.four_bits or problem.layout is not layouts.Layout.INT4):
     return 'only groups of 4-bit codes by 4-bit codes are multiplied as 8-bit floating point'
@@ -65,7 +65,7 @@ def misfit(problem: Problem, config) -> str | None:
   return None
 
 
-def _decode_misfit(problem: Problem, config: configs.Decode) -> str | None:
+def _decode_misfit(config: configs.Decode) -> str | None:
   """What is wrong with runs of inputs in the rows of an instruction, or with who copies."""
   if config.fold not in (1, 2):
     return f'rows of an instruction hold 1 or 2 runs of inputs, not {config.fold}'

@@ -28,7 +28,9 @@ from launch import settings
 from launch import validation
 
 _AXES = {'inputs': -2, 'outputs': -1}
-_OF_DYNAMIC = 'activation_kind', 'activation_group_size', 'activation_per_tensor'
+# Keys of a mode that mean nothing in the other.
+_OF_MODE = {'dynamic': ('activation_kind', 'activation_group_size', 'activation_per_tensor'),
+            'static': ('align_zero', 'symmetric_ranges')}
 
 
 def check(config) -> None:
@@ -44,10 +46,11 @@ def check(config) -> None:
     formats.parse(f'{config.activation_kind}8')
   except errors.UserError as error:
     raise errors.UserError(f'config.activation_kind is {config.activation_kind!r}: {error}') from None
-  for key in _OF_DYNAMIC if _mode(config) == 'static' else ():
-    if config[key] != (default := settings.quantize()[key]):
-      raise errors.UserError(f'config.{key} is {config[key]!r}, which is for dynamic activations; static ones have '
-                             f'{default!r}')
+  for mode, keys in _OF_MODE.items():
+    for key in keys if _mode(config) not in (mode, 'none') else ():
+      if config[key] != (default := settings.quantize()[key]):
+        raise errors.UserError(f'config.{key} is {config[key]!r}, which is for {mode} activations; '
+                               f'{_mode(config)} ones have {default!r}')
   if config.group_along not in _AXES:
     raise errors.UserError(f'config.group_along is {config.group_along!r}; there are {", ".join(_AXES)}')
 

@@ -95,7 +95,9 @@ class ConfigsTest(parameterized.TestCase):
       ({'activation_kind': 'float'}, "activation_kind is 'float': unknown number format"),
       ({'activation_kind': 'full_int'}, "activation_kind is 'full_int', which is for dynamic activations; .* 'uint'"),
       ({'activation_group_size': 8}, 'activation_group_size is 8, which is for dynamic activations'),
-      ({'activation_per_tensor': True}, 'activation_per_tensor is True, which is for dynamic activations'))
+      ({'activation_per_tensor': True}, 'activation_per_tensor is True, which is for dynamic activations'),
+      *(({'activation_mode': 'dynamic', key: True}, f'{key} is True, which is for static activations; dynamic ones')
+        for key in ('align_zero', 'symmetric_ranges')))
   def test_what_would_do_nothing_is_refused(self, changes, message):
     config = _config('rtn_w4a4')
     config.update(changes)
