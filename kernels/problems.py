@@ -56,7 +56,7 @@ def misfit(problem: Problem, config) -> str | None:
     return 'plain activations have no kernel for many tokens'
   if prefill and (config.tile_n not in (64, 128) or outputs % (config.outputs * config.cluster)):
     return f'{config.cluster} x {config.warpgroups} tiles of {config.tile_n} outputs do not divide {outputs}'
-  if not prefill and (reason := _decode_misfit(config)):
+  if not prefill and (reason := _decode_misfit(config, problem.layout)):
     return reason
   if config.float8 and (problem.group is None or not problem.four_bits or problem.layout is not layouts.Layout.INT4):
     return 'only groups of 4-bit codes by 4-bit codes are multiplied as 8-bit floating point'
@@ -65,12 +65,15 @@ def misfit(problem: Problem, config) -> str | None:
   return None
 
 
-def _decode_misfit(config: configs.Decode) -> str | None:
-  """What is wrong with runs of inputs in the rows of an instruction, or with who copies."""
-  if config.fold not in (1, 2):
-    return f'rows of an instruction hold 1 or 2 runs of inputs, not {config.fold}'
+def _decode_misfit(config: configs.Decode, layout: layouts.Layout) -> str | None:
+  """What is wrong with the rows of a block, or with who copies."""
+  if (config.tile_n, config.fold) not in ((64, 1), (64, 2), (128, 1)):
+    return f'a block has 64 or 128 rows of one run of inputs, or 64 of two, not {config.tile_n} of {config.fold}'
+  if (config.tile_n, config.fold) != (64, 1) and not config.of_warps(layout):
+    return (f'only warps multiply more than 64 rows or one run of inputs, and not {config.tile_m} tokens by '
+            f'{layout.value}')
   if not config.copying and not config.shared:
     return 'a block whose warpgroups copy for themselves has no registers to take from one that copies'
   if config.fold > 1 and config.split > 1:
-    return 'inputs are dealt out to rows of an instruction or to blocks of a cluster, not to both'
+    return 'inputs are dealt out to the rows of a block or to blocks of a cluster, not to both'
   return None

@@ -9,7 +9,7 @@ from kernels import layouts
 from kernels import problems
 from kernels.mosaic import configs
 
-_FEW, _FEW_INPUTS = 64, 8192
+_FEW, _FEW_INPUTS, _ALONE = 64, 8192, 4096
 
 
 def configuration(problem: problems.Problem):
@@ -22,24 +22,23 @@ def _few(problem: problems.Problem):
   """Few tokens: enough blocks for every multiprocessor, and as much memory in flight as is worth it."""
   tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
   wide = problem.layout is layouts.Layout.INT4_WIDE
-  blocks = math.ceil(problem.outputs / configs.Decode.TILE_N)
+  blocks = math.ceil(problem.outputs / configs.Decode.tile_n)
   integers = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS)
   # To unpack plain codes twice costs little; that of others limits long sums, which the blocks of a cluster share.
   twice = integers and not problem.two_level or problem.inputs <= _FEW_INPUTS
-  if problem.tokens <= tile_m == _FEW and 2 * blocks <= configs.CORES and twice:
+  if configs.MOST_OF_WARPS < tile_m and problem.tokens <= _FEW and 2 * blocks <= configs.CORES and twice:
     # Two blocks read and unpack the same weights, which costs less than a cluster's exchange of sums.
-    tile_m, blocks = _FEW // 2, 2 * blocks
+    tile_m, blocks = tile_m // 2, 2 * blocks
   config = configs.Decode(tile_m, warpgroups=2)
   found = None
   if blocks > configs.CORES:
-    found = _one_wave(problem) or _beside(problem, config, blocks)
+    found = _one_wave(problem, config) or _beside(problem, config, blocks)
   elif 2 * blocks <= configs.CORES and tile_m < _FEW and problem.scaled != 32:
-    # More blocks. Halves of rows each read the activations of all inputs; a cluster, which exchanges sums, reads those
-    # once, and gains by it where inputs are many and activations have 16 bits, or dINT's tables change with the group.
-    cluster = problem.inputs > _FEW_INPUTS and (wide or not integers and problem.scaled is not None)
-    way = dict(split=2) if cluster else dict(fold=2)
+    # One warpgroup that has all steps in flight needs no others' sums.
+    alone = problem.layout is layouts.Layout.INT4 and problem.scaled is None and problem.inputs <= _ALONE
     found = _deepest(
-        problem, dataclasses.replace(config, shared=cluster or not wide, **way), (512, 256), range(2, 3))
+        problem, dataclasses.replace(config, warpgroups=1 if alone else 2, shared=True, fold=2), _long(problem),
+        range(2, 5 if alone else 3))
   if found is not None:
     return found
   # Long steps: what a step costs beside its bytes is then paid less often.
@@ -57,14 +56,22 @@ def _few(problem: problems.Problem):
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
 
 
-def _one_wave(problem: problems.Problem) -> configs.Prefill | None:
-  """More than 32 tokens by codes of 4 bits: the kernel of many, if each multiprocessor has one tile at most."""
-  if (problem.tokens <= _FEW // 2 or problem.layout not in (layouts.Layout.INT4, layouts.Layout.DINT4)
-      or problem.scaled not in (None, 128)):
+def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Decode | configs.Prefill | None:
+  """Weights of 4 bits in tiles of 128 outputs, if each multiprocessor has one at most."""
+  if math.ceil(problem.outputs / 128) > configs.CORES or problem.layout is layouts.Layout.ROWS:
     return None
-  config = _tile(problem, _FEW)
-  fits = math.ceil(problem.outputs / config.outputs) <= configs.CORES and problems.misfit(problem, config) is None
-  return config if fits else None
+  if problem.tokens > _FEW // 2:
+    tile = _tile(problem, _FEW)
+    return tile if problem.scaled in (None, 128) and problems.misfit(problem, tile) is None else None
+  # What takes longer to unpack, for more tokens, does so in two warpgroups.
+  one = problem.layout is layouts.Layout.INT4 or config.tile_m <= 8
+  return _deepest(problem, dataclasses.replace(config, warpgroups=1 if one else 2, shared=True, tile_n=128),
+                  _long(problem), range(2, 4))
+
+
+def _long(problem: problems.Problem) -> tuple[int, ...]:
+  """Inputs of a step, the best first: scales of many small groups at once take more registers than there are."""
+  return (512, 256) if problem.scaled in (None, 128) else (256,)
 
 
 def _beside(problem: problems.Problem, config: configs.Decode, blocks: int) -> configs.Decode | None:
@@ -72,10 +79,10 @@ def _beside(problem: problems.Problem, config: configs.Decode, blocks: int) -> c
   packed = problem.layout is not layouts.Layout.ROWS
   small = packed and config.tile_m < _FEW
   long = small or not packed and problem.scaled in (None, 128)
-  # Of small steps two are enough: more blocks do more than deeper ones.
+  # Of small steps few are enough: more blocks do more than deeper ones.
   return _deepest(
       problem, dataclasses.replace(config, warpgroups=1, shared=True, copying=False), (512, 256) if long else (256,),
-      range(2, 3) if small else range(2, 9), min(configs.MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
+      range(2, 4) if small else range(2, 9), min(configs.MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
 
 
 def _deepest(problem: problems.Problem, config: configs.Decode, sizes: Sequence[int], depths: range, beside: int = 1):

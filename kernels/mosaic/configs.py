@@ -14,6 +14,8 @@ SHARED_MEMORY = 232_448 - 2048
 _OF_MULTIPROCESSOR, _OF_BLOCK = 233_472, 1024 + 2048
 # Blocks of threads that a multiprocessor has registers for.
 MOST_BLOCKS = 4
+# Tokens of a tile up to which instructions of single warps take less time than those of warpgroups.
+MOST_OF_WARPS = 16
 # Inputs that a step has at least: a row of operands is contiguous over 64 bytes.
 LEAST_STEP = 64
 
@@ -102,15 +104,15 @@ class Decode:
     warpgroups: that compute.
     split: blocks of threads that share the inputs, up to 8.
     float8: as above.
-    fold: 1, or 2 for two runs of the inputs in the rows of a matrix instruction, which so has 32 outputs, and of which
-      there are twice as many blocks; a step has `tile_k` inputs of each run. Without `split` only.
+    fold: 1, or 2 for two runs of the inputs in the rows of a block, which so has 32 outputs, and of which there are
+      twice as many; a step has `tile_k` inputs of each run. Where warps multiply, without `split` only.
     shared: whether a block takes the registers that it needs, so that another one may be on its multiprocessor, and not
       all that there are.
     copying: whether one warpgroup more starts the copies of all. Without it each starts its own behind each step, and
       more blocks have registers on a multiprocessor; then `shared` has to be.
+    tile_n: rows of weights of a block: 64, or 128 where warps multiply one run of the inputs.
   """
 
-  TILE_N: ClassVar[int] = 64
   MOST_TOKENS: ClassVar[int] = 64
 
   tile_m: int = 16
@@ -122,11 +124,21 @@ class Decode:
   fold: int = 1
   shared: bool = False
   copying: bool = True
+  tile_n: int = 64
 
   @property
   def outputs(self) -> int:
     """Outputs of a block."""
-    return self.TILE_N // self.fold
+    return self.tile_n // self.fold
+
+  def of_warps(self, layout: layouts.Layout) -> bool:
+    """Whether warps multiply for themselves (see `mma`).
+
+    Where a block has one run of the inputs, instructions of warpgroups are as fast by weights of 8 bits, which they
+    read from shared memory, and for more than 8 activations of 16 bits.
+    """
+    few = {layouts.Layout.ROWS: 0, layouts.Layout.INT4_WIDE: 8} if self.fold == 1 else {}
+    return self.tile_m <= few.get(layout, MOST_OF_WARPS)
 
   @property
   def partial_sums(self) -> int:
@@ -135,11 +147,11 @@ class Decode:
 
   def shared_memory(self, layout: layouts.Layout, group: int | None = None, two_level: bool = False) -> int:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
-    step = (self.fold * self.tile_m * _of_token(layout) + self.TILE_N // _per_byte(layout)) * self.tile_k
+    step = (self.fold * self.tile_m * _of_token(layout) + self.tile_n // _per_byte(layout)) * self.tile_k
     steps = self.stages * self.warpgroups
     scales = _scales(
-        self.TILE_N, self.fold * max(32, self.tile_m), steps * self.tile_k / group if group else 0, two_level)
-    partial = 4 * self.TILE_N * self.tile_m
+        self.tile_n, self.fold * max(32, self.tile_m), steps * self.tile_k / group if group else 0, two_level)
+    partial = 4 * self.tile_n * self.tile_m
     return steps * step + scales + partial * (max(1, self.partial_sums) + self.split - 1)
 
 

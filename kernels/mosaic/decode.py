@@ -20,6 +20,7 @@ from kernels.mosaic import epilogue
 from kernels.mosaic import partial_sums
 from kernels.mosaic import products
 from kernels.mosaic import steps as steps_lib
+from kernels.mosaic import sums as sums_lib
 from kernels.mosaic import tiles
 
 
@@ -43,11 +44,12 @@ def matmul(
     [M, N] of `out_dtype`.
   """
   tokens, outputs = len(x), len(w)
-  product = products.Product(x, w, groups, layout, config.tile_k, unpacking, config.fold)
+  product = products.Product(x, w, groups, layout, config.tile_k, unpacking, config.fold,
+                             config.of_warps(layout))
   warpgroups, stages, fold = config.warpgroups, config.stages, config.fold
   steps, lanes = product.steps, warpgroups * config.split
   chunk = epilogue.Chunk(config.outputs, config.tile_m, 1, True)
-  shape = config.TILE_N, fold * config.tile_m
+  shape = config.tile_n, config.tile_m
   vectors, of_tokens = terms.vectors(), terms.of_tokens()
 
   def kernel(*refs):
@@ -114,7 +116,7 @@ def matmul(
       found = {index: tokens_smem.at[i] for i, index in enumerate(of_tokens)}
       loaded = epilogue.load(terms, [found.get(i, ref) for i, ref in enumerate(vector_refs)], chunk, n, 0,
                              partial_sums.layout(fold))
-      held = product.held(gmems, n, config.TILE_N)
+      held = product.held(gmems, n, config.tile_n)
 
       def arrive(turn):
         plgpu.barrier_wait(full.at[found := slot(turn, group)])
@@ -130,14 +132,14 @@ def matmul(
           plgpu.commit_smem()  # all threads have read what is replaced
           start(turn + stages, group)
 
-      sums = product.sums(steps_lib.Steps(turns(lane), arrive, leave), smems, pl.ds(0, config.TILE_N), shape, held,
-                          products.Turns())
+      tile = sums_lib.Tile(product, smems, pl.ds(0, config.tile_n), shape, held)
+      sums = sums_lib.over(steps_lib.Steps(turns(lane), arrive, leave), tile)
       if config.partial_sums:
         first = warpgroups - config.partial_sums  # of one run, the first warpgroup's stay in its registers
 
         @pl.when(group >= first)
         def _():
-          partial_sums.publish(sums, sums_smem.at[group - first], fold)
+          partial_sums.publish(sums, sums_smem.at[group - first])
           plgpu.barrier_arrive(summed)
 
       @pl.when(group == 0)
@@ -171,7 +173,7 @@ def matmul(
       scratch_types=(
           *product.buffers(stages * warpgroups, *shape),
           plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
-          partial_sums.buffer(config.partial_sums, config.tile_m, product.dtype),
+          partial_sums.buffer(config.partial_sums, config.tile_n * config.tile_m, product.dtype),
           plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=1, num_barriers=stages * warpgroups),
           plgpu.Barrier(num_arrivals=max(1, config.partial_sums)),

@@ -1,13 +1,13 @@
 """Sums of one block that are spread over its warpgroups and over runs of the inputs, and results stored from registers.
 
-With `fold` runs of the inputs, 64 rows of weights are 64 / fold outputs, once for each run, and the columns are the
-tokens, once for each run. Of the products, those of a row and a column of the same run count: a diagonal of the tile,
-of which each warp has one part in its registers. Warps exchange them through shared memory, where other warpgroups'
-sums are added up as well, so that warps of the same outputs all have the whole sum.
+With `fold` runs of the inputs, 64 rows of weights are 64 / fold outputs, once for each run, those of a run in warps of
+their own. These exchange their sums through shared memory, where other warpgroups' sums are added up as well, so that
+warps of the same outputs all have the whole sum.
 """
 
 import functools
 
+from jax import lax
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import fragmented_array
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -29,49 +29,40 @@ def layout(fold: int):
   return plgpu.Layout.TILED(tiling, (fragmented_array.Replicated(2), -7), (-3, -2), -1)
 
 
-def buffer(count: int, tokens: int, dtype):
-  """Shared memory for `count` warpgroups' sums."""
-  return plgpu.SMEM((max(1, count), 64 * tokens), dtype)
+def buffer(count: int, size: int, dtype):
+  """Shared memory for `count` warpgroups' sums, `size` each."""
+  return plgpu.SMEM((max(1, count), size), dtype)
 
 
-def publish(sums, buffer, fold: int) -> None:
-  """Writes what counts of a warpgroup's sums.
+def publish(sums, buffer) -> None:
+  """Writes a warpgroup's sums.
 
   Args:
-    sums: int32 or float32 [64, fold * tokens] in the layout of an accumulator.
-    buffer: the warpgroup's part of the shared memory, [64 * tokens].
-    fold: runs of inputs.
+    sums: int32 or float32 [rows, tokens] in the layout of an accumulator.
+    buffer: the warpgroup's part of the shared memory, [rows * tokens].
   """
   @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA, plgpu.RefType()))
   def write(ctx, array, buffer):
     del ctx
     thread = threads.number()
-    run = arith.divui(thread, threads.constant(threads.WARPGROUP // fold))
-    registers = array.registers.reshape(fold, -1, 2)  # by run of the columns, 8 columns, half of the rows
-    for block in range(registers.shape[1]):
-      numbers = []
-      for half in range(2):
-        chosen = registers[0, block, half]
-        for other in range(1, fold):
-          here = arith.cmpi(arith.CmpIPredicate.eq, run, threads.constant(other))
-          chosen = arith.select(here, registers[other, block, half], chosen)
-        numbers += [threads.element(chosen, i) for i in range(2)]
+    for block, pair in enumerate(array.registers.reshape(-1, 2)):  # by 8 columns and half of the rows
+      numbers = [threads.element(register, i) for register in pair for i in range(2)]
       vector.store(vector.from_elements(_vector(array), numbers), buffer, [_place(thread, block)])
 
   write(sums, buffer)
 
 
 def add_up(sums, buffer, fold: int, count: int):
-  """The sums [64 / fold, tokens], in `layout`, of a warpgroup's own and of what is published.
+  """The sums [rows / fold, tokens], in `layout`, of a warpgroup's own and of what is published.
 
   Args:
     sums: this warpgroup's, as above.
-    buffer: shared memory of at least `count` warpgroups' sums, [..., 64 * tokens].
+    buffer: shared memory of at least `count` warpgroups' sums, [..., rows * tokens].
     fold: runs of inputs; of more than one, this warpgroup's own sums are in the buffer, too.
     count: how many are there.
   """
   rows, columns = sums.shape
-  shape = rows // fold, columns // fold
+  shape = rows // fold, columns
 
   @plgpu.inline_mgpu(
       arg_types=(plgpu.Layout.WGMMA, plgpu.RefType()),
@@ -82,10 +73,10 @@ def add_up(sums, buffer, fold: int, count: int):
     first = arith.remui(thread, threads.constant(of_run))
     add = arith.addi if isinstance(array.mlir_dtype, ir.IntegerType) else arith.addf
     wanted = layout(fold).to_mgpu()
-    own = array.registers.reshape(fold, -1, 2)
+    own = array.registers.reshape(-1, 2)
     results = []
-    for block in range(own.shape[1]):
-      found = [] if fold > 1 else [[threads.element(own[0, block, half], i) for half in range(2) for i in range(2)]]
+    for block, pair in enumerate(own):
+      found = [] if fold > 1 else [[threads.element(register, i) for register in pair for i in range(2)]]
       for source in range(count):
         for run in range(fold):
           index = _place(arith.addi(first, threads.constant(run * of_run)), block)
@@ -95,7 +86,7 @@ def add_up(sums, buffer, fold: int, count: int):
       numbers = functools.reduce(lambda a, b: [add(*pair) for pair in zip(a, b)], found)
       kind = ir.VectorType.get((2,), array.mlir_dtype)
       results += [vector.from_elements(kind, numbers[:2]), vector.from_elements(kind, numbers[2:])]
-    registers = own[0].reshape(wanted.registers_shape(shape)).copy()
+    registers = own.reshape(wanted.registers_shape(shape)).copy()
     registers.flat = results
     return mgpu.FragmentedArray(_registers=registers, _layout=wanted, _is_signed=array.is_signed)
 
@@ -106,12 +97,12 @@ def store(values, out, fold: int, n, m) -> None:
   """Stores results from registers.
 
   Args:
-    values: [64 / fold, tokens] in `layout`, of the dtype of the result.
+    values: [rows / fold, tokens] in `layout`, of the dtype of the result.
     out: reference to [M, N]; tokens from M on are not stored.
     fold: runs of inputs.
     n, m: first output and first token.
   """
-  splat, tokens = plgpu.Layout.WG_SPLAT, out.shape[0]
+  splat, tokens, columns = plgpu.Layout.WG_SPLAT, out.shape[0], values.shape[1]
 
   @plgpu.inline_mgpu(arg_types=(layout(fold), plgpu.RefType(), splat, splat))
   def write(ctx, array, out, *scalars):
@@ -125,10 +116,11 @@ def store(values, out, fold: int, n, m) -> None:
     column = arith.muli(arith.remui(lane, threads.constant(4)), threads.constant(2))
     for index, register in enumerate(array.registers.flat):
       block, half = divmod(index, 2)
+      tile, block = divmod(block, columns // 8)
       for i in range(2):
         token = arith.addi(arith.addi(m, column), threads.constant(8 * block + i))
         there = arith.andi(mine, arith.cmpi(arith.CmpIPredicate.ult, token, threads.constant(tokens)))
-        output = arith.addi(arith.addi(n, row), threads.constant(8 * half))
+        output = arith.addi(arith.addi(n, row), threads.constant(64 * tile + 8 * half))
         with ir.InsertionPoint(scf.IfOp(there).then_block):
           memref.store(threads.element(register, i), out, [threads.index(token), threads.index(output)])
           scf.yield_([])
@@ -162,23 +154,40 @@ def of_rows(vector, fold: int):
   return view(vector)
 
 
-def side_by_side(vectors):
-  """Vectors of tokens, in the layout that an accumulator has for them, as one."""
+def of_runs(vectors, shape):
+  """Vectors of tokens, one for each run, along the rows that hold it.
+
+  Args:
+    vectors: a list of [tokens] in the layout that an accumulator has for its columns.
+    shape: [rows, tokens] of the result.
+  """
   if len(vectors) == 1:
-    return vectors[0]
-  layout, shape = plgpu.Layout.WGMMA.reduce(0), (len(vectors) * vectors[0].shape[0],)
+    return lax.broadcast_in_dim(vectors[0], shape, [1])
+  layout = plgpu.Layout.WGMMA
 
   @plgpu.inline_mgpu(
-      arg_types=tuple([layout] * len(vectors)),
+      arg_types=tuple([layout.reduce(0)] * len(vectors)),
       return_type=plgpu.ShapeDtypeStruct(shape, vectors[0].dtype, layout=layout))
-  def join(ctx, *arrays):
+  def choose(ctx, *arrays):
     del ctx
-    first, *_ = arrays
-    registers = first.registers.repeat(len(arrays), axis=0)  # only the shape matters
-    registers.flat = [register for array in arrays for register in array.registers.flat]
-    return mgpu.FragmentedArray(_registers=registers, _layout=first.layout, _is_signed=first.is_signed)
+    run = _run(len(arrays))
+    registers = []
+    for found in zip(*(array.registers.flat for array in arrays)):
+      chosen = found[0]
+      for other, register in enumerate(found[1:], 1):
+        here = arith.cmpi(arith.CmpIPredicate.eq, run, threads.constant(other))
+        chosen = arith.select(here, register, chosen)
+      registers += [chosen] * 2  # for both halves of the 16 rows of a warp
+    result = arrays[0].registers.repeat(2).reshape(layout.to_mgpu().registers_shape(shape))  # only the shape matters
+    result.flat = registers
+    return mgpu.FragmentedArray(_registers=result, _layout=layout.to_mgpu(), _is_signed=arrays[0].is_signed)
 
-  return join(*vectors)
+  return choose(*vectors)
+
+
+def _run(fold: int):
+  """The run of the inputs that the rows of a thread's warp hold."""
+  return arith.divui(threads.number(), threads.constant(threads.WARPGROUP // fold))
 
 
 def _place(thread, block: int):

@@ -16,6 +16,7 @@ from kernels.mosaic import configs
 from kernels.mosaic import epilogue
 from kernels.mosaic import products
 from kernels.mosaic import steps as steps_lib
+from kernels.mosaic import sums as sums_lib
 from kernels.mosaic import tiles
 
 
@@ -85,9 +86,9 @@ def matmul(
 
     def compute():
       plgpu.set_max_registers(tiles.registers(config.warpgroups), action='increase')
-      turns = products.Turns()
+      turns = sums_lib.Turns()
       if groups is not None:
-        turns = products.Turns(barriers, group, lax.rem(group + 1, config.warpgroups))
+        turns = sums_lib.Turns(barriers, group, lax.rem(group + 1, config.warpgroups))
         # The last warpgroup lets the first one in, now and after each step; the one time too many is waited for below.
         pl.when(group == config.warpgroups - 1)(turns.leave)
 
@@ -104,8 +105,9 @@ def matmul(
         # Memory answers while the sums are made, where there are registers for its answers.
         loaded = load() if config.tile_m <= _EARLY else None
         held = product.held(gmems, n + mine, config.tile_n)
-        sums = product.sums(steps_lib.Steps(steps, arrive, leave, overlap=stages >= _OVERLAPPING), smems,
-                            pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m), held, turns)
+        tile = sums_lib.Tile(
+            product, smems, pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m), held)
+        sums = sums_lib.over(steps_lib.Steps(steps, arrive, leave, overlap=stages >= _OVERLAPPING), tile, turns)
         epilogue.store(sums, loaded or load(), out_gmem, out_smem.at[group], chunk, n + mine, m)
 
       each_tile(compute_tile)

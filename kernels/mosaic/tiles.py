@@ -16,10 +16,18 @@ def smem(shape: tuple[int, ...], dtype, part: int | None = None):
     shape, dtype: of the memory.
     part: numbers of the last axis that are read at once, if not all.
   """
-  bits = jnp.dtype(dtype).itemsize * 8
-  swizzle = plgpu.find_swizzle((part or shape[-1]) * bits)
-  transforms = plgpu.TilingTransform((8, 8 * swizzle // bits)), plgpu.SwizzleTransform(swizzle)
-  return plgpu.SMEM(shape, dtype, transforms=transforms)
+  return plgpu.SMEM(shape, dtype, transforms=transforms(part or shape[-1], dtype))
+
+
+def swizzle(part: int, dtype) -> int:
+  """The bytes of a row of a tile, of `part` numbers that are read at once."""
+  return plgpu.find_swizzle(part * jnp.dtype(dtype).itemsize * 8)
+
+
+def transforms(part: int, dtype):
+  """The order of numbers in such memory."""
+  size = swizzle(part, dtype)
+  return plgpu.TilingTransform((8, size // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(size)
 
 
 # Of a multiprocessor for the 128 threads of a warpgroup, which get 8 or a multiple of it each.

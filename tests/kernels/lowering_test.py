@@ -46,7 +46,8 @@ class LoweringTest(parameterized.TestCase):
       configs.Prefill(64, 128, 128, 4, warpgroups=3), configs.Prefill(64, 64, 256, 3), configs.Decode(8, 256, 6, 2, 4),
       configs.Decode(64, 128, 4, 2, 2), configs.Decode(16, 256, 2, 4, 8), configs.Decode(8, 256, 4, 4),
       configs.Decode(64, 128, 2, 1, shared=True), configs.Decode(8, 256, 4, 2, fold=2, shared=True),
-      configs.Decode(32, 128, 2, 1, fold=2), configs.Decode(16, 256, 2, 2, shared=True, copying=False))
+      configs.Decode(16, 128, 2, 1, fold=2), configs.Decode(16, 256, 2, 2, shared=True, copying=False),
+      configs.Decode(16, 256, 2, 2, shared=True, tile_n=128))
   def test_configurations_that_a_sweep_tries(self, config):
     tokens, outputs = config.tile_m * 2, 1536
     with tuning.forced(lambda _: config):

@@ -23,10 +23,14 @@ _DECODE = [
 ] + [
     configs.Decode(tile_m, tile_k, 2, warpgroups, fold=fold, shared=shared)
     for tile_m, tile_k, warpgroups, fold, shared in (
-        (8, 256, 1, 1, True), (16, 128, 4, 2, True), (64, 128, 1, 2, False), (32, 256, 2, 2, True))
+        (8, 256, 1, 1, True), (16, 128, 4, 2, True), (8, 128, 1, 2, False), (16, 256, 2, 2, True),
+        (32, 256, 2, 1, True))
 ] + [
     configs.Decode(tile_m, tile_k, 2, warpgroups, fold=fold, shared=True, copying=False)
-    for tile_m, tile_k, warpgroups, fold in ((8, 256, 1, 1), (16, 128, 2, 2), (64, 128, 4, 1))]
+    for tile_m, tile_k, warpgroups, fold in ((8, 256, 1, 1), (16, 128, 2, 2), (64, 128, 4, 1))
+] + [
+    configs.Decode(tile_m, tile_k, 2, warpgroups, split, shared=True, tile_n=128)
+    for tile_m, tile_k, warpgroups, split in ((8, 256, 1, 1), (16, 128, 2, 2), (16, 256, 3, 1))]
 _PREFILL = [
     configs.Prefill(tile_n=tile_n, tile_m=tile_m, tile_k=tile_k, stages=stages, warpgroups=warpgroups, panel=panel)
     for tile_n, tile_m, tile_k, stages, warpgroups, panel in (

@@ -32,7 +32,7 @@ class RuleTest(parameterized.TestCase):
     self.assertEqual(configs.parse(configs.describe(config)), config)
 
   @parameterized.parameters(
-      (1, (4096, 4096), dict(fold=2, tile_k=512, copying=True)),
+      (1, (4096, 4096), dict(fold=2, tile_k=512, stages=4, warpgroups=1, copying=True)),
       (1, (4096, 11_008), dict(fold=2, tile_k=512, copying=True)),
       (16, (22_016, 4096), dict(fold=1, shared=True, copying=False)),
       (64, (4096, 14_336), dict(tile_m=32, tile_k=512, stages=3, warpgroups=2, split=1, fold=1)),
@@ -41,10 +41,11 @@ class RuleTest(parameterized.TestCase):
       (64, (14_336, 4096), dict(tile_n=64, tile_m=64, tile_k=512, stages=3), kernels.Layout.DINT4),
       (64, (14_336, 4096), dict(tile_k=256, split=1, copying=False), kernels.Layout.INT4_WIDE),
       (64, (22_016, 4096), dict(tile_k=256, split=1, copying=False)),
-      (1, (14_336, 4096), dict(tile_k=512, stages=2, warpgroups=1, copying=False), kernels.Layout.DINT4),
+      (1, (14_336, 4096), dict(tile_n=128, tile_k=512, stages=3, warpgroups=1)),
+      (16, (14_336, 4096), dict(tile_n=128, tile_k=512, stages=2, warpgroups=2), kernels.Layout.DINT4),
+      (16, (14_336, 4096), dict(tile_n=64, copying=False), kernels.Layout.ROWS),
       (16, (4096, 14_336), dict(fold=2, tile_k=512, stages=2), kernels.Layout.DINT4),
-      (16, (4096, 14_336), dict(split=2, tile_k=512, stages=2), kernels.Layout.INT4_WIDE),
-      (16, (4096, 14_336), dict(split=2, tile_k=512, stages=2), kernels.Layout.DINT4, 128),
+      (16, (4096, 14_336), dict(fold=2, tile_k=512, stages=2, warpgroups=2), kernels.Layout.INT4_WIDE),
       (16, (4096, 14_336), dict(fold=2, tile_k=512, stages=2), kernels.Layout.INT4, 128),
       (16, (4096, 14_336), dict(fold=2, tile_k=512, stages=2), kernels.Layout.INT4, 128, True),
       (64, (4096, 14_336), dict(tile_m=32), kernels.Layout.ROWS),
