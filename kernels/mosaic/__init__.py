@@ -9,11 +9,13 @@
   epilogue          scales, offsets, bias, and the way to memory
   factors           scales of groups, and integers that codes depend on
   matmul            the implementation `mosaic_gpu` of kernels.quantized_matmul
+  mma               products of few tokens by instructions of single warps
   partial_sums      sums that are spread over warpgroups and runs of inputs, results stored from registers
   prefill           many tokens
-  products          operands of a product, and its sums with one scale an output or of groups
+  products          operands of a product and their way into shared memory
   registers         unpacking of 4-bit weights
   steps             operands of a step arrive, are multiplied, and make room for others
+  sums              what a warpgroup sums with one scale an output or with groups
   threads           single threads and their registers
   tiles             shared memory, parameters of compilation
   token_arithmetic  a token in registers: roundings, and numbers that belong to all its features

@@ -1,8 +1,8 @@
 """The product for few tokens: bound by the bytes of the weights, which are read once.
 
-Computes y^T = W x^T for 64 outputs a block of threads, or 32. The inputs are dealt out in steps to the warpgroups of a
-block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or to `fold` runs
-in the rows of the matrix instruction. Each warpgroup sums its own steps from its own stages, which one more copies for
+Computes y^T = W x^T for 64 outputs a block of threads, or 128, or 32. The inputs are dealt out in steps to the
+warpgroups of a block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or
+to `fold` runs in the rows of the block. Each warpgroup sums its own steps from its own stages, which one more copies for
 all, or each for itself. The first warpgroup of a block adds up the block's sums, that of the first block the cluster's,
 which is exact in any order for integers; it stores results from its registers.
 """

@@ -21,9 +21,10 @@ from launch.benchmarks import kernel_timing
 
 # Inputs of a step.
 _STEPS = 128, 256, 512
-# Of few tokens: `split`, `fold`, `shared` and `copying`.
-_BLOCKS = ((1, 1, False, True), (1, 1, True, True), (1, 1, True, False), (1, 2, False, True), (1, 2, True, True),
-           (1, 2, True, False), (2, 1, False, True), (2, 1, True, True), (4, 1, False, True))
+# Of few tokens: `split`, `fold`, `shared`, `copying` and `tile_n`.
+_BLOCKS = ((1, 1, False, True, 64), (1, 1, True, True, 64), (1, 1, True, False, 64), (1, 2, False, True, 64),
+           (1, 2, True, True, 64), (1, 2, True, False, 64), (2, 1, False, True, 64), (2, 1, True, True, 64),
+           (4, 1, False, True, 64), (1, 1, True, True, 128), (1, 1, True, False, 128))
 
 
 def sweep(shapes, names, repetitions: int, file: str | None) -> list[dict[str, Any]]:
@@ -82,9 +83,10 @@ def candidates(problem: problems.Problem) -> list[Any]:
     tile_m = min(64, max(8, 1 << (problem.tokens - 1).bit_length()))
     # The longest two steps: shorter ones have won nothing.
     longest = [size for size in _STEPS if problem.inputs % size == 0][-2:] or _STEPS[:1]
-    for tokens, tile_k, stages, warpgroups, (split, fold, shared, copying), f8 in itertools.product(
-        (tile_m, 32) if tile_m > 32 else (tile_m,), longest, (2, 3, 4), (1, 2, 3), _BLOCKS, float8):
-      found.append(configs.Decode(tokens, tile_k, stages, warpgroups, split, f8, fold, shared, copying))
+    for tokens, tile_k, stages, warpgroups, (split, fold, shared, copying, tile_n), f8 in itertools.product(
+        (tile_m, tile_m // 2) if tile_m > 16 else (tile_m,), longest, (2, 3, 4), (1, 2, 3), _BLOCKS, float8):
+      found.append(configs.Decode(
+          tokens, tile_k, stages, warpgroups, split, f8, fold, shared, copying, tile_n))
     if problem.layout is not layouts.Layout.INT4_WIDE:
       found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
                 for tile_k, warpgroups, f8 in itertools.product(_STEPS[1:], (1, 2), float8)]
