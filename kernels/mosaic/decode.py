@@ -2,9 +2,9 @@
 
 Computes y^T = W x^T for 64 outputs a block of threads, or 128, or 32. The inputs are dealt out in steps to the
 warpgroups of a block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or
-to `fold` runs in the rows of the block. Each warpgroup sums its own steps from its own stages, which one more copies for
-all, or each for itself. The first warpgroup of a block adds up the block's sums, that of the first block the cluster's,
-which is exact in any order for integers; it stores results from its registers.
+to `fold` runs in the rows of the block. Each warpgroup sums its own steps from its own stages, which one more copies
+for all, or each for itself. The first warpgroup of a block adds up the block's sums, that of the first block the
+cluster's, which is exact in any order for integers; it stores results from its registers.
 """
 
 import functools
@@ -32,7 +32,7 @@ def matmul(
   Args:
     x: int8 [M, K], float8_e4m3fn with groups, or bfloat16 for `INT4_WIDE`; M below 8 or a multiple of 8, K with groups
       a multiple of `tile_k` times `fold`.
-    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`, `DINT4`, `INT4_WIDE`), N a multiple of 64.
+    w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`, `DINT4`, `INT4_WIDE`), N a multiple of `tile_n`.
     terms: the epilogue's vectors.
     groups: `factors.Groups`, or None for one scale an output.
     layout: of `w`.
@@ -44,8 +44,8 @@ def matmul(
     [M, N] of `out_dtype`.
   """
   tokens, outputs = len(x), len(w)
-  product = products.Product(x, w, groups, layout, config.tile_k, unpacking, config.fold,
-                             config.of_warps(layout))
+  product = products.Product(
+      x, w, groups, layout, config.tile_k, unpacking, config.fold, config.of_warps(layout))
   warpgroups, stages, fold = config.warpgroups, config.stages, config.fold
   steps, lanes = product.steps, warpgroups * config.split
   chunk = epilogue.Chunk(config.outputs, config.tile_m, 1, True)

@@ -1,10 +1,9 @@
 """Products of few tokens by instructions of single warps (mma.sync), whose time grows with the tokens.
 
-An instruction of a warpgroup (wgmma) takes as long for 8 tokens as for 64, since it reads its 64 rows of weights either
-way, and waits behind what other blocks have asked for; of these, a warp's own take a fraction. A warp multiplies 16
-rows of weights, from its registers, by 8 tokens at a time, which it loads from shared memory (ldmatrix). Weights and
-sums are where an instruction of a warpgroup has them. With `fold` runs of the inputs in the rows, each warp multiplies
-the tokens of its own run.
+An instruction of a warpgroup (wgmma) takes about as long for 8 tokens as for 64; of these, a warp's own take as long as
+they have tokens. A warp multiplies 16 rows of weights, from its registers, by 8 tokens at a time, which it loads from
+shared memory (ldmatrix). Weights and sums are where an instruction of a warpgroup has them. With `fold` runs of the
+inputs in the rows, each warp multiplies the tokens of its own run.
 """
 
 import itertools

@@ -170,7 +170,7 @@ def of_runs(vectors, shape):
       return_type=plgpu.ShapeDtypeStruct(shape, vectors[0].dtype, layout=layout))
   def choose(ctx, *arrays):
     del ctx
-    run = _run(len(arrays))
+    run = arith.divui(threads.number(), threads.constant(threads.WARPGROUP // len(arrays)))
     registers = []
     for found in zip(*(array.registers.flat for array in arrays)):
       chosen = found[0]
@@ -183,11 +183,6 @@ def of_runs(vectors, shape):
     return mgpu.FragmentedArray(_registers=result, _layout=layout.to_mgpu(), _is_signed=arrays[0].is_signed)
 
   return choose(*vectors)
-
-
-def _run(fold: int):
-  """The run of the inputs that the rows of a thread's warp hold."""
-  return arith.divui(threads.number(), threads.constant(threads.WARPGROUP // fold))
 
 
 def _place(thread, block: int):
