@@ -149,8 +149,9 @@ class LoweringTest(parameterized.TestCase):
 
   @parameterized.product(
       shape=[(1, 32, 32, 128), (16, 32, 8, 2048), (64, 8, 1, 64), (1, 32, 8, 8192), (2, 32, 8, 4160)],
-      rotated=[False, True], dtype=[jnp.bfloat16, jnp.float16])
-  def test_shapes_for_cuda(self, shape, rotated, dtype):
+      options=[(False, jnp.float16), (True, jnp.bfloat16)])
+  def test_shapes_for_cuda(self, shape, options):
+    rotated, dtype = options
     text = self._text(_abstract(*shape, dtype=dtype, rotated=rotated), None if rotated else 9)
     self.assertEqual(text.count('custom_call @mosaic_gpu'), 1)
     # The cache is written in place.

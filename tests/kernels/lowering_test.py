@@ -75,9 +75,9 @@ class LoweringTest(parameterized.TestCase):
       self.assertIn('mosaic_gpu', _lower(arguments, layout=layout))
 
   @parameterized.product(
-      group=[None, 32, 64, 96, 128], tokens=[8, 300], options=[(1 / 2, None), (1 / 4, 'token')])
-  def test_groups_of_dint_codes(self, group, tokens, options):
-    special, x_offset = options
+      group=[None, 32, 64, 96, 128], options=[(8, 1 / 2, None), (8, 1 / 4, 'token'), (300, 1 / 4, 'token')])
+  def test_groups_of_dint_codes(self, group, options):
+    tokens, special, x_offset = options
     groups = 768 // group if group else 1
     arguments = _arguments(tokens, 384, 768, kernels.Layout.DINT4, groups=groups, x_offset=x_offset, bias=True)
     if group is None:
@@ -85,10 +85,10 @@ class LoweringTest(parameterized.TestCase):
     self.assertIn('mosaic_gpu', _lower(arguments, layout=kernels.Layout.DINT4, w_bits=7, w_special=special, x_bits=4))
 
   @parameterized.product(
-      group=[None, 32, 64, 96, 192, 256], tokens=[8, 300],
-      options=[(kernels.Layout.CODES, None), (kernels.Layout.INT4, 'token')])
-  def test_groups_of_two_level_weights(self, group, tokens, options):
-    layout, x_offset = options
+      group=[None, 32, 64, 96, 192, 256],
+      options=[(8, kernels.Layout.CODES, None), (300, kernels.Layout.INT4, 'token')])
+  def test_groups_of_two_level_weights(self, group, options):
+    tokens, layout, x_offset = options
     multipliers = 768 // group if group else 1
     arguments = _arguments(tokens, 384, 768, layout, multipliers=multipliers, x_offset=x_offset, bias=True)
     arguments['column_sums'] = None
