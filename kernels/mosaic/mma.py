@@ -84,8 +84,7 @@ def multiply(sums, weights, x, first: int, fold: int):
 
 
 def _address(x, swizzle: int, run: int, fold: int):
-  """Where a lane's row of 16 bytes lies: each names one of four matrices of 8 tokens, a `run` of bytes from the other.
-  """
+  """Where a lane's row of 16 bytes lies, of four matrices of 8 tokens, where those of a run are `run` bytes."""
   i32 = threads.i32()
   lane = arith.remui(utils.thread_idx(), threads.constant(threads.LANES))
   row, matrix = arith.andi(lane, threads.constant(7)), arith.shrui(lane, threads.constant(3))

@@ -155,7 +155,7 @@ def of_rows(vector, fold: int):
 
 
 def of_runs(vectors, shape):
-  """Vectors of tokens, one for each run, along the rows that hold it.
+  """Vectors of tokens, of one run or of each of two, along the rows that hold it.
 
   Args:
     vectors: a list of [tokens] in the layout that an accumulator has for its columns.
@@ -163,24 +163,17 @@ def of_runs(vectors, shape):
   """
   if len(vectors) == 1:
     return lax.broadcast_in_dim(vectors[0], shape, [1])
-  layout = plgpu.Layout.WGMMA
+  layout, of_tokens = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(0)
 
   @plgpu.inline_mgpu(
-      arg_types=tuple([layout.reduce(0)] * len(vectors)),
-      return_type=plgpu.ShapeDtypeStruct(shape, vectors[0].dtype, layout=layout))
-  def choose(ctx, *arrays):
+      arg_types=(of_tokens, of_tokens), return_type=plgpu.ShapeDtypeStruct(shape, vectors[0].dtype, layout=layout))
+  def choose(ctx, first, second):
     del ctx
-    run = arith.divui(threads.number(), threads.constant(threads.WARPGROUP // len(arrays)))
-    registers = []
-    for found in zip(*(array.registers.flat for array in arrays)):
-      chosen = found[0]
-      for other, register in enumerate(found[1:], 1):
-        here = arith.cmpi(arith.CmpIPredicate.eq, run, threads.constant(other))
-        chosen = arith.select(here, register, chosen)
-      registers += [chosen] * 2  # for both halves of the 16 rows of a warp
-    result = arrays[0].registers.repeat(2).reshape(layout.to_mgpu().registers_shape(shape))  # only the shape matters
-    result.flat = registers
-    return mgpu.FragmentedArray(_registers=result, _layout=layout.to_mgpu(), _is_signed=arrays[0].is_signed)
+    later = arith.cmpi(arith.CmpIPredicate.uge, threads.number(), threads.constant(threads.WARPGROUP // 2))
+    # For both halves of the 16 rows of a warp.
+    registers = first.registers.repeat(2).reshape(layout.to_mgpu().registers_shape(shape))
+    registers.flat = [arith.select(later, b, a) for a, b in zip(registers.flat, second.registers.repeat(2))]
+    return mgpu.FragmentedArray(_registers=registers, _layout=layout.to_mgpu(), _is_signed=first.is_signed)
 
   return choose(*vectors)
 

@@ -85,8 +85,7 @@ def candidates(problem: problems.Problem) -> list[Any]:
     longest = [size for size in _STEPS if problem.inputs % size == 0][-2:] or _STEPS[:1]
     for tokens, tile_k, stages, warpgroups, (split, fold, shared, copying, tile_n), f8 in itertools.product(
         (tile_m, tile_m // 2) if tile_m > 16 else (tile_m,), longest, (2, 3, 4), (1, 2, 3), _BLOCKS, float8):
-      found.append(configs.Decode(
-          tokens, tile_k, stages, warpgroups, split, f8, fold, shared, copying, tile_n))
+      found.append(configs.Decode(tokens, tile_k, stages, warpgroups, split, f8, fold, shared, copying, tile_n))
     if problem.layout is not layouts.Layout.INT4_WIDE:
       found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
                 for tile_k, warpgroups, f8 in itertools.product(_STEPS[1:], (1, 2), float8)]
