@@ -66,7 +66,7 @@ def quantize_activations(
     packed: two codes of at most 4 bits a byte, code 2 i in the low nibble of byte i.
     addend: like x, added to it before all else, without a gate, or None.
     implementation: `xla`, the codes of the model's quantizers; `mosaic_gpu`, one read and one write of memory, which
-      multiplies by the inverse of the scale where `xla` divides, so that a code on an edge may be its neighbor; None:
+      multiplies by inverses of scales where `xla` divides, so that a code on an edge may be its neighbor; None:
       the fastest that takes the problem on this device.
 
   Returns:

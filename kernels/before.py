@@ -7,6 +7,7 @@ and then cost nothing; they stand here for activations that no norm precedes, an
 from collections.abc import Callable
 import math
 import numbers
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +85,7 @@ def apply(
     x, before: Before, transform: Callable[[Any, int], Any], load: Callable[[Any], Any] = lambda vector: vector,
     narrow: Callable[[Any, Any], Any] = narrow,
     mean: Callable[[Any, int], Any] = lambda x, power: jnp.mean(x**power, axis=-1, keepdims=True),
-    logistic: Callable[[Any], Any] = jax.lax.logistic):
+    logistic: Callable[[Any], Any] = jax.lax.logistic, divide: Callable[[Any, Any], Any] = operator.truediv):
   """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
 
   Args:
@@ -95,10 +96,13 @@ def apply(
     narrow: (float32 value, dtype) -> the value in the dtype, rounded.
     mean: (float32 [..., K], 1 or 2) -> the mean of each token's numbers to this power, in a shape that broadcasts.
     logistic: of float32 numbers, for a gate.
+    divide: (float32 [..., K], float32 [K]) -> the quotients.
   """
   wide = lambda a: a.astype(jnp.float32)
   if before.gate is not None:
-    x = gated(*x, before.gate, narrow, logistic)
+    x, other = x
+    rounded = lambda value: wide(narrow(value, other.dtype))  # as a model has it, which multiplies arrays
+    x = narrow(GATES[before.gate](wide(x), rounded, logistic) * wide(other), other.dtype)
   dtype = x.dtype
   if before.norm:
     x = wide(x)
@@ -110,17 +114,10 @@ def apply(
   if before.shift is not None:
     x = narrow(wide(x) - load(before.shift), dtype)
   if before.scale is not None:
-    x = narrow(wide(x) / load(before.scale), dtype)
+    x = narrow(divide(wide(x), load(before.scale)), dtype)
   if before.hadamard > 1:
     x = transform(wide(x), before.hadamard) * (1 / math.sqrt(before.hadamard))
   return x
-
-
-def gated(x, y, gate: str, narrow: Callable[[Any, Any], Any] = narrow,
-          logistic: Callable[[Any], Any] = jax.lax.logistic):
-  """The product of one of `GATES` of x with y, in their dtype: rounded by `narrow` wherever a model rounds."""
-  rounded = lambda value: narrow(value, y.dtype).astype(jnp.float32)
-  return narrow(GATES[gate](x.astype(jnp.float32), rounded, logistic) * y.astype(jnp.float32), y.dtype)
 
 
 def butterflies(x, block: int):

@@ -36,8 +36,11 @@ def _few(problem: problems.Problem):
   elif 2 * blocks <= configs.CORES and tile_m < _FEW and problem.scaled != 32:
     # One warpgroup that has all steps in flight needs no others' sums.
     alone = problem.layout is layouts.Layout.INT4 and problem.scaled is None and problem.inputs <= _ALONE
+    # dINT's tables change with the group, and with fewer inputs a block less often.
+    cluster = problem.layout is layouts.Layout.DINT4 and problem.scaled is not None and problem.inputs > _FEW_INPUTS
+    way = dict(split=2) if cluster else dict(fold=2)
     found = _deepest(
-        problem, dataclasses.replace(config, warpgroups=1 if alone else 2, shared=True, fold=2), _long(problem),
+        problem, dataclasses.replace(config, warpgroups=1 if alone else 2, shared=True, **way), _long(problem),
         range(2, 5 if alone else 3))
   if found is not None:
     return found

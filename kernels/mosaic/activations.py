@@ -21,6 +21,9 @@ from kernels.mosaic import configs
 MOST_FEATURES = 16_384
 MOST_TRANSFORMED = 12_288
 
+# Registers of a thread beside those of its token and of vectors, about, and of all threads of a multiprocessor.
+_OTHER_REGISTERS, _REGISTERS = 34, 65_536
+
 # 1.5 * 2^23: its sum with a number below 2^22 is rounded to an integer, to even at ties, and holds it in its low bits.
 _ROUNDS = 12_582_912.0
 _ROUNDS_BITS = 0x4B400000
@@ -49,9 +52,6 @@ def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, p
   if group_size != features and (group_size % 8 or 128 * width % group_size and group_size % (128 * width)):
     raise NotImplementedError(
         f'it sums groups that divide {128 * width} features, or whole such runs, not of {group_size}')
-  if before.gate and math.prod(x.shape[:-1]) > configs.CORES:
-    # Both halves of many tokens would take registers that blocks in flight need.
-    x, before = preceding.gated(*jnp.split(x, 2, axis=-1), before.gate), before._replace(gate=None)
   operands = {'x': x, 'addend': addend} | {name: getattr(before, name) for name in preceding.VECTORS}
   if static is not None:
     operands |= {'range_scale': static.scale, 'range_offset': static.offset}
@@ -79,6 +79,19 @@ def _inner(features: int, group_size: int, transformed: bool) -> int:
   return next((inner for inner in (4, 2) if transformed and fits(inner)), 1)
 
 
+def _in_turn(features: int, rows: int, vectors: int, itemsize: int) -> int:
+  """Blocks of a multiprocessor that have registers for a token in float32, the next one as it is read, and vectors.
+
+  Args:
+    features: of a token.
+    rows: that are read for each token.
+    vectors: float32 [K] that stay in registers for all tokens.
+    itemsize: bytes of what is read.
+  """
+  found = features // 128 * (1 + rows * itemsize / 4 + vectors) + _OTHER_REGISTERS
+  return int(_REGISTERS / (128 * found)) if found < 256 else 0
+
+
 # Traced and lowered once for all activations of a model that are alike, and not once a layer.
 @functools.partial(jax.jit, static_argnames=('bits', 'symmetric', 'fixed', 'group_size', 'packed'))
 def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
@@ -103,50 +116,83 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   dynamic = 0 if static is not None else 1 if symmetric else 2
   exchanged = places.exchanged(before.hadamard)
   means = {None: 0, 'rms': 1, 'layer': 2}[before.norm]
-  # All of memory's latency at once, where there is no more than that and registers allow. Else vectors are loaded when
-  # they are needed: registers that wait for the mean of a norm would cost blocks in flight.
+  # Of few tokens, all of memory's latency at once, where registers allow. Of many, vectors that are more bytes than the
+  # tokens themselves are read once by few blocks, which take tokens in turn and read the next while one is quantized;
+  # so are transforms, whose arithmetic then hides that latency. Else vectors are loaded when they are needed: registers
+  # that wait for the mean of a norm would cost blocks in flight.
   at_once = tokens <= configs.CORES and features * (1 + len(names)) <= MOST_FEATURES
+  rows, itemsize, blocks = len(added) + (2 if before.gate else 1), x.dtype.itemsize, tokens
+  if 4 * len(names) > (rows + len(added)) * itemsize + 1 or before.hadamard > 1 and not exchanged:
+    blocks = configs.CORES * _in_turn(features, rows, len(names), itemsize)
+  in_turn = 0 < 2 * blocks < tokens
+  held = at_once or in_turn
 
   def kernel(x_gmem, *refs):
     addend_gmems, refs = refs[: len(added)], refs[len(added) :]
-    vectors, refs = refs[: len(names)], refs[len(names) :]
+    vector_refs, refs = refs[: len(names)], refs[len(names) :]
     known_refs, (codes_gmem, sums_gmem, *refs) = refs[: len(known)], refs[len(known) :]
     total_gmems, refs = refs[: len(added)], refs[len(added) :]
     numbers_gmem, (extremes_smem, sums_smem, *refs) = refs[:dynamic], refs[dynamic:]
-    means_smem, scratch = iter(refs[:means]), refs[means:]
-    token = lax.axis_index('token')
+    means_smem, scratch = refs[:means], refs[means:]
     load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
     narrow = lambda values, dtype: token_arithmetic.narrow(values, dtype, places)
     combined = lambda arrays, kinds, scratch: token_arithmetic.combined(arrays, kinds, places, scratch)
-    values = load(x_gmem.at[token, pl.ds(0, features)])
-    vectors = [load(vector) for vector in vectors] if at_once else vectors
-    for addend_gmem, total_gmem in zip(addend_gmems, total_gmems):
-      values = narrow(values.astype(jnp.float32) + load(addend_gmem.at[token]).astype(jnp.float32), x.dtype)
-      total_gmem[token] = values
-    if before.gate:
-      values = values, load(x_gmem.at[token, pl.ds(features, features)])
-    values = preceding.apply(
-        values, before._replace(**dict(zip(names, vectors))),
-        lambda values, block: token_registers.butterflies(values, places, block, *scratch),
-        (lambda vector: vector) if at_once else load, narrow,
-        lambda values, power: token_arithmetic.total(values, power, places, next(means_smem)) / features,
-        lambda values: token_arithmetic.logistic(values, places))
-    if static is not None:
-      codes, bias = _static_codes(values, bits, *(ref[0] for ref in known_refs))
-      numbers = ()
-    elif symmetric:
-      codes, bias, *numbers = _symmetric_codes(values, bits, *combined([jnp.abs(values)], ('max',), extremes_smem))
-    else:
-      codes, bias, *numbers = _affine_codes(values, bits, *combined([values] * 2, ('min', 'max'), extremes_smem))
-    codes_gmem[token] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
-    for ref, number in zip(numbers_gmem, numbers):
-      ref[token] = number
-    # Sums wrap around, and so does what the bias adds to them.
-    excess = jnp.int32((group_size * bias + 2**31) % 2**32 - 2**31)
-    if groups == 1:
-      sums_gmem[token] = combined([codes], ('sum',), sums_smem)[0] - excess
-    else:
-      sums_gmem[token] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
+    halves = range(2 if before.gate else 1)
+
+    def read(token):
+      """The token's halves, and what is added to it."""
+      return (*(load(x_gmem.at[token, pl.ds(half * features, features)]) for half in halves),
+              *(load(addend_gmem.at[token]) for addend_gmem in addend_gmems))
+
+    def quantize(token, values, vectors):
+      (values, *others), of_means = values, iter(means_smem)
+      for addend, total_gmem in zip(others, total_gmems):
+        values = narrow(values.astype(jnp.float32) + addend.astype(jnp.float32), x.dtype)
+        total_gmem[token] = values
+      values = preceding.apply(
+          (values, *others) if before.gate else values, before._replace(**dict(zip(names, vectors))),
+          lambda values, block: token_registers.butterflies(values, places, block, *scratch),
+          (lambda vector: vector) if held else load, narrow,
+          lambda values, power: token_arithmetic.total(values, power, places, next(of_means)) / features,
+          lambda values: token_arithmetic.logistic(values, places),
+          lambda values, scale: values * (scale if held else 1 / scale))
+      if static is not None:
+        codes, bias = _static_codes(values, bits, *(ref[0] for ref in known_refs))
+        numbers = ()
+      elif symmetric:
+        codes, bias, *numbers = _symmetric_codes(values, bits, *combined([jnp.abs(values)], ('max',), extremes_smem))
+      else:
+        codes, bias, *numbers = _affine_codes(values, bits, *combined([values] * 2, ('min', 'max'), extremes_smem))
+      codes_gmem[token] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
+      for ref, number in zip(numbers_gmem, numbers):
+        ref[token] = number
+      # Sums wrap around, and so does what the bias adds to them.
+      excess = jnp.int32((group_size * bias + 2**31) % 2**32 - 2**31)
+      if groups == 1:
+        sums_gmem[token] = combined([codes], ('sum',), sums_smem)[0] - excess
+      else:
+        sums_gmem[token] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
+
+    first = lax.axis_index('token')
+    values, vectors = read(first), vector_refs
+    if held:  # of the scale the inverse, so that nothing is divided for each token
+      vectors = [1 / load(ref) if name == 'scale' else load(ref) for name, ref in zip(names, vector_refs)]
+    if not in_turn:
+      quantize(first, values, vectors)
+      return
+
+    def step(turn, values):
+      token = first + turn * blocks
+      following = read(lax.min(token + blocks, tokens - 1))
+      if names:  # fewer blocks have registers; the cache reads further ahead for them
+        later = lax.min(token + 2 * blocks, tokens - 1)
+        for ref in (x_gmem, *addend_gmems):
+          token_registers.fetch(ref.at[later])
+      quantize(token, values, vectors)
+      plgpu.commit_smem()  # all have read what the next token's numbers replace
+      return following
+
+    lax.fori_loop(0, lax.div(tokens - first + blocks - 1, blocks), step, values)
 
   of_tokens = lambda dtype, *shape: jax.ShapeDtypeStruct((tokens, *shape), dtype)
   results = plgpu.kernel(
@@ -157,7 +203,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
       scratch_types=[
           plgpu.SMEM((2, 4), jnp.int32), plgpu.SMEM((1, 4), jnp.int32), *[plgpu.SMEM((1, 4), jnp.float32)] * means,
           *[plgpu.SMEM((features,), jnp.float32)] * exchanged],
-      grid=(tokens,), grid_names=('token',), compiler_params=tiles.PARAMS,
+      grid=(blocks if in_turn else tokens,), grid_names=('token',), compiler_params=tiles.PARAMS,
       kernel_name=f'quantize_{features}',
   )(*(a.reshape(tokens, given) for a in (x, *added)),
     *(getattr(before, name).astype(jnp.float32) for name in names),

@@ -135,10 +135,11 @@ class Decode:
     """Whether warps multiply for themselves (see `mma`).
 
     Where a block has one run of the inputs, instructions of warpgroups are as fast by weights of 8 bits, which they
-    read from shared memory, and for more than 8 activations of 16 bits.
+    read from shared memory, and by those of 4 for more than 8 tokens, but for dINT's.
     """
-    few = {layouts.Layout.ROWS: 0, layouts.Layout.INT4_WIDE: 8} if self.fold == 1 else {}
-    return self.tile_m <= few.get(layout, MOST_OF_WARPS)
+    if self.fold > 1 or layout is layouts.Layout.DINT4:
+      return self.tile_m <= MOST_OF_WARPS
+    return layout is not layouts.Layout.ROWS and self.tile_m <= MOST_OF_WARPS // 2
 
   @property
   def partial_sums(self) -> int:

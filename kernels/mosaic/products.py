@@ -19,7 +19,7 @@ _LEAST_BYTES = 64
 
 # How 4-bit weights meet activations of a dtype.
 _UNPACK = {jnp.dtype(jnp.int8): registers.int4_times_16, jnp.dtype(jnp.float8_e4m3fn): registers.int4_as_float8,
-           jnp.dtype(jnp.bfloat16): registers.int4_as_bfloat16}
+           jnp.dtype(jnp.bfloat16): registers.int4_over_64}
 
 
 class Product:

@@ -86,8 +86,9 @@ def dint4_times_2(packed, zero_points, per_step: int):
   """Operands of an 8-bit product, twice the integers of dINT codes (kernels.dint): 11 instructions for 8 weights.
 
   A byte permutation takes 4 codes for places in half a table of 16 bytes. It reads a place from three bits of a code;
-  the fourth asks for the sign of the byte that is there, which is 0 in a table of 7-bit integers, so that the answers
-  of both halves are put together by an `or`. A shift then moves the sign of 7 bits to that of 8.
+  the fourth asks for the sign of the byte that is there, which is 0 in a table of 7-bit integers, so that one of both
+  halves' answers is 0. They are added, for which there are other units than for permutations and for an `or`. A shift
+  then moves the sign of 7 bits to that of 8.
 
   Args:
     packed: int8 [rows, K / 2] of the layout DINT4.
@@ -113,7 +114,7 @@ def dint4_times_2(packed, zero_points, per_step: int):
     found = []
     for shift, (first, second, third, fourth) in zip((0, 16), tables):
       places, others = (_shift_right(w, shift) if shift else w for w in (word, other))
-      either = arith.ori(utils.prmt(first, second, places), utils.prmt(third, fourth, others))
+      either = arith.addi(utils.prmt(first, second, places), utils.prmt(third, fourth, others))
       found.append(_shift_left(either, 1))
     return found
 
@@ -174,10 +175,12 @@ def only(weights, first: int, count: int):
   return clear(weights)
 
 
-def int4_as_bfloat16(packed):
-  """Operands of a bfloat16 product, the codes themselves: 11 instructions for 8 weights.
+def int4_over_64(packed):
+  """Operands of a bfloat16 product, the codes over 64: 9 instructions for 8 weights.
 
-  A nibble under the exponent of 128 is the number 128 + (code + 8).
+  The lowest 8 bits of a bfloat16, under an exponent of zero but for their highest one, count steps of 2^-133, as far as
+  subnormal numbers and the first normal ones go. So a nibble code + 8 in either half of them is a number as it is, and
+  one multiplication and addition makes it code / 64.
 
   Args:
     packed: int8 [rows, K / 2] of the layout INT4_WIDE.
@@ -193,16 +196,22 @@ def int4_as_bfloat16(packed):
   def unpack(ctx, array):
     del ctx
     vector = ir.VectorType.get((2,), ir.BF16Type.get())
-    bias, mask = utils.bitcast(threads.constant(0x43084308), vector), threads.held(0x000F000F)
+    # For the low nibble and the high one: their mask, 8 in it, and what makes 2^-6 of its lowest bit: 2^127, 2^123.
+    nibbles = [(threads.held(0x000F000F), threads.constant(0x00080008), threads.constant(0x7F007F00)),
+               (threads.held(0x00F000F0), threads.constant(0x00800080), threads.constant(0x7D007D00))]
+    bias = threads.constant(0xBE00BE00)  # -8 / 64
     registers = array.registers.repeat(4, axis=1)  # blocks of 16 bytes become 4 blocks of 8 columns
     for block in range(array.registers.shape[1]):
       for (row, *rest), register in _enumerate(array.registers[:, block]):
         word = utils.bitcast(register, threads.i32())
         for pair in range(4):
-          shifted = _shift_right(word, 4 * pair) if pair else word
-          # ((shifted & 0x000F000F) ^ 8) | 0x4300 in one operation of three operands.
-          biased = arith.xori(arith.andi(shifted, mask), threads.constant(0x43084308))
-          registers[(row, 4 * block + pair, *rest)] = arith.subf(utils.bitcast(biased, vector), bias)
+          mask, eight, factor = nibbles[pair % 2]
+          shifted = _shift_right(word, 8) if pair > 1 else word
+          # ((shifted & mask) ^ eight) in one operation of three operands.
+          above = arith.xori(arith.andi(shifted, mask), eight)
+          number = utils.llvm.inline_asm(
+              threads.i32(), [above, factor, bias], 'fma.rn.bf16x2 $0, $1, $2, $3;', '=r,r,r,r')
+          registers[(row, 4 * block + pair, *rest)] = utils.bitcast(number, vector)
     return mgpu.FragmentedArray(_registers=registers, _layout=layout.to_mgpu(), _is_signed=None)
 
   return unpack(packed)

@@ -23,7 +23,7 @@ def held(value: int):
   """The same in a register. To a compiler it is no constant, which it would move into a register before each use."""
   thread = utils.thread_idx()
   even = arith.muli(thread, arith.addi(thread, constant(1)))
-  return arith.addi(constant(value), arith.andi(even, constant(1)))
+  return arith.muli(constant(value), arith.addi(constant(1), arith.andi(even, constant(1))))
 
 
 def number():

@@ -9,6 +9,7 @@ second pass for blocks larger than 256.
 """
 
 import dataclasses
+import math as math_lib
 
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import fragmented_array
@@ -124,6 +125,25 @@ def butterflies(x, places: Places, block: int, scratch=None):
     return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=None)
 
   return transform(x, *(() if scratch is None else (scratch,)))
+
+
+def fetch(token) -> None:
+  """Lets the GPU's cache read a token.
+
+  Args:
+    token: reference to memory, of a multiple of 16 bytes.
+  """
+  @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
+  def start(ctx, token):
+    del ctx
+    kind = ir.MemRefType(token.type)
+    size = math_lib.prod(kind.shape) * utils.bitwidth(kind.element_type) // 8
+    utils.llvm.inline_asm(
+        None, [utils.memref_ptr(token), threads.constant(size), threads.number()],
+        '{ .reg .pred first; setp.eq.u32 first, $2, 0; @first cp.async.bulk.prefetch.L2.global [$0], $1; }', 'l,r,r',
+        has_side_effects=True)
+
+  start(token)
 
 
 def grouped(codes, places: Places, group_size: int):

@@ -15,6 +15,8 @@ from kernels.mosaic import calls
 
 # From here on the tensor cores limit both, and a product of dequantized weights is as fast.
 MOST_TOKENS = 128
+# The operand is the code over 64.
+_FACTOR = 64.0
 
 
 def matmul(x, w_codes, w_scale, *, w_offset, bias, **static):
@@ -81,9 +83,9 @@ def _call(operands: dict, *, layout, group, out_dtype, config):
     repeat = lambda v: None if v is None else jnp.repeat(wide(v), inputs // groups // group, axis=0)
     row_sums = None if w_offset is None else jnp.pad(
         sums(inputs // group), ((0, 0), (0, max(covered, 32) - tokens)))
-    scaled = factors.Groups(repeat(w_scale), repeat(w_offset), row_sums)
+    scaled = factors.Groups(repeat(w_scale), repeat(w_offset), row_sums, _FACTOR)
   bias = None if bias is None else calls.fit(bias.astype(jnp.float32), len(w))
   x = jnp.pad(x, ((0, rows - tokens), (0, length - inputs)))
-  y = decode.matmul(x, w, epilogue.Terms(scale, None, rank_one, bias), scaled, layout=layouts.Layout.INT4_WIDE,
+  y = decode.matmul(x, w, epilogue.Terms(scale, None, rank_one, bias, _FACTOR), scaled, layout=layouts.Layout.INT4_WIDE,
                     out_dtype=out_dtype, config=config)
   return y[:tokens, :outputs].reshape(*batch, outputs)

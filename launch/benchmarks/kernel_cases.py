@@ -83,7 +83,8 @@ def every() -> list[Case]:
           ('int4 packed', dict(bits=4, packed=True)), ('int8 static', dict(static=True)),
           ('int8 of an RMSNorm', dict(norm='rms')), ('int8 of a LayerNorm', dict(norm='layer')),
           ('int8 of an RMSNorm of a sum', dict(norm='rms', tokens=16, added=True)),
-          ('int8 behind a gate', dict(gate='silu', tokens=16)),
+          ('int8 behind a gate', dict(gate='silu')), ('int8 behind a gate', dict(gate='silu', tokens=16)),
+          ('int8 of a shift and a scale', dict(channels=True)), ('int8 of a Hadamard transform of 64', dict(hadamard=64)),
           ('int8 of a Hadamard transform of 128', dict(hadamard=128)),
           ('int8 of a Hadamard transform of 4096', dict(hadamard=4096))])]
 
@@ -142,15 +143,18 @@ def _quantization(name, options) -> Case:
   options, features = dict(options), 4096
   tokens, added, gate = options.pop('tokens', 8192), options.pop('added', False), options.pop('gate', None)
   norm, static, hadamard = options.pop('norm', None), options.pop('static', False), options.pop('hadamard', 1)
+  channels = options.pop('channels', False)
   vector, scalar = jax.ShapeDtypeStruct((features,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
   operands = dict(
       x=jax.ShapeDtypeStruct((tokens, 2 * features if gate else features), jnp.bfloat16),
       addend=jax.ShapeDtypeStruct((tokens, features), jnp.bfloat16) if added else None, gain=vector if norm else None,
-      bias=vector if norm == 'layer' else None, scale=scalar if static else None)
+      bias=vector if norm == 'layer' else None, shift=vector if channels else None, scale=vector if channels else None,
+      range=scalar if static else None)
 
   def call(operands):
-    before = kernels.Before(norm, operands['gain'], operands['bias'], hadamard=hadamard, gate=gate)
-    known = kernels.StaticRange(operands['scale']) if static else None
+    vectors = {name: operands[name] for name in ('gain', 'bias', 'shift', 'scale')}
+    before = kernels.Before(norm, **vectors, hadamard=hadamard, gate=gate)
+    known = kernels.StaticRange(operands['range']) if static else None
     defaults = dict(bits=8, symmetric=True, group_size=features, packed=False, addend=operands['addend'])
     return activations.lowered(operands['x'], before=before, static=known, **defaults | options)
 

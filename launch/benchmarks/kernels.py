@@ -131,6 +131,7 @@ _QUANTIZATIONS = {
     'int8 of an RMSNorm': {'norm': 'rms'},
     'int8 of a LayerNorm': {'norm': 'layer'},
     'int8 of a shift and a scale': {'channels': True},
+    'int8 behind a gate': {'gate': 'silu'},
     'int8 of a Hadamard transform of 64': {'hadamard': 64},
     'int8 of a Hadamard transform of 128': {'hadamard': 128},
     'int8 of a Hadamard transform of 4096': {'hadamard': 4096},
@@ -140,14 +141,15 @@ _QUANTIZATIONS = {
 def _activations(bandwidth: float) -> list[dict]:
   """Quantization of activations beside a copy of as many bytes."""
   tokens, features = 8192, 4096
-  x = jax.random.normal(jax.random.key(0), (tokens, features), jnp.bfloat16)
   rows = []
   for (name, options), implementation in itertools.product(_QUANTIZATIONS.items(), ('xla', 'mosaic_gpu')):
     options = dict(options)
     norm, channels, static = options.pop('norm', None), options.pop('channels', False), options.pop('static', False)
+    gate = options.pop('gate', None)
+    x = jax.random.normal(jax.random.key(0), (tokens, 2 * features if gate else features), jnp.bfloat16)
     vector = lambda present: jnp.ones(features) if present else None
     before = kernels.Before(norm, vector(norm), vector(norm == 'layer'), 1e-5, vector(channels), vector(channels),
-                            options.pop('hadamard', 1))
+                            options.pop('hadamard', 1), gate)
     known = kernels.StaticRange(jnp.float32(0.03)) if static else None
     quantize = lambda implementation: functools.partial(
         kernels.quantize_activations, before=before, static=known, implementation=implementation, **options)

@@ -12,6 +12,7 @@ import kernels
 from kernels import activations
 from kernels import before
 from kernels.mosaic import activations as mosaic
+from kernels.mosaic import configs
 from kernels.mosaic import token_arithmetic
 from kernels.mosaic import token_registers
 from jaxquant.numerics import formats
@@ -116,7 +117,7 @@ class InterpretTest(activation_cases.LikeXlaCases):
     known = mock.patch.multiple(
         token_registers, butterflies=lambda x, places, block, *scratch: before.butterflies(x, block),
         grouped=lambda codes, places, group_size: codes.reshape(-1, group_size),
-        pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)))
+        pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)), fetch=lambda token: None)
     alone = mock.patch.multiple(
         token_arithmetic, narrow=lambda values, dtype, places: values.astype(dtype),
         logistic=lambda values, places: jax.lax.logistic(values),
@@ -131,6 +132,13 @@ class InterpretTest(activation_cases.LikeXlaCases):
       result = activations.QuantizedActivations(*_lowered(x, options))
     static = options.get('static')
     return result if static is None else result._replace(scale=static.scale, offset=static.offset)
+
+  @parameterized.parameters('layer', 'channels', 'hadamard 64', 'gate, all')
+  def test_many_tokens_in_turn(self, name):
+    # As if there were one multiprocessor, whose blocks have 3 to 5 tokens each.
+    given = activation_cases.given(activation_cases.CASES[name], 1024)
+    with mock.patch.object(configs, 'CORES', 1):
+      self.compare(activation_cases.tokens(39, given), activation_cases.arguments(activation_cases.CASES[name], 1024))
 
 
 @gpus.needed
@@ -167,9 +175,19 @@ class MosaicTest(activation_cases.LikeXlaCases):
     got, want = self.quantize(x, options | {'addend': addend}), self.quantize(x + addend, options)
     jax.tree.map(np.testing.assert_array_equal, got, want._replace(total=x + addend))
 
-  def test_a_race_would_change_the_codes(self):
+  @parameterized.parameters('layer', 'channels', 'rms affine', 'hadamard 64', 'gate, all')
+  def test_many_tokens_in_turn_have_the_codes_of_few(self, name):
+    case = activation_cases.CASES[name]
+    x = activation_cases.tokens(2500, activation_cases.given(case, 4096))
+    options = activation_cases.arguments(case, 4096)
+    want = [self.quantize(x[i : i + 125], options) for i in range(0, 2500, 125)]
+    jax.tree.map(np.testing.assert_array_equal, self.quantize(x, options), jax.tree.map(
+        lambda *parts: np.concatenate(parts), *want))
+
+  @parameterized.parameters({'hadamard': 1024}, {'norm': 'layer'})
+  def test_a_race_would_change_the_codes(self, **case):
     x = activation_cases.tokens(4096, 4096)
-    options = activation_cases.arguments({'hadamard': 1024, 'symmetric': False, 'group_size': 128}, 4096)
+    options = activation_cases.arguments(case | {'symmetric': False, 'group_size': 128}, 4096)
     first, *others = (self.quantize(x, options) for _ in range(5))
     for other in others:
       jax.tree.map(np.testing.assert_array_equal, other, first)
@@ -199,8 +217,13 @@ class LoweringTest(parameterized.TestCase):
     options = activation_cases.arguments({'gate': 'silu'}, features)
     text = self._lower((tokens, 2 * features), options, dtype)
     self.assertIn('mosaic_gpu', text)
-    # Only few tokens pass through their gate in the kernel.
-    self.assertEqual('stablehlo.exponential' in text, tokens > 1)
+    self.assertNotIn('stablehlo.exponential', text)
+
+  @parameterized.product(name=['layer', 'channels', 'hadamard 64', 'gate, all'], features=[4096, 8192])
+  def test_many_tokens_for_cuda(self, name, features):
+    case = activation_cases.CASES[name]
+    options = activation_cases.arguments(case, features)
+    self.assertIn('mosaic_gpu', self._lower((8192, activation_cases.given(case, features)), options))
 
   @parameterized.parameters(1, 500)
   def test_addends_for_cuda(self, tokens):

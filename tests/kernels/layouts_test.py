@@ -109,7 +109,7 @@ class LayoutTest(parameterized.TestCase):
       table = [word & 0x7F7F7F7F for word in table]
       table[3] = (table[3] & 0xFFFF) | 0x7F010000
       words = _words(layouts.prepack(jnp.asarray(codes), kernels.Layout.DINT4))
-      low, high = (_bytes((_permuted(*table[:2], places) | _permuted(*table[2:], others)) << np.uint32(1))
+      low, high = (_bytes((_permuted(*table[:2], places) + _permuted(*table[2:], others)) << np.uint32(1))
                    for places, others in ((w, w ^ np.uint32(0x88888888)) for w in (words, words >> np.uint32(16))))
       got = np.stack([part.reshape(128, -1, 32) for part in (low, high)], axis=2).reshape(128, 256)
       want = np.select([codes == 14, codes == 15], [1, -1], per_step * (codes.astype(int) - zero_point))
@@ -125,9 +125,10 @@ class LayoutTest(parameterized.TestCase):
     words = _words(layouts.prepack(jnp.asarray(codes), kernels.Layout.INT4_WIDE)) ^ np.uint32(0x88888888)
     got = np.empty((128, 256), np.float32)
     for pair in range(4):
-      # bfloat16 0x4300 is 128, and its last bit counts ones.
-      halves = np.ascontiguousarray(((words >> np.uint32(4 * pair)) & np.uint32(0x000F000F)) | np.uint32(0x43004300))
-      values = halves.view(jnp.bfloat16).astype(np.float32) - 136
+      # The lowest 8 bits of a bfloat16 count steps of 2^-133, beyond the subnormal numbers, too.
+      bits, factor = ((0x000F000F, 127), (0x00F000F0, 123))[pair % 2]
+      halves = np.ascontiguousarray((words >> np.uint32(8 * (pair // 2))) & np.uint32(bits))
+      values = 64 * (halves.view(jnp.bfloat16).astype(np.float64) * 2.0**factor - 8 / 64)
       for thread in range(4):
         for element in range(2):
           got[:, 8 * pair + 2 * thread + element :: 32] = values.reshape(128, -1, 4, 2)[:, :, thread, element]
