@@ -20,20 +20,23 @@ def configuration(problem: problems.Problem):
 
 def _few(problem: problems.Problem):
   """Few tokens: enough blocks for every multiprocessor, and as much memory in flight as is worth it."""
-  tile_m = min(_FEW, max(8, 1 << (problem.tokens - 1).bit_length()))
   wide = problem.layout is layouts.Layout.INT4_WIDE
   blocks = math.ceil(problem.outputs / configs.Decode.tile_n)
   integers = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS)
+  # Up to 16 tokens, or 32 where their registers hold no scales of groups, warps multiply them at once.
+  most = 16 if problem.scaled is not None or wide or problem.layout is layouts.Layout.ROWS else 32
   # To unpack plain codes twice costs little; that of others limits long sums, which the blocks of a cluster share.
   twice = integers and not problem.two_level or problem.inputs <= _FEW_INPUTS
-  if configs.MOST_OF_WARPS < tile_m and problem.tokens <= _FEW and 2 * blocks <= configs.CORES and twice:
+  halved = most < problem.tokens <= _FEW and 2 * blocks <= configs.CORES and twice
+  tile_m = _whole(problem.tokens)
+  if halved:
     # Two blocks read and unpack the same weights, which costs less than a cluster's exchange of sums.
-    tile_m, blocks = tile_m // 2, 2 * blocks
+    tile_m, blocks = _whole(math.ceil(problem.tokens / 2)), 2 * blocks
   config = configs.Decode(tile_m, warpgroups=2)
   found = None
   if blocks > configs.CORES:
     found = _one_wave(problem, config) or _beside(problem, config, blocks)
-  elif 2 * blocks <= configs.CORES and tile_m < _FEW and problem.scaled != 32:
+  elif 2 * blocks <= configs.CORES and tile_m <= most and problem.scaled != 32:
     # One warpgroup that has all steps in flight needs no others' sums.
     alone = problem.layout is layouts.Layout.INT4 and problem.scaled is None and problem.inputs <= _ALONE
     # dINT's tables change with the group, and with fewer inputs a block less often.
@@ -57,6 +60,11 @@ def _few(problem: problems.Problem):
     if found is not None:
       return found
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
+
+
+def _whole(tokens: int) -> int:
+  """Tokens of a tile for so many: copies of rows beyond the last take time."""
+  return math.ceil(tokens / 8) * 8 if tokens <= _FEW // 2 else _FEW
 
 
 def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Decode | configs.Prefill | None:

@@ -14,8 +14,10 @@ SHARED_MEMORY = 232_448 - 2048
 _OF_MULTIPROCESSOR, _OF_BLOCK = 233_472, 1024 + 2048
 # Blocks of threads that a multiprocessor has registers for.
 MOST_BLOCKS = 4
-# Tokens of a tile up to which instructions of single warps take less time than those of warpgroups.
-MOST_OF_WARPS = 16
+# Tokens of a tile up to which instructions of single warps take less time than those of warpgroups, by two runs of the
+# inputs, and by one. Weights of 8 bits, warpgroups read from shared memory.
+_OF_WARPS = {2: dict.fromkeys(layouts.Layout, 32),
+             1: {layouts.Layout.ROWS: 0, layouts.Layout.INT4: 8, layouts.Layout.INT4_WIDE: 8, layouts.Layout.DINT4: 16}}
 # Inputs that a step has at least: a row of operands is contiguous over 64 bytes.
 LEAST_STEP = 64
 
@@ -132,14 +134,8 @@ class Decode:
     return self.tile_n // self.fold
 
   def of_warps(self, layout: layouts.Layout) -> bool:
-    """Whether warps multiply for themselves (see `mma`).
-
-    Where a block has one run of the inputs, instructions of warpgroups are as fast by weights of 8 bits, which they
-    read from shared memory, and by those of 4 for more than 8 tokens, but for dINT's.
-    """
-    if self.fold > 1 or layout is layouts.Layout.DINT4:
-      return self.tile_m <= MOST_OF_WARPS
-    return layout is not layouts.Layout.ROWS and self.tile_m <= MOST_OF_WARPS // 2
+    """Whether warps multiply for themselves (see `mma`)."""
+    return self.tile_m <= _OF_WARPS[self.fold][layout]
 
   @property
   def partial_sums(self) -> int:

@@ -68,6 +68,9 @@ def every() -> list[Case]:
       *itertools.starmap(_codes, itertools.product(_SIZES, [1, 64, 256, 8192], [int4], [128])),
       *itertools.starmap(_codes, itertools.product([small, _SIZES[2]], [1, 64, 8192], [int4], [128], [True])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [int4], [64, 32])),
+      # Folded tiles of more than 16 tokens.
+      *itertools.starmap(_codes, itertools.product([small, _SIZES[2]], [24, 32], [int4, dint4])),
+      *itertools.starmap(_two_level, itertools.product([small], [32], [128])),
       # Tiles of 192 tokens, and of 128 with four groups a step.
       *itertools.starmap(_codes, itertools.product([_SIZES[1]], [192], [int4, dint4])),
       *itertools.starmap(_codes, itertools.product([_SIZES[1]], [few, many], [int4, dint4], [64])),
