@@ -45,7 +45,9 @@ def misfit(problem: Problem, config) -> str | None:
   """Why a configuration would not compute a problem, in words; None if it would."""
   prefill, outputs = isinstance(config, configs.Prefill), layouts.padded(problem.outputs)
   part = math.lcm(problem.group or 1, configs.LEAST_STEP)
-  if config.tile_m not in range(8, (configs.Prefill if prefill else configs.Decode).MOST_TOKENS + 1, 8):
+  # What instructions of warpgroups multiply integers by.
+  tiles = *range(8, 40, 8), *range(48, (configs.Prefill if prefill else configs.Decode).MOST_TOKENS + 1, 16)
+  if config.tile_m not in tiles:
     return f'no tile has {config.tile_m} tokens'
   if config.tile_k < 1 or config.tile_k % part:
     return f'{part} inputs do not divide a step of {config.tile_k}'

@@ -64,7 +64,8 @@ def _few(problem: problems.Problem):
 
 def _whole(tokens: int) -> int:
   """Tokens of a tile for so many: copies of rows beyond the last take time."""
-  return math.ceil(tokens / 8) * 8 if tokens <= _FEW // 2 else _FEW
+  part = 8 if tokens <= _FEW // 2 else 16
+  return min(_FEW, math.ceil(tokens / part) * part)
 
 
 def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Decode | configs.Prefill | None:
@@ -72,7 +73,7 @@ def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Deco
   if math.ceil(problem.outputs / 128) > configs.CORES or problem.layout is layouts.Layout.ROWS:
     return None
   if problem.tokens > _FEW // 2:
-    tile = _tile(problem, _FEW)
+    tile = _tile(problem, config.tile_m)
     return tile if problem.scaled in (None, 128) and problems.misfit(problem, tile) is None else None
   # What takes longer to unpack, for more tokens, does so in two warpgroups.
   one = problem.layout is layouts.Layout.INT4 or config.tile_m <= 8
@@ -88,7 +89,7 @@ def _long(problem: problems.Problem) -> tuple[int, ...]:
 def _beside(problem: problems.Problem, config: configs.Decode, blocks: int) -> configs.Decode | None:
   """Several of all `blocks` on a multiprocessor: while one begins or ends, another's memory is in flight."""
   packed = problem.layout is not layouts.Layout.ROWS
-  small = packed and config.tile_m < _FEW
+  small = packed and config.tile_m <= _FEW // 2
   long = small or not packed and problem.scaled in (None, 128)
   # Of small steps few are enough: more blocks do more than deeper ones.
   return _deepest(

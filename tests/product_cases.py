@@ -166,7 +166,8 @@ class ProductCases(parameterized.TestCase):
 class TilingCases(ProductCases):
   """The same over shapes of several tiles, for implementations that cut a product into tiles themselves."""
 
-  @parameterized.product(bits=_BITS, shape=[(16, 512, 192), (64, 896, 128), (200, 384, 256), (300, 640, 100)])
+  @parameterized.product(bits=_BITS, shape=[
+      (16, 512, 192), (24, 512, 192), (40, 896, 128), (64, 896, 128), (200, 384, 256), (300, 640, 100)])
   def test_sums_over_tiles_are_exact(self, bits, shape):
     self.check_sums(bits, shape)
 

@@ -56,7 +56,7 @@ class Prefill:
 
   Attributes:
     tile_n: outputs of a warpgroup, 64 or 128.
-    tile_m: tokens of a tile, a multiple of 8 up to 256.
+    tile_m: tokens of a tile, a multiple of 8 up to 32, or of 16 up to 256.
     tile_k: inputs of a step, of which whole steps make all inputs and whole groups a step: mostly 128, 256 or 512.
     stages: steps in flight.
     warpgroups: that compute; one more copies.
@@ -100,7 +100,7 @@ class Decode:
   """Few tokens.
 
   Attributes:
-    tile_m: tokens of a tile, a multiple of 8 up to 64.
+    tile_m: tokens of a tile, a multiple of 8 up to 32, or of 16 up to 64.
     tile_k: inputs of a step; the last one may go a little beyond all inputs where there are no groups.
     stages: steps of a warpgroup in flight.
     warpgroups: that compute.

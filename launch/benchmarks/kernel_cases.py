@@ -71,6 +71,8 @@ def every() -> list[Case]:
       # Folded tiles of more than 16 tokens.
       *itertools.starmap(_codes, itertools.product([small, _SIZES[2]], [24, 32], [int4, dint4])),
       *itertools.starmap(_two_level, itertools.product([small], [32], [128])),
+      # Tiles of 48.
+      *itertools.starmap(_codes, itertools.product(_SIZES[1:], [40], [int4, dint4])),
       # Tiles of 192 tokens, and of 128 with four groups a step.
       *itertools.starmap(_codes, itertools.product([_SIZES[1]], [192], [int4, dint4])),
       *itertools.starmap(_codes, itertools.product([_SIZES[1]], [few, many], [int4, dint4], [64])),
@@ -87,7 +89,8 @@ def every() -> list[Case]:
           ('int8 of an RMSNorm', dict(norm='rms')), ('int8 of a LayerNorm', dict(norm='layer')),
           ('int8 of an RMSNorm of a sum', dict(norm='rms', tokens=16, added=True)),
           ('int8 behind a gate', dict(gate='silu')), ('int8 behind a gate', dict(gate='silu', tokens=16)),
-          ('int8 of a shift and a scale', dict(channels=True)), ('int8 of a Hadamard transform of 64', dict(hadamard=64)),
+          ('int8 of a shift and a scale', dict(channels=True)),
+          ('int8 of a Hadamard transform of 64', dict(hadamard=64)),
           ('int8 of a Hadamard transform of 128', dict(hadamard=128)),
           ('int8 of a Hadamard transform of 4096', dict(hadamard=4096))])]
 

@@ -24,7 +24,7 @@ _DECODE = [
     configs.Decode(tile_m, tile_k, 2, warpgroups, fold=fold, shared=shared)
     for tile_m, tile_k, warpgroups, fold, shared in (
         (8, 256, 1, 1, True), (16, 128, 4, 2, True), (8, 128, 1, 2, False), (16, 256, 2, 2, True),
-        (32, 256, 2, 1, True))
+        (24, 256, 2, 2, True), (32, 256, 2, 2, True), (48, 256, 2, 1, True))
 ] + [
     configs.Decode(tile_m, tile_k, 2, warpgroups, fold=fold, shared=True, copying=False)
     for tile_m, tile_k, warpgroups, fold in ((8, 256, 1, 1), (16, 128, 2, 2), (64, 128, 4, 1))
@@ -35,7 +35,7 @@ _PREFILL = [
     configs.Prefill(tile_n=tile_n, tile_m=tile_m, tile_k=tile_k, stages=stages, warpgroups=warpgroups, panel=panel)
     for tile_n, tile_m, tile_k, stages, warpgroups, panel in (
         (64, 256, 128, 3, 2, 8), (64, 192, 128, 4, 2, 1), (64, 64, 256, 2, 2, 4), (128, 128, 128, 3, 2, 2),
-        (64, 128, 128, 4, 3, 8))
+        (64, 128, 128, 4, 3, 8), (64, 48, 256, 3, 2, 8))
 ] + [configs.Prefill(cluster=2, stages=3), configs.Prefill(128, 128, cluster=2, panel=2)]
 
 

@@ -43,6 +43,8 @@ class RuleTest(parameterized.TestCase):
       (40, (4096, 14_336), dict(tile_m=24, tile_k=512, split=1, fold=1)),
       (64, (4096, 14_336), dict(tile_m=32, tile_k=512, stages=3, warpgroups=2, split=1, fold=1)),
       (64, (4096, 4096), dict(tile_m=32, tile_k=512, stages=3, warpgroups=2, split=1, fold=1)),
+      (40, (14_336, 4096), dict(tile_n=64, tile_m=48, tile_k=512, stages=3)),
+      (40, (4096, 14_336), dict(tile_m=48, split=2), kernels.Layout.DINT4),
       (64, (14_336, 4096), dict(tile_n=64, tile_m=64, tile_k=512, stages=3)),
       (64, (14_336, 4096), dict(tile_n=64, tile_m=64, tile_k=512, stages=3), kernels.Layout.DINT4),
       (64, (14_336, 4096), dict(tile_k=256, split=1, copying=False), kernels.Layout.INT4_WIDE),
