@@ -79,8 +79,8 @@ def _inner(features: int, group_size: int, transformed: bool) -> int:
   return next((inner for inner in (4, 2) if transformed and fits(inner)), 1)
 
 
-def _in_turn(features: int, rows: int, vectors: int, itemsize: int) -> int:
-  """Blocks of a multiprocessor that have registers for a token in float32, the next one as it is read, and vectors.
+def _resident(features: int, rows: int, vectors: int, itemsize: int) -> int:
+  """Blocks of a multiprocessor that have registers for a token in float32, the next one as it is, and vectors; or 0.
 
   Args:
     features: of a token.
@@ -123,7 +123,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   at_once = tokens <= configs.CORES and features * (1 + len(names)) <= MOST_FEATURES
   rows, itemsize, blocks = len(added) + (2 if before.gate else 1), x.dtype.itemsize, tokens
   if 4 * len(names) > (rows + len(added)) * itemsize + 1 or before.hadamard > 1 and not exchanged:
-    blocks = configs.CORES * _in_turn(features, rows, len(names), itemsize)
+    blocks = configs.CORES * _resident(features, rows, len(names), itemsize)
   in_turn = 0 < 2 * blocks < tokens
   held = at_once or in_turn
 

@@ -20,7 +20,10 @@ def constant(value: int):
 
 
 def held(value: int):
-  """The same in a register. To a compiler it is no constant, which it would move into a register before each use."""
+  """The same in a register. To a compiler it is no constant, which it would move into a register before each use.
+
+  A product, since a compiler knows bits of a sum, and then splits operations of three operands.
+  """
   thread = utils.thread_idx()
   even = arith.muli(thread, arith.addi(thread, constant(1)))
   return arith.muli(constant(value), arith.addi(constant(1), arith.andi(even, constant(1))))

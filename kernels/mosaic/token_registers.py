@@ -9,7 +9,6 @@ second pass for blocks larger than 256.
 """
 
 import dataclasses
-import math as math_lib
 
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import fragmented_array
@@ -128,16 +127,12 @@ def butterflies(x, places: Places, block: int, scratch=None):
 
 
 def fetch(token) -> None:
-  """Lets the GPU's cache read a token.
+  """Lets the GPU's cache read a token: a reference to memory [K], of a multiple of 16 bytes."""
+  size = token.shape[0] * jnp.dtype(token.dtype).itemsize
 
-  Args:
-    token: reference to memory, of a multiple of 16 bytes.
-  """
   @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
   def start(ctx, token):
     del ctx
-    kind = ir.MemRefType(token.type)
-    size = math_lib.prod(kind.shape) * utils.bitwidth(kind.element_type) // 8
     utils.llvm.inline_asm(
         None, [utils.memref_ptr(token), threads.constant(size), threads.number()],
         '{ .reg .pred first; setp.eq.u32 first, $2, 0; @first cp.async.bulk.prefetch.L2.global [$0], $1; }', 'l,r,r',
