@@ -45,9 +45,7 @@ def misfit(problem: Problem, config) -> str | None:
   """Why a configuration would not compute a problem, in words; None if it would."""
   prefill, outputs = isinstance(config, configs.Prefill), layouts.padded(problem.outputs)
   part = math.lcm(problem.group or 1, configs.LEAST_STEP)
-  # What instructions of warpgroups multiply integers by.
-  tiles = *range(8, 40, 8), *range(48, (configs.Prefill if prefill else configs.Decode).MOST_TOKENS + 1, 16)
-  if config.tile_m not in tiles:
+  if not 0 < config.tile_m == configs.whole_tile(config.tile_m) <= config.MOST_TOKENS:
     return f'no tile has {config.tile_m} tokens'
   if config.tile_k < 1 or config.tile_k % part:
     return f'{part} inputs do not divide a step of {config.tile_k}'

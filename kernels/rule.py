@@ -28,10 +28,11 @@ def _few(problem: problems.Problem):
   # To unpack plain codes twice costs little; that of others limits long sums, which the blocks of a cluster share.
   twice = integers and not problem.two_level or problem.inputs <= _FEW_INPUTS
   halved = most < problem.tokens <= _FEW and 2 * blocks <= configs.CORES and twice
-  tile_m = _whole(problem.tokens)
+  # As few as are there: copies of rows beyond the last take time.
+  tile_m = min(_FEW, configs.whole_tile(problem.tokens))
   if halved:
     # Two blocks read and unpack the same weights, which costs less than a cluster's exchange of sums.
-    tile_m, blocks = _whole(math.ceil(problem.tokens / 2)), 2 * blocks
+    tile_m, blocks = configs.whole_tile(math.ceil(problem.tokens / 2)), 2 * blocks
   config = configs.Decode(tile_m, warpgroups=2)
   found = None
   if blocks > configs.CORES:
@@ -62,12 +63,6 @@ def _few(problem: problems.Problem):
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
 
 
-def _whole(tokens: int) -> int:
-  """Tokens of a tile for so many: copies of rows beyond the last take time."""
-  part = 8 if tokens <= _FEW // 2 else 16
-  return min(_FEW, math.ceil(tokens / part) * part)
-
-
 def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Decode | configs.Prefill | None:
   """Weights of 4 bits in tiles of 128 outputs, if each multiprocessor has one at most."""
   if math.ceil(problem.outputs / 128) > configs.CORES or problem.layout is layouts.Layout.ROWS:
@@ -75,10 +70,10 @@ def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Deco
   if problem.tokens > _FEW // 2:
     tile = _tile(problem, config.tile_m)
     return tile if problem.scaled in (None, 128) and problems.misfit(problem, tile) is None else None
-  # What takes longer to unpack, for more tokens, does so in two warpgroups.
-  one = problem.layout is layouts.Layout.INT4 or config.tile_m <= 8
-  return _deepest(problem, dataclasses.replace(config, warpgroups=1 if one else 2, shared=True, tile_n=128),
-                  _long(problem), range(2, 4))
+  # More tokens, which are dINT's, take longer, and do so in two warpgroups.
+  return _deepest(
+      problem, dataclasses.replace(config, warpgroups=1 if config.tile_m <= 8 else 2, shared=True, tile_n=128),
+      _long(problem), range(2, 4))
 
 
 def _long(problem: problems.Problem) -> tuple[int, ...]:

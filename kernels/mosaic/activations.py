@@ -21,8 +21,8 @@ from kernels.mosaic import configs
 MOST_FEATURES = 16_384
 MOST_TRANSFORMED = 12_288
 
-# Registers of a thread beside those of its token and of vectors, about, and of all threads of a multiprocessor.
-_OTHER_REGISTERS, _REGISTERS = 34, 65_536
+# Registers of a thread beside those of its token and of vectors, about.
+_OTHER_REGISTERS = 34
 
 # 1.5 * 2^23: its sum with a number below 2^22 is rounded to an integer, to even at ties, and holds it in its low bits.
 _ROUNDS = 12_582_912.0
@@ -89,18 +89,21 @@ def _resident(features: int, rows: int, vectors: int, itemsize: int) -> int:
     itemsize: bytes of what is read.
   """
   found = features // 128 * (1 + rows * itemsize / 4 + vectors) + _OTHER_REGISTERS
-  return int(_REGISTERS / (128 * found)) if found < 256 else 0
+  return int(configs.REGISTERS / found) if found < 256 else 0
 
 
 # Traced and lowered once for all activations of a model that are alike, and not once a layer.
 @functools.partial(jax.jit, static_argnames=('bits', 'symmetric', 'fixed', 'group_size', 'packed'))
 def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
-  """Calls the kernel, a block of threads for each token: (codes, row sums, total, scale, offset) as far as there are.
+  """Calls the kernel, whose blocks of threads have a token each or take them in turn.
 
   Args:
     operands: `x`, `addend`, the vectors of `before` and the ends of a static range, by name.
     bits, symmetric, group_size, packed: see `lowered`.
     fixed: what happens before, without its vectors.
+
+  Returns:
+    (codes, row sums, total, scale, offset) as far as there are.
   """
   from jax.experimental import pallas as pl  # pylint: disable=g-import-not-at-top
   from jax.experimental.pallas import mosaic_gpu as plgpu  # pylint: disable=g-import-not-at-top
@@ -144,7 +147,12 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
       return (*(load(x_gmem.at[token, pl.ds(half * features, features)]) for half in halves),
               *(load(addend_gmem.at[token]) for addend_gmem in addend_gmems))
 
-    def quantize(token, values, vectors):
+    first = lax.axis_index('token')
+    values, vectors = read(first), vector_refs
+    if held:  # of the scale the inverse, so that nothing is divided for each token; else it is made, for the same codes
+      vectors = [1 / load(ref) if name == 'scale' else load(ref) for name, ref in zip(names, vector_refs)]
+
+    def quantize(token, values):
       (values, *others), of_means = values, iter(means_smem)
       for addend, total_gmem in zip(others, total_gmems):
         values = narrow(values.astype(jnp.float32) + addend.astype(jnp.float32), x.dtype)
@@ -173,12 +181,8 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
       else:
         sums_gmem[token] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
 
-    first = lax.axis_index('token')
-    values, vectors = read(first), vector_refs
-    if held:  # of the scale the inverse, so that nothing is divided for each token
-      vectors = [1 / load(ref) if name == 'scale' else load(ref) for name, ref in zip(names, vector_refs)]
     if not in_turn:
-      quantize(first, values, vectors)
+      quantize(first, values)
       return
 
     def step(turn, values):
@@ -188,7 +192,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
         later = lax.min(token + 2 * blocks, tokens - 1)
         for ref in (x_gmem, *addend_gmems):
           token_registers.fetch(ref.at[later])
-      quantize(token, values, vectors)
+      quantize(token, values)
       plgpu.commit_smem()  # all have read what the next token's numbers replace
       return following
 

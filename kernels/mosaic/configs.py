@@ -12,8 +12,8 @@ CORES = 132
 SHARED_MEMORY = 232_448 - 2048
 # Bytes that a multiprocessor has for its blocks, each of which takes some beside its own.
 _OF_MULTIPROCESSOR, _OF_BLOCK = 233_472, 1024 + 2048
-# Blocks of threads that a multiprocessor has registers for.
-MOST_BLOCKS = 4
+# Registers of a multiprocessor for each of the 128 threads of a warpgroup, and blocks of threads that it has some for.
+REGISTERS, MOST_BLOCKS = 65_536 // 128, 4
 # Tokens of a tile up to which instructions of single warps take less time than those of warpgroups, by two runs of the
 # inputs, and by one. Weights of 8 bits, warpgroups read from shared memory.
 _OF_WARPS = {2: dict.fromkeys(layouts.Layout, 32),
@@ -25,6 +25,12 @@ LEAST_STEP = 64
 def shared_memory_beside(blocks: int) -> int:
   """Bytes of shared memory of each of so many blocks of threads on a multiprocessor, less what is taken beside it."""
   return _OF_MULTIPROCESSOR // blocks - _OF_BLOCK
+
+
+def whole_tile(tokens: int) -> int:
+  """The least tile for so many tokens: what instructions of warpgroups multiply integers by."""
+  part = 8 if tokens <= 32 else 16
+  return math.ceil(tokens / part) * part
 
 
 def chunks(tokens: int) -> int:
@@ -56,7 +62,7 @@ class Prefill:
 
   Attributes:
     tile_n: outputs of a warpgroup, 64 or 128.
-    tile_m: tokens of a tile, a multiple of 8 up to 32, or of 16 up to 256.
+    tile_m: tokens of a tile, a `whole_tile` up to 256.
     tile_k: inputs of a step, of which whole steps make all inputs and whole groups a step: mostly 128, 256 or 512.
     stages: steps in flight.
     warpgroups: that compute; one more copies.
@@ -100,7 +106,7 @@ class Decode:
   """Few tokens.
 
   Attributes:
-    tile_m: tokens of a tile, a multiple of 8 up to 32, or of 16 up to 64.
+    tile_m: tokens of a tile, a `whole_tile` up to 64.
     tile_k: inputs of a step; the last one may go a little beyond all inputs where there are no groups.
     stages: steps of a warpgroup in flight.
     warpgroups: that compute.

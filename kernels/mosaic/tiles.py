@@ -5,6 +5,8 @@ import inspect
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from kernels.mosaic import configs
+
 # The default differs between versions of jax; arrays of bytes in registers need this one.
 PARAMS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup, unsafe_no_auto_barriers=True)
 
@@ -30,8 +32,6 @@ def transforms(part: int, dtype):
   return plgpu.TilingTransform((8, size // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(size)
 
 
-# Of a multiprocessor for the 128 threads of a warpgroup, which get 8 or a multiple of it each.
-_REGISTERS = 65_536 // 128
 # Of a thread that only starts copies.
 COPYING = 24
 
@@ -41,7 +41,7 @@ def registers(warpgroups: int) -> int:
 
   A block starts with equal shares; what it does not get then it cannot get later, and would wait for without end.
   """
-  started = _REGISTERS // (warpgroups + 1) // 8 * 8 * (warpgroups + 1)
+  started = configs.REGISTERS // (warpgroups + 1) // 8 * 8 * (warpgroups + 1)
   return min(256, (started - COPYING) // warpgroups // 8 * 8)
 
 
