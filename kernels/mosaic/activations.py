@@ -1,9 +1,8 @@
 """The implementation `mosaic_gpu` of `kernels.quantize_activations`: a warpgroup holds a token in registers.
 
 A token is read once, 16 bytes a thread at a time, and its codes are written once; nothing but partial results of
-reductions goes through shared memory, and as many blocks as the registers allow keep the memory busy. So that
-arithmetic does not limit, a code takes few instructions: a multiplication and the addition of `_ROUNDS`, next to which
-numbers of float32 are integers, round it, and it is read off the lowest bits.
+reductions, and vectors for which registers do not suffice, goes through shared memory, and as many blocks as the
+registers allow keep the memory busy.
 """
 
 import functools
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from kernels import before as preceding
 from kernels.mosaic import calls
 from kernels.mosaic import configs
+from kernels.mosaic import token_codes
 
 # What the registers of 128 threads hold of a token in float32, alone and beside what a norm or a transform needs.
 MOST_FEATURES = 16_384
@@ -23,11 +23,6 @@ MOST_TRANSFORMED = 12_288
 
 # Registers of a thread beside those of its token and of vectors, about.
 _OTHER_REGISTERS = 34
-
-# 1.5 * 2^23: its sum with a number below 2^22 is rounded to an integer, to even at ties, and holds it in its low bits.
-_ROUNDS = 12_582_912.0
-_ROUNDS_BITS = 0x4B400000
-_TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 def quantize(x, **options):
@@ -79,17 +74,27 @@ def _inner(features: int, group_size: int, transformed: bool) -> int:
   return next((inner for inner in (4, 2) if transformed and fits(inner)), 1)
 
 
-def _resident(features: int, rows: int, vectors: int, itemsize: int) -> int:
-  """Blocks of a multiprocessor that have registers for a token in float32, the next one as it is, and vectors; or 0.
+def _resident(features: int, rows: int, vectors: int, itemsize: int) -> tuple[int, int]:
+  """(blocks of a multiprocessor, vectors in registers) where blocks keep vectors and take tokens in turn; 0 for none.
+
+  A block has registers for a token in float32, the next one as it is, and some vectors; shared memory for the others.
 
   Args:
     features: of a token.
     rows: that are read for each token.
-    vectors: float32 [K] that stay in registers for all tokens.
+    vectors: float32 [K] that stay for all tokens.
     itemsize: bytes of what is read.
   """
-  found = features // 128 * (1 + rows * itemsize / 4 + vectors) + _OTHER_REGISTERS
-  return int(configs.REGISTERS / found) if found < 256 else 0
+  def blocks(held):
+    registers = features // 128 * (1 + rows * itemsize / 4 + held) + _OTHER_REGISTERS
+    found = int(configs.REGISTERS / registers) if registers < 256 else 0
+    room = lambda count: 4 * features * (vectors - held) <= configs.shared_memory_beside(count)
+    return next((count for count in range(found, 1, -1) if room(count)), 0)
+
+  # As many vectors in registers as fit, or one fewer, but one, where that brings another block: to read more of them
+  # for every token takes longer than the block is worth.
+  most = next((held for held in range(vectors, -1, -1) if blocks(held)), 0)
+  return max((blocks(held), held) for held in (most, most - 1 if most > 1 else most))
 
 
 # Traced and lowered once for all activations of a model that are alike, and not once a layer.
@@ -107,7 +112,8 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   """
   from jax.experimental import pallas as pl  # pylint: disable=g-import-not-at-top
   from jax.experimental.pallas import mosaic_gpu as plgpu  # pylint: disable=g-import-not-at-top
-  from kernels.mosaic import tiles, token_arithmetic, token_registers  # pylint: disable=g-import-not-at-top
+  from kernels.mosaic import (  # pylint: disable=g-import-not-at-top
+      tiles, token_arithmetic, token_registers, token_transform)
   x, before = operands['x'], fixed._replace(**{name: operands[name] for name in preceding.VECTORS})
   static = (operands['range_scale'], operands['range_offset']) if 'range_scale' in operands else None
   *batch, given = x.shape
@@ -124,11 +130,13 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   # so are transforms, whose arithmetic then hides that latency. Else vectors are loaded when they are needed: registers
   # that wait for the mean of a norm would cost blocks in flight.
   at_once = tokens <= configs.CORES and features * (1 + len(names)) <= MOST_FEATURES
-  rows, itemsize, blocks = len(added) + (2 if before.gate else 1), x.dtype.itemsize, tokens
+  rows, itemsize, blocks, in_registers = len(added) + (2 if before.gate else 1), x.dtype.itemsize, 0, 0
   if 4 * len(names) > (rows + len(added)) * itemsize + 1 or before.hadamard > 1 and not exchanged:
-    blocks = configs.CORES * _resident(features, rows, len(names), itemsize)
+    beside, in_registers = _resident(features, rows, len(names), itemsize)
+    blocks = configs.CORES * beside
   in_turn = 0 < 2 * blocks < tokens
   held = at_once or in_turn
+  shared = len(names) - in_registers if in_turn else 0
 
   def kernel(x_gmem, *refs):
     addend_gmems, refs = refs[: len(added)], refs[len(added) :]
@@ -136,7 +144,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
     known_refs, (codes_gmem, sums_gmem, *refs) = refs[: len(known)], refs[len(known) :]
     total_gmems, refs = refs[: len(added)], refs[len(added) :]
     numbers_gmem, (extremes_smem, sums_smem, *refs) = refs[:dynamic], refs[dynamic:]
-    means_smem, scratch = refs[:means], refs[means:]
+    means_smem, vectors_smem, scratch = refs[:means], refs[means : means + shared], refs[means + shared :]
     load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
     narrow = lambda values, dtype: token_arithmetic.narrow(values, dtype, places)
     combined = lambda arrays, kinds, scratch: token_arithmetic.combined(arrays, kinds, places, scratch)
@@ -148,9 +156,13 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
               *(load(addend_gmem.at[token]) for addend_gmem in addend_gmems))
 
     first = lax.axis_index('token')
-    values, vectors = read(first), vector_refs
+    values, vectors = read(first), [functools.partial(load, ref) for ref in vector_refs]
     if held:  # of the scale the inverse, so that nothing is divided for each token; else it is made, for the same codes
-      vectors = [1 / load(ref) if name == 'scale' else load(ref) for name, ref in zip(names, vector_refs)]
+      loaded = [1 / load(ref) if name == 'scale' else load(ref) for name, ref in zip(names, vector_refs)]
+      vectors = [functools.partial(lambda vector: vector, vector) for vector in loaded[: len(names) - shared]]
+      for vector, ref in zip(loaded[len(vectors) :], vectors_smem):
+        token_registers.keep(vector, places, ref)
+        vectors.append(functools.partial(token_registers.kept, places, ref))
 
     def quantize(token, values):
       (values, *others), of_means = values, iter(means_smem)
@@ -159,18 +171,19 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
         total_gmem[token] = values
       values = preceding.apply(
           (values, *others) if before.gate else values, before._replace(**dict(zip(names, vectors))),
-          lambda values, block: token_registers.butterflies(values, places, block, *scratch),
-          (lambda vector: vector) if held else load, narrow,
+          lambda values, block: token_transform.butterflies(values, places, block, *scratch),
+          lambda vector: vector(), narrow,
           lambda values, power: token_arithmetic.total(values, power, places, next(of_means)) / features,
           lambda values: token_arithmetic.logistic(values, places),
           lambda values, scale: values * (scale if held else 1 / scale))
       if static is not None:
-        codes, bias = _static_codes(values, bits, *(ref[0] for ref in known_refs))
+        codes, bias = token_codes.static(values, bits, *(ref[0] for ref in known_refs))
         numbers = ()
       elif symmetric:
-        codes, bias, *numbers = _symmetric_codes(values, bits, *combined([jnp.abs(values)], ('max',), extremes_smem))
+        top, = combined([jnp.abs(values)], ('max',), extremes_smem)
+        codes, bias, *numbers = token_codes.symmetric(values, bits, top)
       else:
-        codes, bias, *numbers = _affine_codes(values, bits, *combined([values] * 2, ('min', 'max'), extremes_smem))
+        codes, bias, *numbers = token_codes.affine(values, bits, *combined([values] * 2, ('min', 'max'), extremes_smem))
       codes_gmem[token] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
       for ref, number in zip(numbers_gmem, numbers):
         ref[token] = number
@@ -206,6 +219,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
                 *[of_tokens(x.dtype, features)] * len(added), *[of_tokens(jnp.float32)] * dynamic),
       scratch_types=[
           plgpu.SMEM((2, 4), jnp.int32), plgpu.SMEM((1, 4), jnp.int32), *[plgpu.SMEM((1, 4), jnp.float32)] * means,
+          *[plgpu.SMEM((features,), jnp.float32)] * shared,
           *[plgpu.SMEM((features,), jnp.float32)] * exchanged],
       grid=(blocks if in_turn else tokens,), grid_names=('token',), compiler_params=tiles.PARAMS,
       kernel_name=f'quantize_{features}',
@@ -213,35 +227,3 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
     *(getattr(before, name).astype(jnp.float32) for name in names),
     *(jnp.asarray(end, jnp.float32).reshape(1) for end in known))
   return tuple(a.reshape(*batch, -1) for a in results)
-
-
-def _rounded(values):
-  """int32 of the bits of float32 numbers that were added to `_ROUNDS`: the integers, and `_ROUNDS_BITS` more."""
-  return lax.bitcast_convert_type(values, jnp.int32)
-
-
-def _symmetric_codes(x, bits, top):
-  """(codes + bias int32, bias, scale), of the largest magnitude; no code is beyond the largest, since none of x is."""
-  largest = 2 ** (bits - 1) - 1
-  scale = jnp.where(top == 0, 1.0, jnp.maximum(top / largest, _TINY))
-  return _rounded(x.astype(jnp.float32) * (1 / scale) + _ROUNDS), _ROUNDS_BITS, scale
-
-
-def _affine_codes(x, bits, low, high):
-  """(codes int32, bias, scale, offset), of the least number and the largest."""
-  low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
-  shift = 2 ** (bits - 1)
-  scale = jnp.where(high == low, 1.0, jnp.maximum((high / 2 - low / 2) / (shift - 0.5), _TINY))
-  zero_point = jnp.round(-low / scale)
-  codes = _rounded(x.astype(jnp.float32) * (1 / scale) + _ROUNDS) + (
-      zero_point.astype(jnp.int32) - (shift + _ROUNDS_BITS))
-  # Both ends of a range may be rounded outwards, so that there is one code too many.
-  return jnp.clip(codes, -shift, shift - 1), 0, scale, scale * (shift - zero_point)
-
-
-def _static_codes(x, bits, scale, offset=None):
-  """(codes + bias int32, bias)."""
-  x = x.astype(jnp.float32)
-  x = (x if offset is None else x - offset) * (1 / scale)
-  least = -(2 ** (bits - 1))
-  return _rounded(jnp.clip(x, float(least), float(-1 - least)) + _ROUNDS), _ROUNDS_BITS

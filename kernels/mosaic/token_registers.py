@@ -1,12 +1,4 @@
-"""What threads do with a token that a warpgroup holds in registers, beyond what arrays of Mosaic can say.
-
-The transform works on the bits of a feature's index. Rounds over bits that count what a thread holds are sums in its
-registers, those over bits of the lane one exchange (`shfl`) each, and the two over bits of the warp go through shared
-memory together. It is exact float32 for every dtype and takes any block. `Places` gives a thread as many low bits as
-whole sectors of memory allow, so that 2 exchanges a number are left for blocks of 128, less than the memory takes. A
-product with the matrix of +-1 on the tensor cores would need operands of 16 bits, tokens in tiles of 64 blocks, and a
-second pass for blocks larger than 256.
-"""
+"""Where a warpgroup has the features of a token in registers; what moves them beyond what arrays of Mosaic can say."""
 
 import dataclasses
 
@@ -16,7 +8,6 @@ from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
-from jax.extend.mlir.dialects import math
 from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
@@ -86,46 +77,6 @@ class Places:
     return order[: bits(block)]
 
 
-def butterflies(x, places: Places, block: int, scratch=None):
-  """Products of blocks with the Walsh-Hadamard matrix of +-1, summed in the order of `kernels.before.butterflies`.
-
-  Args:
-    x: float32 [K] in the layout of `places`.
-    places: where the features lie.
-    block: a power of two that divides K.
-    scratch: float32 [K] of shared memory, where `exchanged`.
-
-  Returns:
-    float32 [K] in the same layout.
-  """
-  layout, rounds = places.layout(), places.rounds(block)
-  across = [distance for kind, distance in rounds if kind == 'thread']
-
-  @plgpu.inline_mgpu(
-      arg_types=(layout, *(() if scratch is None else (plgpu.RefType(),))),
-      return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.float32, layout=layout))
-  def transform(ctx, array, *refs):
-    del ctx
-    thread = threads.number()
-    values = [[threads.element(register, i) for i in range(places.width)] for register in array.registers.flat]
-    for kind, distance in rounds:
-      if kind == 'neighbor':
-        values = [_local(numbers, distance) for numbers in values]
-      elif kind == 'load':
-        values = _local(values, distance)
-      elif kind == 'lane':
-        sign = _sign(thread, distance)
-        values = [[math.fma(v, sign, utils.shfl_bfly(v, distance)) for v in numbers] for numbers in values]
-      elif distance == across[0]:  # the other one goes with it
-        values = _across_warps(values, refs[0], thread, across)
-    vectors = [vector.from_elements(array.registers.flat[0].type, numbers) for numbers in values]
-    registers = array.registers.copy()
-    registers.flat = vectors
-    return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=None)
-
-  return transform(x, *(() if scratch is None else (scratch,)))
-
-
 def fetch(token) -> None:
   """Lets the GPU's cache read a token: a reference to memory [K], of a multiple of 16 bytes."""
   size = token.shape[0] * jnp.dtype(token.dtype).itemsize
@@ -139,6 +90,69 @@ def fetch(token) -> None:
         has_side_effects=True)
 
   start(token)
+
+
+def keep(values, places: Places, scratch) -> None:
+  """Writes float32 [K] to as much shared memory, where each thread finds its own again with `kept`."""
+  @plgpu.inline_mgpu(arg_types=(places.layout(), plgpu.RefType()))
+  def store(ctx, array, scratch):
+    del ctx
+    thread = threads.number()
+    for i, register in enumerate(array.registers.flat):
+      store_numbers([threads.element(register, place) for place in range(places.width)], scratch, thread, i)
+
+  store(values, scratch)
+
+
+def kept(places: Places, scratch):
+  """float32 [K] that `keep` wrote."""
+  layout = places.layout()
+
+  @plgpu.inline_mgpu(
+      arg_types=(plgpu.RefType(),),
+      return_type=plgpu.ShapeDtypeStruct((places.features,), jnp.float32, layout=layout))
+  def read(ctx, scratch):
+    del ctx
+    zeros = mgpu.FragmentedArray.splat(mgpu.c(0.0, ir.F32Type.get()), (places.features,), layout.to_mgpu())
+    registers, thread = zeros.registers.copy(), threads.number()
+    registers.flat = [
+        vector.from_elements(register.type, load_numbers(scratch, thread, i, 0, places.width, places.width))
+        for i, register in enumerate(registers.flat)]
+    return mgpu.FragmentedArray(_registers=registers, _layout=zeros.layout, _is_signed=None)
+
+  return read(scratch)
+
+
+def at_once(width: int) -> int:
+  """Numbers of float32 that a thread moves at once."""
+  return min(4, width)
+
+
+def store_numbers(numbers, scratch, thread, i: int) -> None:
+  """Writes the float32 numbers of a thread's load `i` to shared memory, 4 at a time, those of threads side by side."""
+  size = at_once(len(numbers))
+  for first in range(0, len(numbers), size):
+    part = numbers[first : first + size]
+    vector.store(vector.from_elements(_words(size), part), scratch, [_index(thread, i, first, len(numbers))])
+
+
+def load_numbers(scratch, thread, i: int, first: int, count: int, width: int):
+  """`count` numbers from the place `first` on of a thread's load `i` of `width`, that `store_numbers` has written."""
+  found, size = [], at_once(width)
+  for place in range(first, first + count, size):
+    loaded = vector.load(_words(size), scratch, [_index(thread, i, place, width)])
+    found += [threads.element(loaded, element) for element in range(size)]
+  return found
+
+
+def _words(count: int):
+  return ir.VectorType.get((count,), ir.F32Type.get())
+
+
+def _index(thread, i: int, first: int, width: int):
+  """Where numbers of a thread's load `i` lie, from the place `first` on."""
+  offset = i * threads.WARPGROUP * width + first * threads.WARPGROUP
+  return threads.index(arith.addi(arith.muli(thread, threads.constant(at_once(width))), threads.constant(offset)))
 
 
 def grouped(codes, places: Places, group_size: int):
@@ -182,61 +196,3 @@ def pack(codes, places: Places):
 
 def _parameters(layout):
   return plgpu.Layout.TILED(layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim)
-
-
-def _local(values, distance: int):
-  """Sums and differences of entries `distance` apart: of numbers, or of lists of them."""
-  def pair(low, high):
-    if isinstance(low, list):
-      return tuple(list(part) for part in zip(*(pair(*both) for both in zip(low, high))))
-    return arith.addf(low, high), arith.subf(low, high)
-
-  result = list(values)
-  for i in range(len(values)):
-    if not i & distance:
-      result[i], result[i + distance] = pair(values[i], values[i + distance])
-  return result
-
-
-def _across_warps(values, scratch, thread, distances):
-  """The rounds across warps, from what all warps have written to shared memory: 4 numbers at a time, side by side."""
-  width = len(values[0])
-  part = min(4, width)
-  words = ir.VectorType.get((part,), ir.F32Type.get())
-  places = [(i, first) for i in range(len(values)) for first in range(0, width, part)]
-
-  def index(of_thread, i, first):
-    offset = i * threads.WARPGROUP * width + first * threads.WARPGROUP
-    return arith.index_cast(
-        ir.IndexType.get(), arith.addi(arith.muli(of_thread, threads.constant(part)), threads.constant(offset)))
-
-  for i, first in places:
-    vector.store(vector.from_elements(words, values[i][first : first + part]), scratch, [index(thread, i, first)])
-  utils.warpgroup_barrier()
-  signs = [_sign(thread, distance) for distance in distances]
-
-  def read(of_thread, i, first):
-    loaded = vector.load(words, scratch, [index(of_thread, i, first)])
-    return [threads.element(loaded, place) for place in range(part)]
-
-  def other(of, distance):
-    return arith.xori(of, threads.constant(distance))
-
-  result = [list(numbers) for numbers in values]
-  combine = lambda mine, yours, sign: [math.fma(a, sign, b) for a, b in zip(mine, yours)]
-  for i, first in places:
-    window = slice(first, first + part)
-    mine = combine(values[i][window], read(other(thread, distances[0]), i, first), signs[0])
-    if len(distances) > 1:
-      far = other(thread, distances[1])
-      theirs = combine(read(far, i, first), read(other(far, distances[0]), i, first), signs[0])
-      mine = combine(mine, theirs, signs[1])
-    result[i][window] = mine
-  return result
-
-
-def _sign(thread, distance: int):
-  """-1.0 where the thread is the upper one of two that are `distance` apart, else 1.0."""
-  upper = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(thread, threads.constant(distance)), threads.constant(0))
-  number = lambda value: mgpu.c(value, ir.F32Type.get())
-  return arith.select(upper, number(-1.0), number(1.0))

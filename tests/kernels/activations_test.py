@@ -14,7 +14,9 @@ from kernels import before
 from kernels.mosaic import activations as mosaic
 from kernels.mosaic import configs
 from kernels.mosaic import token_arithmetic
+from kernels.mosaic import token_codes
 from kernels.mosaic import token_registers
+from kernels.mosaic import token_transform
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from tests import activation_cases
@@ -115,9 +117,11 @@ class InterpretTest(activation_cases.LikeXlaCases):
 
   def quantize(self, x, options):
     known = mock.patch.multiple(
-        token_registers, butterflies=lambda x, places, block, *scratch: before.butterflies(x, block),
-        grouped=lambda codes, places, group_size: codes.reshape(-1, group_size),
-        pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)), fetch=lambda token: None)
+        token_registers, grouped=lambda codes, places, group_size: codes.reshape(-1, group_size),
+        pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)), fetch=lambda token: None,
+        keep=lambda values, places, ref: ref.__setitem__(..., values), kept=lambda places, ref: ref[...])
+    transform = mock.patch.object(
+        token_transform, 'butterflies', lambda x, places, block, *scratch: before.butterflies(x, block))
     alone = mock.patch.multiple(
         token_arithmetic, narrow=lambda values, dtype, places: values.astype(dtype),
         logistic=lambda values, places: jax.lax.logistic(values),
@@ -127,8 +131,8 @@ class InterpretTest(activation_cases.LikeXlaCases):
             for array, kind in zip(arrays, kinds)])
     # Else XLA, which fuses them into what is stored and into the sums, may round a code once one way and once another.
     once = mock.patch.object(
-        mosaic, '_rounded', lambda values: jax.lax.optimization_barrier(values.view(jnp.int32)))
-    with known, alone, once, interpreting.kernels():
+        token_codes, '_rounded', lambda values: jax.lax.optimization_barrier(values.view(jnp.int32)))
+    with known, transform, alone, once, interpreting.kernels():
       result = activations.QuantizedActivations(*_lowered(x, options))
     static = options.get('static')
     return result if static is None else result._replace(scale=static.scale, offset=static.offset)
@@ -175,11 +179,12 @@ class MosaicTest(activation_cases.LikeXlaCases):
     got, want = self.quantize(x, options | {'addend': addend}), self.quantize(x + addend, options)
     jax.tree.map(np.testing.assert_array_equal, got, want._replace(total=x + addend))
 
-  @parameterized.parameters('layer', 'channels', 'rms affine', 'hadamard 64', 'gate, all')
-  def test_many_tokens_in_turn_have_the_codes_of_few(self, name):
+  @parameterized.parameters(('layer',), ('layer', 8192), ('channels',), ('rms affine',), ('hadamard 64',),
+                            ('gate, all',), ('all', 8192))
+  def test_many_tokens_in_turn_have_the_codes_of_few(self, name, features=4096):
     case = activation_cases.CASES[name]
-    x = activation_cases.tokens(2500, activation_cases.given(case, 4096))
-    options = activation_cases.arguments(case, 4096)
+    x = activation_cases.tokens(2500, activation_cases.given(case, features))
+    options = activation_cases.arguments(case, features)
     want = [self.quantize(x[i : i + 125], options) for i in range(0, 2500, 125)]
     jax.tree.map(np.testing.assert_array_equal, self.quantize(x, options), jax.tree.map(
         lambda *parts: np.concatenate(parts), *want))
