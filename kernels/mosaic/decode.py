@@ -25,16 +25,17 @@ from kernels.mosaic import tiles
 
 
 def matmul(
-    x, w, terms: epilogue.Terms, groups, *, layout, out_dtype, config: configs.Decode, unpacking=None,
+    x, w, terms: epilogue.Terms, groups, *, tokens: int, layout, out_dtype, config: configs.Decode, unpacking=None,
 ):  # pyformat: disable
   """The scaled product.
 
   Args:
-    x: int8 [M, K], float8_e4m3fn with groups, or bfloat16 for `INT4_WIDE`; M below 8 or a multiple of 8, K with groups
-      a multiple of `tile_k` times `fold`.
+    x: int8 [rows, K], float8_e4m3fn with groups, or bfloat16 for `INT4_WIDE`; rows below 8 or a multiple of 8, K with
+      groups a multiple of `tile_k` times `fold`.
     w: int8 [N, K] (`ROWS`) or [N, K / 2] (`INT4`, `DINT4`, `INT4_WIDE`), N a multiple of `tile_n`.
     terms: the epilogue's vectors.
     groups: `factors.Groups`, or None for one scale an output.
+    tokens: M, the rows of `x` that count.
     layout: of `w`.
     out_dtype: bfloat16, float16 or float32.
     config: the tiling.
@@ -43,7 +44,7 @@ def matmul(
   Returns:
     [M, N] of `out_dtype`.
   """
-  tokens, outputs = len(x), len(w)
+  outputs = len(w)
   product = products.Product(
       x, w, groups, layout, config.tile_k, unpacking, config.fold, config.of_warps(layout))
   warpgroups, stages, fold = config.warpgroups, config.stages, config.fold

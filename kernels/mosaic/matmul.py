@@ -111,7 +111,8 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
 
   tokens, groups, length = math.prod(batch), len(w_scale), layouts.padded(inputs)
   # Copies read zeros beyond the activations and write nothing beyond the result, but more than 8 rows of either have to
-  # be a multiple of 8. For many tokens, vectors are read without a copy and have to cover whole tiles.
+  # be a multiple of 8; threads that store results of few tokens know which there are. For many tokens, vectors are read
+  # without a copy and have to cover whole tiles.
   rows = calls.whole_rows(tokens)
   covered = calls.next_multiple(tokens, config.tile_m)
   decoding = isinstance(config, configs.Decode)
@@ -154,9 +155,8 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
       scale, of_tokens(x_scale), tuple(rank_one), None if bias is None else of_outputs(bias), factor)
 
   x = jnp.pad(x.reshape(tokens, inputs), ((0, rows - tokens), (0, length - inputs)))
-  kernel = decode if decoding else prefill
-  y = kernel.matmul(
-      x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config, unpacking=unpacked)
+  multiply = functools.partial(decode.matmul, tokens=tokens) if decoding else prefill.matmul
+  y = multiply(x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config, unpacking=unpacked)
   return y[:tokens, :outputs].reshape(*batch, outputs)
 
 

@@ -32,8 +32,8 @@ def matmul(
 ):  # pyformat: disable
   """The scaled product.
 
-  The arguments are those of `decode.matmul`, but N is a multiple of `config.outputs` times `config.cluster`, and
-  vectors of tokens are as long as whole tiles.
+  The arguments are those of `decode.matmul`, but all rows count, N is a multiple of `config.outputs` times
+  `config.cluster`, and vectors of tokens are as long as whole tiles.
 
   Returns:
     [M, N] of `out_dtype`, with rows to spare where its numbers have 32 bits.

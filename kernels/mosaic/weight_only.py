@@ -86,6 +86,7 @@ def _call(operands: dict, *, layout, group, out_dtype, config):
     scaled = factors.Groups(repeat(w_scale), repeat(w_offset), row_sums, _FACTOR)
   bias = None if bias is None else calls.fit(bias.astype(jnp.float32), len(w))
   x = jnp.pad(x, ((0, rows - tokens), (0, length - inputs)))
-  y = decode.matmul(x, w, epilogue.Terms(scale, None, rank_one, bias, _FACTOR), scaled, layout=layouts.Layout.INT4_WIDE,
-                    out_dtype=out_dtype, config=config)
+  y = decode.matmul(
+      x, w, epilogue.Terms(scale, None, rank_one, bias, _FACTOR), scaled, tokens=tokens,
+      layout=layouts.Layout.INT4_WIDE, out_dtype=out_dtype, config=config)
   return y[:tokens, :outputs].reshape(*batch, outputs)
