@@ -40,8 +40,10 @@ def _few(problem: problems.Problem):
   elif 2 * blocks <= configs.CORES and tile_m <= most and problem.scaled != 32:
     # One warpgroup that has all steps in flight needs no others' sums.
     alone = problem.layout is layouts.Layout.INT4 and problem.scaled is None and problem.inputs <= _ALONE
-    # dINT's tables change with the group, and with fewer inputs a block less often.
-    cluster = problem.layout is layouts.Layout.DINT4 and problem.scaled is not None and problem.inputs > _FEW_INPUTS
+    # dINT's tables change with the group, and with fewer inputs a block less often; so do scales of plain activations,
+    # which warps multiply faster where they are few.
+    cluster = problem.scaled is not None and problem.inputs > _FEW_INPUTS and (
+        problem.layout is layouts.Layout.DINT4 or wide and tile_m > 8)
     way = dict(split=2) if cluster else dict(fold=2)
     found = _deepest(
         problem, dataclasses.replace(config, warpgroups=1 if alone else 2, shared=True, **way), _long(problem),
@@ -67,9 +69,10 @@ def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Deco
   """Weights of 4 bits in tiles of 128 outputs, if each multiprocessor has one at most."""
   if math.ceil(problem.outputs / 128) > configs.CORES or problem.layout is layouts.Layout.ROWS:
     return None
-  if problem.tokens > _FEW // 2:
-    tile = _tile(problem, config.tile_m)
-    return tile if problem.scaled in (None, 128) and problems.misfit(problem, tile) is None else None
+  if config.tile_m > _FEW // 2:  # of less than that many tokens, blocks beside each other take less time
+    tile = _tile(problem, _FEW)
+    fits = config.tile_m == _FEW and problem.scaled in (None, 128) and problems.misfit(problem, tile) is None
+    return tile if fits else None
   # More tokens, which are dINT's, take longer, and do so in two warpgroups.
   return _deepest(
       problem, dataclasses.replace(config, warpgroups=1 if config.tile_m <= 8 else 2, shared=True, tile_n=128),
@@ -84,7 +87,7 @@ def _long(problem: problems.Problem) -> tuple[int, ...]:
 def _beside(problem: problems.Problem, config: configs.Decode, blocks: int) -> configs.Decode | None:
   """Several of all `blocks` on a multiprocessor: while one begins or ends, another's memory is in flight."""
   packed = problem.layout is not layouts.Layout.ROWS
-  small = packed and config.tile_m <= _FEW // 2
+  small = packed and config.tile_m < _FEW
   long = small or not packed and problem.scaled in (None, 128)
   # Of small steps few are enough: more blocks do more than deeper ones.
   return _deepest(
@@ -118,23 +121,28 @@ def _many(problem: problems.Problem):
   """Many tokens: the tile that wastes the least time of the multiprocessors in the last wave and in its borders."""
   def cost(config):
     tiles = math.ceil(problem.outputs / config.outputs) * math.ceil(problem.tokens / config.tile_m)
-    # The border of a tile costs what 48 of its tokens do: its inputs are read, its sums written.
-    return math.ceil(tiles / configs.CORES) * (config.tile_n / 64) * (config.tile_m + 48)
+    # The border of a tile costs what so many of its tokens do: its weights are unpacked, its sums written. A warpgroup
+    # alone has half the outputs, and leaves the tensor cores idle while it unpacks, or scales the sums of groups.
+    border = 96 if problem.layout is layouts.Layout.DINT4 else 48
+    alone = 0.6 if problem.scaled is None else 0.7
+    return math.ceil(tiles / configs.CORES) * (config.tile_m + border) * (1 if config.warpgroups > 1 else alone)
 
   # Sums in float32 beside those of a group leave registers for 128 tokens, and masked weights of small ones for fewer.
-  sizes = (256, 192, 128, 64) if problem.scaled is None else (128, 64) if problem.scaled > 32 else (64,)
-  return min((_tile(problem, tile_m) for tile_m in sizes), key=cost)
+  most = {None: 256, 128: 128, 64: 112}.get(problem.scaled, 64)
+  return min((_tile(problem, tile_m, warpgroups) for warpgroups in (2, 1) for tile_m in range(most, 32, -16)), key=cost)
 
 
-def _tile(problem: problems.Problem, tile_m: int) -> configs.Prefill:
+def _tile(problem: problems.Problem, tile_m: int, warpgroups: int = 2) -> configs.Prefill:
   """Many tokens: the steps of a tile of so many tokens."""
   # Of two tiles of 128 tokens and groups of 128, a third stage makes the compiler spill a register; it would bring 1 %.
   most = 2 if problem.scaled == tile_m == 128 and tile_m < problem.tokens <= 2 * tile_m else 6
-  deepest = lambda tile_k: configs.Prefill(tile_m=tile_m, tile_k=tile_k).deepest(*problem.weights, most=most)
+  deepest = lambda tile_k: configs.Prefill(
+      tile_m=tile_m, tile_k=tile_k, warpgroups=warpgroups).deepest(*problem.weights, most=most)
   # What a step costs beside its bytes is paid less often in longer ones, of which packed weights leave room for enough.
-  if problem.layout is not layouts.Layout.ROWS:
+  # A warpgroup alone also waits for what is copied while it unpacks, and wants more of them.
+  if problem.layout is not layouts.Layout.ROWS or warpgroups == 1:
     longer = (deepest(tile_k) for tile_k in (512, 256) if problem.inputs % tile_k == 0)
-    if found := next((config for config in longer if config.stages > 2), None):
+    if found := next((config for config in longer if config.stages > 4 - warpgroups), None):
       return found
   # With two groups a step, the sums of the first are scaled while the second is multiplied.
   return deepest(256 if problem.scaled == 128 and problem.inputs % 256 == 0 else 128)

@@ -73,20 +73,25 @@ def every() -> list[Case]:
       *itertools.starmap(_two_level, itertools.product([small], [32], [128])),
       # Tiles of 48.
       *itertools.starmap(_codes, itertools.product(_SIZES[1:], [40], [int4, dint4])),
-      # Tiles of 192 tokens, and of 128 with four groups a step.
-      *itertools.starmap(_codes, itertools.product([_SIZES[1]], [192], [int4, dint4])),
+      # Tiles between few tokens and many, of one warpgroup and of two.
+      *itertools.starmap(_codes, itertools.product(_SIZES[:2], [80, 192], [int4, dint4])),
+      *itertools.starmap(_codes, itertools.product([small], [128], BITS)),
+      *itertools.starmap(_codes, itertools.product([small], [80, 128, 192], [int4], [128], [True])),
+      # Tiles of 112 tokens and small groups, and of 128 with four groups a step.
+      *itertools.starmap(_codes, itertools.product([small], [8192], [int4], [64], [True])),
       *itertools.starmap(_codes, itertools.product([_SIZES[1]], [few, many], [int4, dint4], [64])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [rows], [128, 64])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [dint4], [None, 128, 32])),
       *itertools.starmap(_two_level, itertools.product(_SIZES[:2], _TOKENS, [128])),
       *itertools.starmap(_two_level, itertools.product([small], [few, many], [64, 32])),
       *itertools.starmap(_plain, itertools.product([small], [1, 16, 64, 128], [None, 128], [False, True])),
-      *itertools.starmap(_plain, itertools.product(_SIZES[1:], [1, 64, 128], [128], [True])),
+      *itertools.starmap(_plain, itertools.product(_SIZES[1:], [1, 16, 64, 128], [128], [True])),
       *itertools.starmap(_attention, [(1, 32, 32, 128), (1, 32, 8, 8192), (16, 32, 32, 2048), (16, 32, 8, 2048)]),
       *itertools.starmap(_quantization, [
           ('int8', {}), ('uint8, sums of 128', dict(symmetric=False, group_size=128)),
           ('int4 packed', dict(bits=4, packed=True)), ('int8 static', dict(static=True)),
           ('int8 of an RMSNorm', dict(norm='rms')), ('int8 of a LayerNorm', dict(norm='layer')),
+          ('int8 of a LayerNorm', dict(norm='layer', features=8192)),
           ('int8 of an RMSNorm of a sum', dict(norm='rms', tokens=16, added=True)),
           ('int8 behind a gate', dict(gate='silu')), ('int8 behind a gate', dict(gate='silu', tokens=16)),
           ('int8 of a shift and a scale', dict(channels=True)),
@@ -146,8 +151,9 @@ def _attention(rows, heads, kv_heads, slots) -> Case:
 
 def _quantization(name, options) -> Case:
   """Activations to codes."""
-  options, features = dict(options), 4096
-  tokens, added, gate = options.pop('tokens', 8192), options.pop('added', False), options.pop('gate', None)
+  options = dict(options)
+  features, tokens = options.pop('features', 4096), options.pop('tokens', 8192)
+  added, gate = options.pop('added', False), options.pop('gate', None)
   norm, static, hadamard = options.pop('norm', None), options.pop('static', False), options.pop('hadamard', 1)
   channels = options.pop('channels', False)
   vector, scalar = jax.ShapeDtypeStruct((features,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)

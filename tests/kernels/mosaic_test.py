@@ -35,7 +35,8 @@ _PREFILL = [
     configs.Prefill(tile_n=tile_n, tile_m=tile_m, tile_k=tile_k, stages=stages, warpgroups=warpgroups, panel=panel)
     for tile_n, tile_m, tile_k, stages, warpgroups, panel in (
         (64, 256, 128, 3, 2, 8), (64, 192, 128, 4, 2, 1), (64, 64, 256, 2, 2, 4), (128, 128, 128, 3, 2, 2),
-        (64, 128, 128, 4, 3, 8), (64, 48, 256, 3, 2, 8))
+        (64, 128, 128, 4, 3, 8), (64, 48, 256, 3, 2, 8), (64, 80, 256, 5, 1, 8), (64, 64, 512, 4, 1, 8),
+        (64, 112, 128, 3, 2, 8), (64, 208, 128, 5, 2, 8))
 ] + [configs.Prefill(cluster=2, stages=3), configs.Prefill(128, 128, cluster=2, panel=2)]
 
 
