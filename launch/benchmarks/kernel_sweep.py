@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -21,6 +22,9 @@ from launch.benchmarks import kernel_timing
 
 # Inputs of a step.
 _STEPS = 128, 256, 512
+# Of many tokens: `tile_n`, `warpgroups` and `cluster`; and sums of a tile that registers hold.
+_TILES = (64, 1, 1), (64, 2, 1), (64, 2, 2), (64, 3, 1), (128, 2, 1), (128, 2, 2)
+_MOST_SUMS = 64 * 256 * 2
 # Of few tokens: `split`, `fold`, `shared`, `copying` and `tile_n`.
 _BLOCKS = ((1, 1, False, True, 64), (1, 1, True, True, 64), (1, 1, True, False, 64), (1, 2, False, True, 64),
            (1, 2, True, True, 64), (1, 2, True, False, 64), (2, 1, False, True, 64), (2, 1, True, True, 64),
@@ -79,23 +83,19 @@ def candidates(problem: problems.Problem) -> list[Any]:
   """Configurations that fit the problem."""
   found = []
   float8 = (False, True) if problem.group and problem.four_bits else (False,)
+  parts = lambda *counts: {configs.whole_tile(math.ceil(problem.tokens / count)) for count in counts}
   if problem.tokens <= 128:
-    tile_m = min(64, max(8, 1 << (problem.tokens - 1).bit_length()))
+    few = {min(size, configs.Decode.MOST_TOKENS) for size in parts(*((1, 2) if problem.tokens > 16 else (1,)))}
     # The longest two steps: shorter ones have won nothing.
     longest = [size for size in _STEPS if problem.inputs % size == 0][-2:] or _STEPS[:1]
-    for tokens, tile_k, stages, warpgroups, (split, fold, shared, copying, tile_n), f8 in itertools.product(
-        (tile_m, tile_m // 2) if tile_m > 16 else (tile_m,), longest, (2, 3, 4), (1, 2, 3), _BLOCKS, float8):
-      found.append(configs.Decode(tokens, tile_k, stages, warpgroups, split, f8, fold, shared, copying, tile_n))
-    if problem.layout is not layouts.Layout.INT4_WIDE:
-      found += [configs.Prefill(64, tile_m, tile_k, 1, warpgroups, float8=f8).deepest(*problem.weights)
-                for tile_k, warpgroups, f8 in itertools.product(_STEPS[1:], (1, 2), float8)]
-  if problem.tokens >= 64 and problem.layout is not layouts.Layout.INT4_WIDE:
-    tiles = ((64, 64), (64, 128), (128, 64), (128, 128)) if problem.scaled else (
-        (64, 64), (64, 128), (64, 192), (64, 256), (128, 64), (128, 128))
-    for (tile_n, tile_m), tile_k, warpgroups, panel, f8, cluster in itertools.product(
-        tiles, _STEPS, (2, 3), (4, 16), float8, (1, 2)):
-      if tile_n * tile_m * warpgroups > 64 * 256 * 2 or tile_m > problem.tokens:
-        continue
+    for tile_m, tile_k, stages, warpgroups, (split, fold, shared, copying, tile_n), f8 in itertools.product(
+        sorted(few), longest, (2, 3, 4), (1, 2, 3), _BLOCKS, float8):
+      found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8, fold, shared, copying, tile_n))
+  most = 128 if problem.scaled else configs.Prefill.MOST_TOKENS
+  sizes = {size for size in parts(1, 2, 3, 4) | ({64, 128, 192, 256} if problem.tokens > 64 else set()) if size <= most}
+  for tile_m, tile_k, (tile_n, warpgroups, cluster), panel, f8 in itertools.product(
+      sorted(sizes), _STEPS, _TILES, (4, 16) if problem.tokens > most else (8,), float8):
+    if tile_n * tile_m * warpgroups <= _MOST_SUMS and problem.layout is not layouts.Layout.INT4_WIDE:
       config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(*problem.weights)
       if config.stages > 1:
         found.append(config)
