@@ -40,6 +40,11 @@ class Problem(NamedTuple):
     """The inputs whose sums share scales, None for all."""
     return None if self.two_level else self.group
 
+  @property
+  def most_tokens(self) -> int:
+    """Tokens of a tile of many that registers hold the sums of: fewer beside those of a group, or masked weights."""
+    return {None: configs.Prefill.MOST_TOKENS, 128: 128, 64: 112}.get(self.scaled, 64)
+
 
 def misfit(problem: Problem, config) -> str | None:
   """Why a configuration would not compute a problem, in words; None if it would."""

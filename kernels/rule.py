@@ -40,8 +40,8 @@ def _few(problem: problems.Problem):
   elif 2 * blocks <= configs.CORES and tile_m <= most and problem.scaled != 32:
     # One warpgroup that has all steps in flight needs no others' sums.
     alone = problem.layout is layouts.Layout.INT4 and problem.scaled is None and problem.inputs <= _ALONE
-    # dINT's tables change with the group, and with fewer inputs a block less often; so do scales of plain activations,
-    # which warps multiply faster where they are few.
+    # dINT's tables change with the group, and with fewer inputs a block less often. So do the scales of products with
+    # plain activations, of which warps multiply up to 8 tokens faster.
     cluster = problem.scaled is not None and problem.inputs > _FEW_INPUTS and (
         problem.layout is layouts.Layout.DINT4 or wide and tile_m > 8)
     way = dict(split=2) if cluster else dict(fold=2)
@@ -69,7 +69,7 @@ def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Deco
   """Weights of 4 bits in tiles of 128 outputs, if each multiprocessor has one at most."""
   if math.ceil(problem.outputs / 128) > configs.CORES or problem.layout is layouts.Layout.ROWS:
     return None
-  if config.tile_m > _FEW // 2:  # of less than that many tokens, blocks beside each other take less time
+  if config.tile_m > _FEW // 2:  # tiles of 48 take less time in blocks beside each other
     tile = _tile(problem, _FEW)
     fits = config.tile_m == _FEW and problem.scaled in (None, 128) and problems.misfit(problem, tile) is None
     return tile if fits else None
@@ -123,21 +123,20 @@ def _many(problem: problems.Problem):
     tiles = math.ceil(problem.outputs / config.outputs) * math.ceil(problem.tokens / config.tile_m)
     # The border of a tile costs what so many of its tokens do: its weights are unpacked, its sums written. A warpgroup
     # alone has half the outputs, and leaves the tensor cores idle while it unpacks, or scales the sums of groups.
-    border = 96 if problem.layout is layouts.Layout.DINT4 else 48
+    border = 96 if problem.layout is layouts.Layout.DINT4 and problem.scaled is None else 48
     alone = 0.6 if problem.scaled is None else 0.7
     return math.ceil(tiles / configs.CORES) * (config.tile_m + border) * (1 if config.warpgroups > 1 else alone)
 
-  # Sums in float32 beside those of a group leave registers for 128 tokens, and masked weights of small ones for fewer.
-  most = {None: 256, 128: 128, 64: 112}.get(problem.scaled, 64)
-  return min((_tile(problem, tile_m, warpgroups) for warpgroups in (2, 1) for tile_m in range(most, 32, -16)), key=cost)
+  sizes = range(problem.most_tokens, 32, -16)
+  return min((_tile(problem, tile_m, warpgroups) for warpgroups in (2, 1) for tile_m in sizes), key=cost)
 
 
 def _tile(problem: problems.Problem, tile_m: int, warpgroups: int = 2) -> configs.Prefill:
   """Many tokens: the steps of a tile of so many tokens."""
   # Of two tiles of 128 tokens and groups of 128, a third stage makes the compiler spill a register; it would bring 1 %.
-  most = 2 if problem.scaled == tile_m == 128 and tile_m < problem.tokens <= 2 * tile_m else 6
+  spilling = warpgroups > 1 and problem.scaled == tile_m == 128 and tile_m < problem.tokens <= 2 * tile_m
   deepest = lambda tile_k: configs.Prefill(
-      tile_m=tile_m, tile_k=tile_k, warpgroups=warpgroups).deepest(*problem.weights, most=most)
+      tile_m=tile_m, tile_k=tile_k, warpgroups=warpgroups).deepest(*problem.weights, most=2 if spilling else 6)
   # What a step costs beside its bytes is paid less often in longer ones, of which packed weights leave room for enough.
   # A warpgroup alone also waits for what is copied while it unpacks, and wants more of them.
   if problem.layout is not layouts.Layout.ROWS or warpgroups == 1:

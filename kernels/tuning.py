@@ -60,8 +60,12 @@ def forced(configuration: Callable[[problems.Problem], Any]) -> Iterator[None]:
 
 
 def key(problem: problems.Problem) -> problems.Problem:
-  """What measurements are filed under: tokens count in powers of two, and only groups have a body for 4-bit codes."""
-  return problem._replace(tokens=1 << max(0, problem.tokens - 1).bit_length(),
+  """What measurements are filed under.
+
+  Tokens count in whole tiles up to the largest, beyond in powers of two; only groups have a body for 4-bit codes.
+  """
+  tokens, whole = problem.tokens, problem.tokens <= configs.Prefill.MOST_TOKENS
+  return problem._replace(tokens=configs.whole_tile(tokens) if whole else 1 << (tokens - 1).bit_length(),
                           four_bits=problem.four_bits and problem.group is not None)
 
 

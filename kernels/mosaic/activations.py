@@ -74,7 +74,7 @@ def _inner(features: int, group_size: int, transformed: bool) -> int:
   return next((inner for inner in (4, 2) if transformed and fits(inner)), 1)
 
 
-def _resident(features: int, rows: int, vectors: int, itemsize: int) -> tuple[int, int]:
+def _resident(features: int, rows: int, vectors: int, itemsize: int, exchanged: bool = False) -> tuple[int, int]:
   """(blocks of a multiprocessor, vectors in registers) where blocks keep vectors and take tokens in turn; 0 for none.
 
   A block has registers for a token in float32, the next one as it is, and some vectors; shared memory for the others.
@@ -84,15 +84,16 @@ def _resident(features: int, rows: int, vectors: int, itemsize: int) -> tuple[in
     rows: that are read for each token.
     vectors: float32 [K] that stay for all tokens.
     itemsize: bytes of what is read.
+    exchanged: whether a transform has shared memory for a token.
   """
   def blocks(held):
     registers = features // 128 * (1 + rows * itemsize / 4 + held) + _OTHER_REGISTERS
     found = int(configs.REGISTERS / registers) if registers < 256 else 0
-    room = lambda count: 4 * features * (vectors - held) <= configs.shared_memory_beside(count)
+    room = lambda count: 4 * features * (vectors - held + exchanged) <= configs.shared_memory_beside(count)
     return next((count for count in range(found, 1, -1) if room(count)), 0)
 
-  # As many vectors in registers as fit, or one fewer, but one, where that brings another block: to read more of them
-  # for every token takes longer than the block is worth.
+  # As many vectors in registers as fit, or one fewer if some stay there and that brings another block: to read more of
+  # them for every token takes longer than the block is worth.
   most = next((held for held in range(vectors, -1, -1) if blocks(held)), 0)
   return max((blocks(held), held) for held in (most, most - 1 if most > 1 else most))
 
@@ -132,7 +133,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   at_once = tokens <= configs.CORES and features * (1 + len(names)) <= MOST_FEATURES
   rows, itemsize, blocks, in_registers = len(added) + (2 if before.gate else 1), x.dtype.itemsize, 0, 0
   if 4 * len(names) > (rows + len(added)) * itemsize + 1 or before.hadamard > 1 and not exchanged:
-    beside, in_registers = _resident(features, rows, len(names), itemsize)
+    beside, in_registers = _resident(features, rows, len(names), itemsize, exchanged)
     blocks = configs.CORES * beside
   in_turn = 0 < 2 * blocks < tokens
   held = at_once or in_turn
@@ -159,7 +160,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
     values, vectors = read(first), [functools.partial(load, ref) for ref in vector_refs]
     if held:  # of the scale the inverse, so that nothing is divided for each token; else it is made, for the same codes
       loaded = [1 / load(ref) if name == 'scale' else load(ref) for name, ref in zip(names, vector_refs)]
-      vectors = [functools.partial(lambda vector: vector, vector) for vector in loaded[: len(names) - shared]]
+      vectors = [lambda vector=vector: vector for vector in loaded[: len(names) - shared]]
       for vector, ref in zip(loaded[len(vectors) :], vectors_smem):
         token_registers.keep(vector, places, ref)
         vectors.append(functools.partial(token_registers.kept, places, ref))

@@ -11,7 +11,7 @@ from kernels import layouts
 
 # The kernels rely on the Mosaic of this version; what later ones take away shows when their modules are imported.
 _OLDEST_JAX = (0, 10, 2)
-_KERNELS = ('decode', 'decode_attention', 'prefill', 'token_registers')
+_KERNELS = ('decode', 'decode_attention', 'prefill', 'token_arithmetic', 'token_transform')
 
 
 def check_device() -> None:

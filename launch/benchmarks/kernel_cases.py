@@ -73,11 +73,13 @@ def every() -> list[Case]:
       *itertools.starmap(_two_level, itertools.product([small], [32], [128])),
       # Tiles of 48.
       *itertools.starmap(_codes, itertools.product(_SIZES[1:], [40], [int4, dint4])),
+      *itertools.starmap(_codes, itertools.product([_SIZES[1]], [40], [int4, dint4], [128, 64], [True])),
+      *itertools.starmap(_two_level, itertools.product([_SIZES[1]], [40], [128, 64])),
       # Tiles between few tokens and many, of one warpgroup and of two.
       *itertools.starmap(_codes, itertools.product(_SIZES[:2], [80, 192], [int4, dint4])),
       *itertools.starmap(_codes, itertools.product([small], [128], BITS)),
       *itertools.starmap(_codes, itertools.product([small], [80, 128, 192], [int4], [128], [True])),
-      # Tiles of 112 tokens and small groups, and of 128 with four groups a step.
+      # Small groups: tiles of 112 tokens, and of 96.
       *itertools.starmap(_codes, itertools.product([small], [8192], [int4], [64], [True])),
       *itertools.starmap(_codes, itertools.product([_SIZES[1]], [few, many], [int4, dint4], [64])),
       *itertools.starmap(_codes, itertools.product([small], [few, many], [rows], [128, 64])),

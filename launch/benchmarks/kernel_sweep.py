@@ -91,10 +91,12 @@ def candidates(problem: problems.Problem) -> list[Any]:
     for tile_m, tile_k, stages, warpgroups, (split, fold, shared, copying, tile_n), f8 in itertools.product(
         sorted(few), longest, (2, 3, 4), (1, 2, 3), _BLOCKS, float8):
       found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8, fold, shared, copying, tile_n))
-  most = 128 if problem.scaled else configs.Prefill.MOST_TOKENS
-  sizes = {size for size in parts(1, 2, 3, 4) | ({64, 128, 192, 256} if problem.tokens > 64 else set()) if size <= most}
+  most, chosen = problem.most_tokens, rule.configuration(problem).tile_m
+  # Tiles of one wave or few, whole powers of two, and those beside the rule's.
+  sizes = parts(1, 2, 3, 4) | {64, 128, 192, 256, most, chosen - 16, chosen, chosen + 16}
+  sizes = sorted(size for size in sizes if 32 < size <= min(most, configs.whole_tile(problem.tokens)))
   for tile_m, tile_k, (tile_n, warpgroups, cluster), panel, f8 in itertools.product(
-      sorted(sizes), _STEPS, _TILES, (4, 16) if problem.tokens > most else (8,), float8):
+      sizes, _STEPS, _TILES, (4, 16) if problem.tokens > most else (8,), float8):
     if tile_n * tile_m * warpgroups <= _MOST_SUMS and problem.layout is not layouts.Layout.INT4_WIDE:
       config = configs.Prefill(tile_n, tile_m, tile_k, 1, warpgroups, panel, f8, cluster).deepest(*problem.weights)
       if config.stages > 1:

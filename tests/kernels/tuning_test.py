@@ -37,7 +37,7 @@ class TuningTest(parameterized.TestCase):
     entry = {'problem': {**problem._asdict(), 'layout': 'int4'}, 'config': configs.describe(config)}
     (folder / 'nvidia_h200.json').write_text(json.dumps({'entries': [entry]}), encoding='utf-8')
     with mock.patch.object(tuning, 'DATA', folder), mock.patch.object(tuning, 'measured', tuning.measured.__wrapped__):
-      for tokens, four_bits, found in ((17, False, True), (32, True, True), (16, False, False), (33, False, False)):
+      for tokens, four_bits, found in ((25, False, True), (32, True, True), (24, False, False), (33, False, False)):
         asked = problem._replace(tokens=tokens, four_bits=four_bits)
         self.assertEqual(tuning.choose(asked, 'NVIDIA H200'), config if found else rule.configuration(asked))
       self.assertEqual(tuning.choose(problem, 'NVIDIA H100'), rule.configuration(problem))

@@ -91,10 +91,10 @@ class ColumnsTest(parameterized.TestCase):
     self.assertEqual(largest(problem._replace(two_level=True)), 256)
 
   @parameterized.product(
-      tokens=[1, 16, 40, 64, 80, 128, 200, 256, 2048], size=[(4096, 4096), (14_336, 4096), (4096, 14_336)],
-      layout=['INT4', 'DINT4', 'ROWS'])
-  def test_what_the_rule_chooses_is_tried_but_for_stages(self, tokens, size, layout):
-    problem = problems.Problem(tokens, *size, kernel_columns.kernels.Layout[layout])
+      tokens=[1, 16, 40, 64, 80, 128, 200, 512, 2048], size=[(4096, 4096), (22_016, 4096), (5120, 13_824)],
+      layout=['INT4', 'DINT4', 'ROWS'], group=[None, 128, 64])
+  def test_what_the_rule_chooses_is_tried_but_for_stages(self, tokens, size, layout, group):
+    problem = problems.Problem(tokens, *size, kernel_columns.kernels.Layout[layout], group)
     tiling = lambda config: (type(config), config.tile_n, config.tile_m, config.tile_k, config.warpgroups)
     self.assertIn(tiling(rule.configuration(problem)), map(tiling, kernel_sweep.candidates(problem)))
 
