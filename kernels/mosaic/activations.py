@@ -74,7 +74,7 @@ def _inner(features: int, group_size: int, transformed: bool) -> int:
   return next((inner for inner in (4, 2) if transformed and fits(inner)), 1)
 
 
-def _resident(features: int, rows: int, vectors: int, itemsize: int, exchanged: bool = False) -> tuple[int, int]:
+def _resident(features: int, rows: int, vectors: int, itemsize: int, exchanged: bool) -> tuple[int, int]:
   """(blocks of a multiprocessor, vectors in registers) where blocks keep vectors and take tokens in turn; 0 for none.
 
   A block has registers for a token in float32, the next one as it is, and some vectors; shared memory for the others.
