@@ -22,6 +22,7 @@ that calls one falls back to XLA, that of a jitted function finds the choice mad
 
 from kernels.activations import StaticRange
 from kernels.activations import quantize_activations
+from kernels.attention import Cache
 from kernels.attention import decode_attention
 from kernels.before import Before
 from kernels.layouts import Layout

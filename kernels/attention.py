@@ -1,63 +1,95 @@
 """Attention of single tokens over the cache that each of them joins: a step of decoding.
 
-The parts of which XLA's implementation is made serve steps of several tokens too: `rotate`, `written`, `attend`.
+The parts of which XLA's implementation is made serve steps of several tokens too: `rotate`, `extended`, `dense`,
+`attend`.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kernels import activations
 from kernels import checks
 from kernels import dispatch
 from kernels.mosaic import attention as mosaic
 
 
-def decode_attention(qkv, keys, values, positions, *, angles=None, window: int | None = None, implementation=None):
+class Cache(NamedTuple):
+  """Keys and values of the tokens so far: slot i of a row is for its token at position i.
+
+  Attributes:
+    keys, values: floating, or int8 codes, [batch, kv_heads, slots, head_dim].
+    key_scale, value_scale: of codes, float32 [batch, kv_heads, slots], a scale for each head of each token: value =
+      scale * code; None where there are no codes.
+  """
+
+  keys: Any
+  values: Any
+  key_scale: Any = None
+  value_scale: Any = None
+
+  @property
+  def quantized(self) -> bool:
+    """Whether there are codes."""
+    return self.key_scale is not None
+
+
+def decode_attention(qkv, cache: Cache, positions, *, angles=None, window: int | None = None, implementation=None):
   """Rotates a token of every row, writes its keys and values into the cache, and attends to all that it sees there.
 
   Args:
     qkv: floating [batch, heads + 2 * kv_heads, head_dim], the queries, keys and values of the tokens.
-    keys, values: of the same dtype, [batch, kv_heads, slots, head_dim]; slot i of a row is for its token at position i.
+    cache: of the dtype of qkv, or of codes: then keys and values are quantized as `quantize_activations` does it, head
+      by head, behind the rotation, and tokens attend to each other and to themselves as the cache has them.
     positions: int32 [batch], where the tokens stand, from 0. What is attended to beyond the slots is undefined, and so
       is what then becomes of the last one.
     angles: (cosine, sine), each float32 [batch, head_dim / 2], by which queries and keys turn; None for no rotation.
     window: tokens that a token attends to, itself included; None: all up to it.
-    implementation: `xla`; `mosaic_gpu`, one kernel, which reads few slots behind the token's, and rounds weights before
-      they are divided by their sum; None: the fastest that takes the problem on this device.
+    implementation: `xla`; `mosaic_gpu`, one kernel, which reads few slots behind the token's, rounds weights before
+      they are divided by their sum, and multiplies by inverses of scales where `xla` divides, so that a code on an edge
+      may be its neighbor; None: the fastest that takes the problem on this device.
 
   Returns:
-    (mixed values [batch, heads, head_dim], keys, values), the last two with the tokens; in place under jit, where the
-    ones that were given are not needed any more.
+    (mixed values [batch, heads, head_dim], the cache with the tokens), the cache in place under jit, where the one that
+    was given is not needed any more.
 
   Raises:
     ValueError: arrays that do not fit each other, a window of less than one token, or an unknown implementation.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   checks.implementation(implementation, _FUNCTIONS)
-  _check(qkv, keys, values, positions, angles, window)
-  arguments = dict(qkv=qkv, keys=keys, values=values, positions=positions, angles=angles, window=window)
-  problem = f'attention of {qkv.dtype} {list(qkv.shape)} over {list(keys.shape)}'
+  _check(qkv, cache, positions, angles, window)
+  arguments = dict(qkv=qkv, cache=cache, positions=positions, angles=angles, window=window)
+  problem = f'attention of {qkv.dtype} {list(qkv.shape)} over {cache.keys.dtype} {list(cache.keys.shape)}'
   return dispatch.call(_FUNCTIONS, implementation, arguments, problem)
 
 
-def _check(qkv, keys, values, positions, angles, window) -> None:
+def _check(qkv, cache, positions, angles, window) -> None:
   """Raises `ValueError` for what does not fit."""
+  if not isinstance(cache, Cache):
+    raise ValueError(f'a cache is a kernels.Cache, not a {type(cache).__name__}')
   if angles is not None and not (isinstance(angles, (tuple, list)) and len(angles) == 2):
     raise ValueError(f'angles must be a pair of arrays, cosine and sine, not {angles!r}')
   pair = {} if angles is None else dict(zip(('cosine', 'sine'), angles))
-  checks.arrays(qkv=qkv, keys=keys, values=values, positions=positions, **pair)
+  scales = cache._asdict() if cache.quantized or cache.value_scale is not None else {}
+  checks.arrays(**{**dict(qkv=qkv, keys=cache.keys, values=cache.values, positions=positions), **scales, **pair})
   if qkv.ndim != 3 or not jnp.issubdtype(qkv.dtype, jnp.floating):
     raise ValueError(f'qkv must be floating [batch, heads, head_dim], not {qkv.dtype} {list(qkv.shape)}')
   batch, heads, dim = qkv.shape
-  kv_heads, slots = keys.shape[1:3] if keys.ndim == 4 else (0, 0)
+  kv_heads, slots = cache.keys.shape[1:3] if cache.keys.ndim == 4 else (0, 0)
   if not kv_heads or not slots or heads <= 2 * kv_heads or heads % kv_heads:
-    raise ValueError(f'keys of shape {keys.shape} do not fit qkv of shape {qkv.shape}')
-  of_cache = (batch, kv_heads, slots, dim), qkv.dtype
-  for name, array, shape, dtype in (
-      ('keys', keys, *of_cache), ('values', values, *of_cache), ('positions', positions, (batch,), jnp.int32),
-      *((name, array, (batch, dim // 2), jnp.float32) for name, array in pair.items())):
+    raise ValueError(f'keys of shape {cache.keys.shape} do not fit qkv of shape {qkv.shape}')
+  if not scales and jnp.issubdtype(cache.keys.dtype, jnp.integer):
+    raise ValueError(f'keys are codes, {cache.keys.dtype}: they need key_scale and value_scale')
+  of_slots = (batch, kv_heads, slots)
+  numbers, scale = ((*of_slots, dim), jnp.int8 if scales else qkv.dtype), (of_slots, jnp.float32)
+  wanted = dict(keys=numbers, values=numbers, positions=((batch,), jnp.int32),
+                **dict.fromkeys(('key_scale', 'value_scale') if scales else (), scale),
+                **dict.fromkeys(pair, ((batch, dim // 2), jnp.float32)))
+  for name, (shape, dtype) in wanted.items():
+    array = (cache._asdict() | pair | {'positions': positions})[name]
     if array.shape != shape or array.dtype != dtype:
       raise ValueError(f'{name} must be {jnp.dtype(dtype)} {list(shape)}, not {array.dtype} {list(array.shape)}')
   if angles is not None and dim % 2:
@@ -78,20 +110,41 @@ def rotate(x, angles):
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def written(held, new, positions):
-  """Keys or values `held` [batch, kv_heads, slots, head_dim] with `new`, of as many tokens as there are positions.
+def extended(cache: Cache, new: Cache, positions, first: bool = False) -> Cache:
+  """The cache with tokens in the slots of their positions.
 
   Args:
-    held, new: of the same dtype and axes.
-    positions: int32 [batch, tokens], the slots of the tokens. Those beyond them are dropped, or, of a single token,
-      replace the last slot.
+    cache: to write into.
+    new: the tokens, in place of slots; of the same dtypes.
+    positions: int32 [batch, tokens], distinct in each row. Those beyond the slots are dropped, or, of a single token in
+      all, replace the last slot.
+    first: whether the positions of each row are 0, 1, ...
   """
-  if positions.size == 1:  # in place, without a look at the slot as it was
-    return jax.lax.dynamic_update_slice_in_dim(held, new, positions[0, 0], axis=2)
-  # Every axis up to that of the slots has an index: of some only, XLA would bring those to the front, by a copy.
-  rows, heads = jnp.ogrid[: new.shape[0], : new.shape[1]]
-  at = rows[..., None], heads[..., None], positions[:, None]
-  return jnp.asarray(held).at[at].set(new, mode='drop', unique_indices=True)
+  if first:
+    write = lambda held, new: jax.lax.dynamic_update_slice(held, new[:, :, : held.shape[2]], (0,) * new.ndim)
+  elif positions.size == 1:  # in place, without a look at the slot as it was
+    write = lambda held, new: jax.lax.dynamic_update_slice_in_dim(held, new, positions[0, 0], axis=2)
+  else:
+    # Every axis up to that of the slots has an index: of some only, XLA would bring those to the front, by a copy.
+    rows, heads = jnp.ogrid[: new.keys.shape[0], : new.keys.shape[1]]
+    at = rows[..., None], heads[..., None], positions[:, None]
+    write = lambda held, new: jnp.asarray(held).at[at].set(new, mode='drop', unique_indices=True)
+  return jax.tree.map(write, cache, new)
+
+
+def coded(keys, values) -> Cache:
+  """Floating keys and values, [..., head_dim], as a cache of codes holds them."""
+  (keys, key_scale), (values, value_scale) = (
+      activations.quantize_activations(x, bits=8, implementation='xla')[:2] for x in (keys, values))
+  return Cache(keys, values, key_scale[..., 0], value_scale[..., 0])
+
+
+def dense(cache: Cache, dtype):
+  """(keys, values), of codes the values that they stand for, in the dtype."""
+  if not cache.quantized:
+    return cache.keys, cache.values
+  return tuple((codes.astype(jnp.float32) * scale[..., None]).astype(dtype)
+               for codes, scale in ((cache.keys, cache.key_scale), (cache.values, cache.value_scale)))
 
 
 def seen(positions, keys: int, window: int | None):
@@ -104,8 +157,9 @@ def attend(q, keys, values, positions, *, window: int | None = None, bias: Any =
   """Causal attention of q [batch, tokens, heads, head_dim] over the slots of a cache.
 
   Args:
-    q: of the dtype of the cache.
-    keys, values, window: see `decode_attention`.
+    q: of the dtype of keys and values.
+    keys, values: as `dense` returns them.
+    window: see `decode_attention`.
     positions: int32 [batch, tokens], the last slot that each query sees.
     bias: float32 [batch, heads, tokens, slots], added to the scores, or None.
     prepare: what happens to the weights [batch, heads, tokens, slots] before they meet the values.
@@ -127,15 +181,16 @@ def attend(q, keys, values, positions, *, window: int | None = None, bias: Any =
   return jnp.einsum('bhgqk,bhkd->bqhgd', weights, values).reshape(q.shape)
 
 
-def _xla(qkv, keys, values, positions, angles, window):
-  kv_heads = keys.shape[1]
-  q, k, v = jnp.split(qkv[:, None], (qkv.shape[1] - 2 * kv_heads, qkv.shape[1] - kv_heads), axis=-2)
+def _xla(qkv, cache, positions, angles, window):
+  heads = qkv.shape[1] - 2 * cache.keys.shape[1]
+  q, k, v = jnp.split(qkv[:, None], (heads, heads + cache.keys.shape[1]), axis=-2)
   if angles is not None:
     angles = [part[:, None, None] for part in angles]
     q, k = rotate(q, angles), rotate(k, angles)
   positions = positions[:, None]
-  keys, values = (written(held, new.swapaxes(1, 2), positions) for held, new in ((keys, k), (values, v)))
-  return attend(q, keys, values, positions, window=window)[:, 0], keys, values
+  new = (coded if cache.quantized else Cache)(k.swapaxes(1, 2), v.swapaxes(1, 2))
+  cache = extended(cache, new, positions)
+  return attend(q, *dense(cache, q.dtype), positions, window=window)[:, 0], cache
 
 
 _FUNCTIONS = {'xla': _xla, 'mosaic_gpu': mosaic.attend}

@@ -97,7 +97,7 @@ def stream(
                            f'length of {config.max_length}')
   slots = min(batching.filled(lengths.max() + limit), config.max_length)
   tokens = batching.rows(prompts, len(prompts), min(batching.filled(lengths.max()), slots))
-  cache = decoding.empty(config, len(prompts), slots)
+  cache = decoding.empty(params, config, len(prompts), slots)
   key = jax.random.key(0) if key is None else key
   running = np.ones(len(prompts), bool)
   options = dict(config=config, sampling=sampling, implementation=implementation)

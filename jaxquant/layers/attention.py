@@ -98,16 +98,18 @@ class Attention(nn.Module):
 
   def _in_one_kernel(self, q, specifications: dict) -> bool:
     """Whether a kernel may take a step over the cache whole: of single tokens, with nothing to do or see in between."""
+    others = set(OPERANDS) - set(cache.OPERANDS)
     return (self.implementation in device_kernels.OF_GPUS and q.shape[-3] == 1 and not self.alibi and not self.taps
-            and not set(OPERANDS) & set(specifications) and sharding.on_one_device())
+            and not others & set(specifications) and cache.writable(self, specifications) and sharding.on_one_device())
 
   def _attend(self, q, k, v, specifications: dict, positions, first: bool, angles):
     """The mixed values [batch, tokens, heads, head_dim]; q, k and v are not rotated yet."""
     if angles is not None:
       q, k = kernel.rotate(q, angles), kernel.rotate(k, angles)
-    q, k, v = (tap.prepare(self, self.taps, specifications.get(name), a, name).values
-               for name, a in zip(OPERANDS, (q, k, v)))
-    slots = None if positions is None else cache.extend(self, k, v, positions, first)
+    prepared = [tap.prepare(self, self.taps, specifications.get(name), a, name)
+                for name, a in zip(OPERANDS, (q, k, v))]
+    slots = None if positions is None else cache.extend(self, *prepared[1:], positions, first)
+    q, k, v = (activation.values for activation in prepared)
     bias = lambda places, keys: position_layers.alibi_bias(self.heads, places, keys) if self.alibi else None
     probabilities = specifications.get('probabilities')
     if positions is None or first:

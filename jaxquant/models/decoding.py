@@ -22,7 +22,7 @@ class Cache(NamedTuple):
   """What a batch of texts has left behind.
 
   Attributes:
-    layers: the collection of `layers.cache`: keys and values of every layer, in the compute dtype.
+    layers: the collection of `layers.cache`: keys and values of every layer, in the compute dtype or as codes.
     lengths: int32 [batch], tokens of each row so far.
   """
 
@@ -30,10 +30,11 @@ class Cache(NamedTuple):
   lengths: Any
 
 
-def empty(config: model_config.TransformerConfig, batch: int, slots: int) -> Cache:
+def empty(params: Any, config: model_config.TransformerConfig, batch: int, slots: int) -> Cache:
   """A cache of no tokens.
 
   Args:
+    params: the tree that will fill it, which says whether keys and values have codes (layers.cache).
     config: the decoder.
     batch: rows.
     slots: tokens that a row may come to have, prompt included; at most the model's `max_length`.
@@ -45,8 +46,9 @@ def empty(config: model_config.TransformerConfig, batch: int, slots: int) -> Cac
     raise errors.UserError('an encoder sees all tokens at once: it has no cache and generates nothing')
   if slots > config.max_length:
     raise errors.UserError(f'{slots} tokens exceed the model\'s context length of {config.max_length}')
-  held = lambda: cache_layers.empty(batch, slots, config.kv_heads, config.head_dim, config.compute_dtype)
-  layers = {str(i): {'attention': held()} for i in range(config.layers)}
+  held = lambda block: cache_layers.empty(batch, slots, config.kv_heads, config.head_dim, config.compute_dtype,
+                                          codes=cache_layers.coded(block['attention']))
+  layers = {name: {'attention': held(block)} for name, block in params['layers'].items()}
   return Cache({'layers': layers}, jnp.zeros(batch, jnp.int32))
 
 

@@ -15,19 +15,21 @@ TILE = 64
 _MOST_SHARING = 8
 
 
-def attend(qkv, keys, values, positions, angles, window):
+def attend(qkv, cache, positions, angles, window):
   """`attention.decode_attention` on Hopper; the arguments are checked already.
 
   Raises:
     NotImplementedError: not on this device, not for this problem, or under differentiation.
   """
   calls.check_device()
-  return lowered(qkv, keys, values, positions, angles, window)
+  return lowered(qkv, cache, positions, angles, window)
 
 
-def lowered(qkv, keys, values, positions, angles, window):
+def lowered(qkv, cache, positions, angles, window):
   """The same, for whatever device it is lowered."""
-  batch, kv_heads, slots, dim = keys.shape
+  batch, kv_heads, slots, dim = cache.keys.shape
+  if cache.quantized and qkv.dtype != jnp.bfloat16:
+    raise NotImplementedError(f'it takes bfloat16 beside a cache of codes, not {qkv.dtype}')
   if qkv.dtype not in (jnp.bfloat16, jnp.float16):
     raise NotImplementedError(f'it takes bfloat16 or float16, not {qkv.dtype}')
   if dim != _DIM:
@@ -36,7 +38,7 @@ def lowered(qkv, keys, values, positions, angles, window):
     raise NotImplementedError(f'it takes at most {_MOST_SHARING} queries that share keys, not {sharing}')
   if slots % TILE or not batch:
     raise NotImplementedError(f'it takes rows of a multiple of {TILE} slots, not {batch} of {slots}')
-  operands = dict(qkv=qkv, keys=keys, values=values, positions=positions, angles=angles)
+  operands = dict(qkv=qkv, cache=cache, positions=positions, angles=angles)
   return calls.guarded(functools.partial(_call, window=window), operands, ())
 
 

@@ -6,6 +6,9 @@ does not count. The rows of a matrix instruction are slots and then features, of
 columns are the queries that share keys, 8 or fewer: all that a thread holds of them takes few registers, so that four
 blocks share a multiprocessor, and one copies while another computes. Where rows and heads are few and slots many, the
 tiles are dealt out to a cluster, whose first block puts the parts together, and alone knows of the token.
+
+Of a cache of 8 bits, codes become operands in registers. The scales of slots multiply scores and weights, and the token
+attends to itself as the cache will have it.
 """
 
 import functools
@@ -18,12 +21,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from kernels.mosaic import attention
+from kernels.mosaic import cache_codes
+from kernels.mosaic import cache_numbers
 from kernels.mosaic import configs
 from kernels.mosaic import tiles
 
 _COLUMNS = 8
-_OF_FEATURES = plgpu.Layout.WGMMA.reduce(1)
-# Slots that a multiprocessor has room for, of keys or of values, and the most of them that help a block.
+# Slots of 16-bit numbers that a multiprocessor has room for, of keys or of values, and the most of them that help a
+# block.
 _ROOM, _MOST_AHEAD = 13 * attention.TILE, 8 * attention.TILE
 # Slots of a block from which on they are divided among two, and the most blocks that there may be then: 128 in clusters
 # of 8 took 14.6 us where 64 in clusters of 4 took 8.9 (two rows of 2048 slots, 8 heads of keys).
@@ -32,9 +37,11 @@ _LONG, _MOST_SHARING = 1024, configs.CORES // 2
 _MOST_BLOCKS = 4
 
 
-def attend(qkv, keys, values, positions, angles, *, window: int | None):
+def attend(qkv, cache, positions, angles, *, window: int | None):
   """The arguments and results of `kernels.decode_attention`; heads of 128 features, dtypes of 16 bits."""
-  batch, kv_heads, slots, dim = keys.shape
+  batch, kv_heads, slots, dim = cache.keys.shape
+  held = [array for array in cache if array is not None]
+  form, per_number = cache_codes if cache.quantized else cache_numbers, cache.keys.dtype.itemsize
   heads, dtype = qkv.shape[1] - 2 * kv_heads, qkv.dtype
   sharing, half = heads // kv_heads, dim // 2
   blocks, split = batch * kv_heads, 1
@@ -43,14 +50,16 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
   beside = min(_MOST_BLOCKS, pl.cdiv(blocks, configs.CORES))
   # A block by itself is as long as its latencies, of which longer steps are fewer.
   tile = attention.TILE * (2 if beside == 1 and slots % (2 * attention.TILE) == 0 else 1)
-  count, stages = slots // tile, min(2 * slots, _MOST_AHEAD, _ROOM // beside) // tile
+  room = 2 * min(_MOST_AHEAD, _ROOM // beside) // per_number
+  count, stages = slots // tile, min(2 * slots, room) // tile
   # Where blocks leave memory idle, it costs less to read a tile in vain than to wait for the position first.
   least = min(count, 2 * attention.TILE // tile) if beside == 1 else 1
   scale = math.log2(math.e) / math.sqrt(dim)  # exponents are of 2
 
   def kernel(qkv_gmem, positions_gmem, *refs):
-    angle_gmems, (keys_gmem, values_gmem, out_gmem, *refs) = refs[: len(angles or ())], refs[len(angles or ()) :]
-    tiles_smem, queries_smem, weights_smem, full, *of_cluster = refs
+    angle_gmems, refs = refs[: len(angles or ())], refs[len(angles or ()) :]
+    held_gmems, (out_gmem, *refs) = refs[: len(held)], refs[len(held) :]
+    tiles_smem, queries_smem, weights_smem, full, scales_smem, *of_cluster = refs
     row, head, rank = lax.axis_index('row'), lax.axis_index('head'), lax.axis_index('part') if split > 1 else 0
     position = positions_gmem[row]
 
@@ -58,20 +67,19 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       """Starts to copy an item: keys and values of this block's tiles in turn, from its tile `first` on."""
       step, slot = first + item // 2, lax.rem(2 * first + item, stages)
       of_tile = pl.ds((rank + split * step) * tile, tile)
-      held = values_gmem if item % 2 else keys_gmem
-      plgpu.copy_gmem_to_smem(held.at[row, head, of_tile], tiles_smem.at[slot], full.at[slot])
+      for gmem, smem in zip(held_gmems[item % 2 :: 2], (tiles_smem, scales_smem)):
+        plgpu.copy_gmem_to_smem(gmem.at[row, head, of_tile], smem.at[slot], full.at[slot])
 
     start = jnp.int32(0)
     for item in range(min(stages, 2 * least)):
       copy(item, start)
 
     # All of memory's latency at once, before anything waits for the position.
-    load = lambda ref: tiles.load(ref, _OF_FEATURES, optimized=False)
-    halves = lambda ref: [load(ref.at[pl.ds(begin, half)]) for begin in (0, half)]
-    turns = [load(ref.at[row]) for ref in angle_gmems]
+    halves = lambda ref: [form.load(ref.at[pl.ds(begin, half)]) for begin in (0, half)]
+    turns = [form.load(ref.at[row]) for ref in angle_gmems]
     queries = [halves(qkv_gmem.at[row, head * sharing + i]) for i in range(sharing)]
     new_key = halves(qkv_gmem.at[row, heads + head])
-    new_value = load(qkv_gmem.at[row, heads + kv_heads + head])
+    new_value = [form.load(qkv_gmem.at[row, heads + kv_heads + head])]
 
     steps = lax.min(pl.cdiv(position, tile), count)
     steps = lax.max(least, lax.div(steps - rank + split - 1, split))
@@ -95,14 +103,17 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       (cos, sin), (first, second) = turns, map(wide, parts)
       return [(first * cos - second * sin).astype(dtype), (second * cos + first * sin).astype(dtype)]
 
-    new_key = rotated(new_key)
+    written = [form.token(parts, dtype) for parts in (rotated(new_key), new_value)]
+    new_key, (new_value,) = (parts for parts, *_ in written)
 
     def write():
       """Writes the token into the cache."""
       last = lax.clamp(0, position, slots - 1)  # a row may be gone on with behind its end, in vain
-      for begin, part in zip((0, half), new_key):
-        keys_gmem[row, head, last, pl.ds(begin, half)] = part
-      values_gmem[row, head, last] = new_value
+      for i, (_, parts, token_scale) in enumerate(written):
+        for place, part in enumerate(parts):
+          form.store(part, held_gmems[i].at[row, head, last, pl.ds(place * len(part), len(part))])
+        if token_scale is not None:
+          held_gmems[2 + i][row, head, last] = token_scale
 
     if beside == 1:
       pl.when(rank == 0)(write)  # a block by itself is as long as its latencies, and here one hides behind the copies
@@ -121,21 +132,27 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
     own = lax.convert_element_type(rank == 0, jnp.float32) if split > 1 else 1.
     mixed, total = own * wide(across(new_value)), zeros + own / tile
 
+    of_slots = lambda slot: form.factor(scales_smem.at[slot], zeros.shape)
+
     def step(index, carry):
       mixed, most, total = carry
       key_slot, value_slot = (lax.rem(2 * index + i, stages) for i in range(2))
       plgpu.barrier_wait(full.at[key_slot])
-      scores = scale * multiplied(zeros, tiles_smem.at[key_slot], queries_smem.T)
+      scores = form.by_keys(zeros, tiles_smem.at[key_slot], queries_smem) * (scale * of_slots(key_slot))
       before = position - (rank + split * index) * tile - iota(tile, 0)
       seen = before > 0 if window is None else (before > 0) & (before < window)
       scores = jnp.where(seen, scores, -jnp.inf)
       above = lax.max(most, jnp.max(scores, axis=0))
       faded, weights = jnp.exp2(most - above), jnp.exp2(scores - down(above, tile))
-      weights_smem.T[...] = turned(weights)
+      arrived = lambda: plgpu.barrier_wait(full.at[value_slot])
+      if cache.quantized:
+        arrived()  # with the scales that the weights want
+      weights_smem.T[...] = turned(weights * of_slots(value_slot))
       plgpu.commit_smem()  # all threads have read the keys, too
       pl.when(index + stages // 2 < steps)(functools.partial(copy, stages, index))
-      plgpu.barrier_wait(full.at[value_slot])
-      mixed = multiplied(mixed * down(faded, dim), tiles_smem.at[value_slot].T, weights_smem.T)
+      if not cache.quantized:
+        arrived()
+      mixed = form.by_values(mixed * down(faded, dim), tiles_smem.at[value_slot], weights_smem)
 
       @pl.when(index + (stages + 1) // 2 < steps)
       def _():
@@ -153,7 +170,7 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       mixed /= total
       for i in range(sharing):
         column = jnp.sum(jnp.where(iota(dim, 1) == i, mixed, 0.), axis=1)
-        out_gmem[row, head * sharing + i] = column.astype(dtype)
+        form.store(column.astype(dtype), out_gmem.at[row, head * sharing + i])
 
     pl.when(rank == 0)(finish)
     if split > 1:
@@ -162,8 +179,10 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       write()  # into lines that the GPU's cache has by now, since the loop has read them
 
   scratch = [
-      tiles.smem((stages, tile, dim), dtype, half), tiles.smem((_COLUMNS, dim), dtype, half),
-      tiles.smem((_COLUMNS, tile), dtype, attention.TILE), plgpu.Barrier(num_barriers=stages)]
+      tiles.smem((stages, tile, dim), cache.keys.dtype, 128 // per_number), tiles.smem((_COLUMNS, dim), dtype, half),
+      tiles.smem((_COLUMNS, tile), dtype, attention.TILE),
+      plgpu.Barrier(num_arrivals=len(held) // 2, num_barriers=stages),
+      plgpu.SMEM((stages if cache.quantized else 1, tile), jnp.float32)]
   if split > 1:
     others = split - 1
     scratch += [plgpu.SMEM((others, 3, dim, _COLUMNS), jnp.float32), plgpu.Barrier(num_arrivals=3 * others)]
@@ -177,10 +196,11 @@ def attend(qkv, keys, values, positions, angles, *, window: int | None):
       name='decode_attention')
 
   def run(refs):
-    mixed, *cache = refs  # a kernel writes in place to references that it is called with
-    mixed[...] = call(qkv, positions, *(angles or ()), *cache)
+    mixed, *given = refs  # a kernel writes in place to references that it is called with
+    mixed[...] = call(qkv, positions, *(angles or ()), *given)
 
-  return pl.run_state(run)((jnp.zeros((batch, heads, dim), dtype), keys, values))
+  mixed, *held = pl.run_state(run)((jnp.zeros((batch, heads, dim), dtype), *held))
+  return mixed, type(cache)(*held)
 
 
 def send(sums, place: int, sums_smem, arrived) -> None:
@@ -205,8 +225,3 @@ def joined(one, other):
   scales = [jnp.exp2(part[1] - top) for part in (one, other)]
   mixed, total = (sum(scale * part[i] for scale, part in zip(scales, (one, other))) for i in (0, 2))
   return mixed, top, total
-
-
-def multiplied(total, a, b):
-  """float32 `total`, in the layout of an accumulator, and the product of two references to shared memory."""
-  return pl.run_state(lambda accumulator: plgpu.wgmma(accumulator, a, b))(plgpu.ACC.init(total))

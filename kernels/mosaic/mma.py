@@ -101,16 +101,11 @@ def _address(x, swizzle: int, run: int, fold: int):
 
 def _load(base, block: int, column: int, swizzle: int):
   """Four words of a thread: the operands of two instructions, of 64 bytes of 8 tokens."""
-  i32 = threads.i32()
   within = column % swizzle
   address = arith.addi(base, threads.constant(block + column // swizzle * 8 * swizzle))
   if within:  # the other half of a row of 128 bytes
     address = arith.xori(address, threads.constant(within))
-  struct = utils.llvm.StructType.get_literal([i32] * 4)
-  found = utils.llvm.inline_asm(
-      struct, [address], 'ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];', '=r,=r,=r,=r,r',
-      has_side_effects=True)
-  return [utils.llvm.extractvalue(i32, found, [i]) for i in range(4)]
+  return threads.load_matrices(address)
 
 
 def _mma(shape: str, kinds: str, words, before):

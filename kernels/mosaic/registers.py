@@ -141,13 +141,13 @@ def _unpack(packed, words, dtype, vectors=(), prepare=None):
     del ctx
     # By tile of 64 rows and by half of the 16 of a warp.
     prepared = [{(row, half): prepare(utils.bitcast(entry, threads.i32()))
-                 for (row, _, half, *_), entry in _enumerate(vector.registers)} for vector in vectors]
+                 for (row, _, half, *_), entry in threads.each(vector.registers)} for vector in vectors]
     element = ir.IntegerType.get_signless(8) if dtype == jnp.int8 else ir.Float8E4M3FNType.get()
     vector = ir.VectorType.get((4,), element)
     registers = array.registers.repeat(2, axis=1)  # only the shape matters; axis 1 counts blocks of 16 columns
     for block in range(array.registers.shape[1]):
       run, half = divmod(block, 2)
-      for index, register in _enumerate(array.registers[:, block]):
+      for index, register in threads.each(array.registers[:, block]):
         row, *rest = index
         blocks = 4 * run + half, 4 * run + 2 + half
         of_blocks = [prepared[block // width][row, rest[2]] for block in blocks] if prepared else ()
@@ -167,7 +167,7 @@ def only(weights, first: int, count: int):
   def clear(ctx, array):
     del ctx
     registers = array.registers.copy()
-    for index, register in _enumerate(registers):
+    for index, register in threads.each(registers):
       if not first <= 16 * index[1] < first + count:
         registers[index] = utils.bitcast(threads.constant(0), register.type)
     return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=array.is_signed)
@@ -202,7 +202,7 @@ def int4_over_64(packed):
     bias = threads.constant(0xBE00BE00)  # -8 / 64
     registers = array.registers.repeat(4, axis=1)  # blocks of 16 bytes become 4 blocks of 8 columns
     for block in range(array.registers.shape[1]):
-      for (row, *rest), register in _enumerate(array.registers[:, block]):
+      for (row, *rest), register in threads.each(array.registers[:, block]):
         word = utils.bitcast(register, threads.i32())
         for pair in range(4):
           mask, eight, factor = nibbles[pair % 2]
@@ -227,14 +227,3 @@ def _shift_left(word, bits: int):
 
 def _shift_right(word, bits: int):
   return arith.shrui(word, threads.constant(bits))
-
-
-def _enumerate(registers):
-  """(index, register) of an array of registers."""
-  return [(index, registers[index]) for index in _indices(registers.shape)]
-
-
-def _indices(shape):
-  if not shape:
-    return [()]
-  return [(i, *rest) for i in range(shape[0]) for rest in _indices(shape[1:])]

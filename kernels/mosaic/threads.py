@@ -42,3 +42,29 @@ def index(word):
 def element(register, place: int):
   """An element of a vector."""
   return vector.extract(register, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([place]))
+
+
+def each(registers):
+  """[(index, register)] of an array of registers."""
+  return [(index, registers[index]) for index in _indices(registers.shape)]
+
+
+def _indices(shape):
+  if not shape:
+    return [()]
+  return [(i, *rest) for i in range(shape[0]) for rest in _indices(shape[1:])]
+
+
+def load_matrices(address, transposed: bool = False):
+  """Four words of a thread, one of each of four matrices of 8 rows of 16 bytes (ldmatrix).
+
+  Args:
+    address: in shared memory, a word; that of lane l is where row l % 8 of matrix l / 8 begins.
+    transposed: whether units of 16 bits are transposed: then lane l has the numbers l / 4 of rows 2 (l % 4) and the one
+      behind it, and else numbers 2 (l % 4) and the one behind it of row l / 4.
+  """
+  struct = utils.llvm.StructType.get_literal([i32()] * 4)
+  found = utils.llvm.inline_asm(
+      struct, [address], f'ldmatrix.sync.aligned.m8n8.x4{".trans" * transposed}.shared.b16 {{$0, $1, $2, $3}}, [$4];',
+      '=r,=r,=r,=r,r', has_side_effects=True)
+  return [utils.llvm.extractvalue(i32(), found, [i]) for i in range(4)]

@@ -1,6 +1,6 @@
 """Speed of a step of decoding's attention on one GPU: the kernel beside XLA, and beside a copy of the same bytes.
 
-  python -m launch.benchmark attention [--rows=1,16,64 --slots=128,512 --kv_heads=32,8] [--output=FILE]
+  python -m launch.benchmark attention [--rows=1,16,64 --slots=128,512 --kv_heads=32,8 --codes] [--output=FILE]
 
 Every row's token stands at the last slot. Times are those of the device's kernels (CUPTI), medians over repetitions,
 and caches rotate through copies larger than the L2 cache.
@@ -23,6 +23,7 @@ _ROWS = flags.DEFINE_list('rows', ['1', '16', '64'], 'Rows of the batch, separat
 _SLOTS = flags.DEFINE_list('slots', ['128', '512', '2048', '8192'], 'Slots of a row in the cache, separated by commas.')
 _KV_HEADS = flags.DEFINE_list('kv_heads', ['32', '8'], 'Heads of keys and values, separated by commas.')
 _HEADS = count_flag.DEFINE('heads', 32, 'Heads of queries, a multiple of those of keys.')
+_CODES = flags.DEFINE_bool('codes', False, 'Caches of codes of 8 bits instead of bfloat16.')
 _REPETITIONS = count_flag.DEFINE('repetitions', 10, 'Repetitions; the median counts.')
 
 _COLUMNS = ('mosaic_gpu', 'xla')
@@ -30,7 +31,7 @@ _COLUMNS = ('mosaic_gpu', 'xla')
 
 def run() -> dict:
   """Measures every size with either implementation."""
-  steps = [attention_steps.Step(_HEADS.value, *size) for size in itertools.product(*map(
+  steps = [attention_steps.Step(_HEADS.value, *size, _CODES.value) for size in itertools.product(*map(
       count_flag.integers, (_KV_HEADS, _ROWS, _SLOTS)))]
   if odd := [step.kv_heads for step in steps if step.heads % step.kv_heads]:
     raise errors.UserError(f'--heads={_HEADS.value} is no multiple of {odd[0]} heads of keys')

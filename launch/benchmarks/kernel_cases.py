@@ -88,7 +88,8 @@ def every() -> list[Case]:
       *itertools.starmap(_two_level, itertools.product([small], [few, many], [64, 32])),
       *itertools.starmap(_plain, itertools.product([small], [1, 16, 64, 128], [None, 128], [False, True])),
       *itertools.starmap(_plain, itertools.product(_SIZES[1:], [1, 16, 64, 128], [128], [True])),
-      *itertools.starmap(_attention, [(1, 32, 32, 128), (1, 32, 8, 8192), (16, 32, 32, 2048), (16, 32, 8, 2048)]),
+      *itertools.starmap(_attention, itertools.product(
+          [(1, 32, 32, 128), (1, 32, 8, 8192), (16, 32, 32, 2048), (16, 32, 8, 2048)], [False, True])),
       *itertools.starmap(_quantization, [
           ('int8', {}), ('uint8, sums of 128', dict(symmetric=False, group_size=128)),
           ('int4 packed', dict(bits=4, packed=True)), ('int8 static', dict(static=True)),
@@ -140,15 +141,17 @@ def _plain(size, tokens, group, w_offset) -> Case:
   return Case(_name('W4A16', size, tokens, group, w_offset), call, operands)
 
 
-def _attention(rows, heads, kv_heads, slots) -> Case:
-  """Attention of a token of each row over the cache."""
-  of, dim, dtype = jax.ShapeDtypeStruct, 128, jnp.bfloat16
+def _attention(shape, coded) -> Case:
+  """Attention of a token of each row over the cache, which may be one of codes."""
+  (rows, heads, kv_heads, slots), of, dim, dtype = shape, jax.ShapeDtypeStruct, 128, jnp.bfloat16
+  numbers = of((rows, kv_heads, slots, dim), jnp.int8 if coded else dtype)
+  scales = of((rows, kv_heads, slots), jnp.float32) if coded else None
   operands = dict(
-      qkv=of((rows, heads + 2 * kv_heads, dim), dtype), keys=of((rows, kv_heads, slots, dim), dtype),
-      values=of((rows, kv_heads, slots, dim), dtype), positions=of((rows,), jnp.int32),
-      angles=(of((rows, dim // 2), jnp.float32),) * 2)
+      qkv=of((rows, heads + 2 * kv_heads, dim), dtype), cache=kernels.Cache(numbers, numbers, scales, scales),
+      positions=of((rows,), jnp.int32), angles=(of((rows, dim // 2), jnp.float32),) * 2)
   call = lambda operands: attention.lowered(**operands, window=None)
-  return Case(f'attention of {rows} x {heads} heads over {kv_heads} x {slots}', call, operands)
+  name = f'attention of {rows} x {heads} heads over {kv_heads} x {slots}' + ' of codes' * coded
+  return Case(name, call, operands)
 
 
 def _quantization(name, options) -> Case:

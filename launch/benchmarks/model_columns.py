@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxquant.layers import cache
 from jaxquant.layers import device_kernels
 from jaxquant.models import config as model_config
+from jaxquant.models import decoding
 from jaxquant.models import staging
 from jaxquant.models import validate
 from jaxquant.numerics import formats
@@ -33,12 +35,14 @@ class Column(NamedTuple):
     activations: bits of a symmetric code with a scale per token, or None for bfloat16.
     group_size: inputs that share a weight scale; None: all of an output.
     two_level: whether scales are snapped (numerics.two_level).
+    cache: bits of a symmetric code of keys and values with a scale for each head of each token, or None for bfloat16.
   """
 
   weights: int | None = None
   activations: int | None = None
   group_size: int | None = None
   two_level: bool = False
+  cache: int | None = None
 
 
 COLUMNS = {
@@ -47,6 +51,7 @@ COLUMNS = {
     'w4a16': Column(4, None, 128),
     'w4a8': Column(4, 8),
     'w4a4': Column(4, 4),
+    'w4a4 kv8': Column(4, 4, cache=8),
     'w4a8 g128': Column(4, 8, 128),
     'w4a8 two-level': Column(4, 8, 128, two_level=True),
 }
@@ -75,13 +80,30 @@ def prepared(config: model_config.TransformerConfig, column: Column, implementat
   return {**_drawn(rest, Column(), config.layers), 'layers': blocks}
 
 
+def filled_cache(params: dict[str, Any], config: model_config.TransformerConfig, batch: int, slots: int):
+  """A `decoding.Cache` for the tree whose keys and values are noise, as large as those of the model."""
+  cache = decoding.empty(params, config, batch, slots)
+  leaves, structure = jax.tree.flatten(cache.layers)
+
+  @functools.partial(jax.jit, donate_argnums=1)
+  def noise(key, leaf):
+    if leaf.dtype == jnp.int8:
+      return jax.random.randint(key, leaf.shape, -127, 128, jnp.int8)
+    if leaf.ndim == 3:  # scales of codes
+      return jax.random.uniform(key, leaf.shape, leaf.dtype, 0, 1 / 32)
+    return jax.random.normal(key, leaf.shape, leaf.dtype)
+
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  return cache._replace(layers=jax.tree.unflatten(structure, [noise(*pair) for pair in zip(keys, leaves)]))
+
+
 def _block(abstract: dict[str, Any], column: Column, sites: list[str], seed: int) -> dict[str, Any]:
-  """A block like `abstract`, with quantizers at its sites where the column quantizes activations."""
+  """A block like `abstract`, with quantizers at its sites and operands where the column quantizes them."""
   params = _drawn(abstract, column, seed)
-  if column.activations is not None:
-    for site in sites:
-      quantizer = quantizers.DynamicQuantizer(formats.IntFormat(column.activations))
-      params = trees.put(params, f'{site}/quantizer', quantizer)
+  operands = [f'attention/{name}' for name in cache.OPERANDS]
+  for paths, bits in ((sites, column.activations), (operands, column.cache)):
+    for path in paths if bits is not None else ():
+      params = trees.put(params, f'{path}/quantizer', quantizers.DynamicQuantizer(formats.IntFormat(bits)))
   return params
 
 

@@ -135,19 +135,26 @@ def _config(length: int) -> model_config.TransformerConfig:
 
 def _measured(config, case: _Case, models: dict[str, Any]) -> dict[str, dict[str, Any]]:
   """By column: seconds of each repetition, of their median, and of the first one, which compiles; or the error."""
-  found, cache = {}, _cache(config, case)
-  for name, params in models.items():
+  found, caches = {}, {}  # caches by what they hold
+
+  def timed(name):
+    params = models[name]
+    kind = jax.tree.structure(jax.eval_shape(lambda: decoding.empty(params, config, case.batch, case.context)))
+    cache = caches.pop(kind) if kind in caches else model_columns.filled_cache(params, config, case.batch, case.context)
+    seconds, caches[kind] = _timed(config, case, params, cache)
+    return seconds
+
+  for name in models:
     try:
-      seconds, cache = _timed(config, case, params, cache)
-    except RuntimeError as error:  # memory that does not suffice, and what the cache was given for
-      found[name], cache = kernel_programs.failure(error), None
-      cache = _cache(config, case)
+      seconds = timed(name)
+    except RuntimeError as error:  # memory that does not suffice, and what a cache was given for
+      found[name] = kernel_programs.failure(error)
+      caches.clear()
     else:
       found[name] = {'first_seconds': seconds, 'times': []}
   running = {name: column['times'] for name, column in found.items() if 'times' in column}
   for _, (name, times) in itertools.product(range(_REPETITIONS.value), running.items()):
-    seconds, cache = _timed(config, case, models[name], cache)
-    times.append(seconds / case.steps)
+    times.append(timed(name) / case.steps)
   for name, times in running.items():
     found[name]['seconds'] = statistics.median(times)
     found[name]['tokens_per_second'] = case.tokens / found[name]['seconds']
@@ -178,28 +185,19 @@ def _timed(config, case: _Case, params, cache: decoding.Cache) -> tuple[float, d
 
 def _add_kernels(config, case: _Case, params, row: dict[str, Any]) -> None:
   """Adds `kernels` to the row of a case that has run, and prints them."""
-  cache = _cache(config, case)
+  cache = model_columns.filled_cache(params, config, case.batch, case.context)
   found = model_kernels.by_name(kernel_timing.launches(lambda: _timed(config, case, params, cache)), case.steps)
   row['kernels'] = [kernel._asdict() for kernel in found]
   print(f'\n{case.kind} of {case.batch} x {case.context}, {row["column"]}: {1e6 * row["seconds"]:.1f} microseconds\n'
         f'{model_kernels.table(found)}', flush=True)
 
 
-def _cache(config, case: _Case) -> decoding.Cache:
-  """A cache whose keys and values are noise, as large as those of the model."""
-  cache = decoding.empty(config, case.batch, case.context)
-  leaves, structure = jax.tree.flatten(cache.layers)
-  noise = jax.jit(lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype), donate_argnums=1)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return cache._replace(layers=jax.tree.unflatten(structure, [noise(*pair) for pair in zip(keys, leaves)]))
-
-
 def _bytes(config, case: _Case, params) -> int:
   """What an evaluation has to move: all weights but the embedding's, of which it reads rows, and the cache, whole."""
   table = params['embedding']['kernel']
   rows = case.tokens * table.nbytes // len(table)
-  slots = 2 * config.layers * config.kv_heads * config.head_dim * config.compute_dtype.itemsize
-  return scoring.stored_bytes(params) - table.nbytes + rows + case.batch * case.context * slots
+  cache = jax.eval_shape(lambda: decoding.empty(params, config, case.batch, case.context).layers)
+  return scoring.stored_bytes(params) - table.nbytes + rows + scoring.stored_bytes(cache)
 
 
 def _complete(rows: list[dict[str, Any]], bandwidth: float | None) -> None:

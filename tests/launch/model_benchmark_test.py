@@ -50,7 +50,7 @@ class ColumnsTest(parameterized.TestCase):
         self.assertEqual(kernel.dtype, jnp.bfloat16)
       self.assertAlmostEqual(np.std(np.float32(linear.dense_kernel({'kernel': kernel}))) / 0.02, 1, delta=0.1)
     quantized = {trees.get(params, site)['quantizer'].format.bits for site in trees.inputs(params)}
-    self.assertEqual(quantized, {column.activations} - {None})
+    self.assertEqual(quantized, {column.activations, column.cache} - {None})
     blocks = params['layers']
     self.assertFalse(jnp.array_equal(*(jax.tree.leaves(blocks[i]['mlp']['up']['kernel'])[0] for i in blocks)))
 
@@ -58,7 +58,7 @@ class ColumnsTest(parameterized.TestCase):
   def test_logits_are_those_of_the_whole_forward_of_the_tree_that_is_not_laid_out(self, name):
     params, ids = model_columns.prepared(_CONFIG, model_columns.COLUMNS[name], 'xla'), networks.tokens(2)
     want = networks.evaluator(_CONFIG, 'xla', networks.quick_jit)(params, ids)
-    laid_out, cache = device_kernels.laid_out(params), decoding.empty(_CONFIG, 2, 8)
+    laid_out, cache = device_kernels.laid_out(params), decoding.empty(params, _CONFIG, 2, 8)
     self.assertIn('qkv', laid_out['layers']['0']['attention'])
     self.assertIn('gate_up', laid_out['layers']['0']['mlp'])
     counts = np.full(2, 7)

@@ -56,6 +56,7 @@ def _operands(params, config):
 
 _STATIC = quantizers.ClipQuantizer(jnp.float32(-2), jnp.float32(2.5), 4)
 _DYNAMIC = quantizers.DynamicQuantizer(formats.parse('uint4'))
+_CODES = quantizers.DynamicQuantizer(formats.parse('int8'))
 _TREES = {
     'packed': lambda params, config: _packed(params),
     'static': lambda params, config: _at_sites(params, config, _STATIC),
@@ -65,6 +66,9 @@ _TREES = {
     'dynamic operands': lambda params, config: trees.put(
         params, 'layers/0/attention', params['layers']['0']['attention'] | dict.fromkeys(
             ('query', 'key', 'value'), {'quantizer': _DYNAMIC})),
+    'cache of codes': lambda params, config: trees.put(
+        params, 'layers/0/attention', params['layers']['0']['attention'] | dict.fromkeys(
+            ('key', 'value'), {'quantizer': _CODES})),
 }
 
 
@@ -77,7 +81,7 @@ class DecodingTest(parameterized.TestCase):
     prompts = np.full((len(ids), width), 7, np.int32)
     for prompt, row, length in zip(prompts, ids, lengths):
       prompt[:length] = row[:length]
-    cache = decoding.empty(config, len(ids), slots)
+    cache = decoding.empty(params, config, len(ids), slots)
     logits, cache = _extend(params, cache, prompts, lengths, config=config, implementation=implementation, first=first)
     rows = np.arange(len(ids))
     for _ in range(ids.shape[1] - max(_LENGTHS) + 1):
@@ -110,7 +114,7 @@ class DecodingTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('llama', True), ('mistral', True), ('qwen3', True), ('gpt2', True), ('bloom', False),
-      ('llama', False, 'operands'))
+      ('llama', False, 'operands'), ('llama', False, 'dynamic operands'), ('llama', True, 'cache of codes'))
   def test_steps_of_single_tokens_in_one_kernel(self, style, taken, kind=None):
     config, params = networks.config(style), networks.params(style)
     made = _TREES[kind](params, config) if kind else params
@@ -139,7 +143,7 @@ class DecodingTest(parameterized.TestCase):
     config, params = networks.config(style), networks.params(style)
     ids = np.asarray(networks.tokens(2))
     whole = np.concatenate([ids, ids[:, ::-1]], axis=1)
-    _, cache = _extend(params, decoding.empty(config, 2, 16), whole, np.array([15, 2]), config=config)
+    _, cache = _extend(params, decoding.empty(params, config, 2, 16), whole, np.array([15, 2]), config=config)
     # The second row goes on by four tokens, the first by one: three of its places lie beyond the context.
     more = np.stack([np.append(whole[0, 15], [1, 1, 1]), whole[1, 2:6]])
     logits, _ = _extend(params, cache, more, np.array([1, 4]), config=config)
@@ -148,7 +152,7 @@ class DecodingTest(parameterized.TestCase):
 
   def test_steps_are_compiled_once(self):
     config, params = networks.config('qwen2'), networks.params('qwen2')
-    cache = decoding.empty(config, 2, 6)
+    cache = decoding.empty(params, config, 2, 6)
     before = decoding.extend._cache_size()
     for token in range(5):
       _, cache = decoding.extend(params, cache, np.full((2, 1), token, np.int32), np.ones(2, np.int32), config=config)
@@ -158,7 +162,7 @@ class DecodingTest(parameterized.TestCase):
     config, params = networks.config('llama', 'bfloat16'), networks.params('llama')
     ids = np.asarray(networks.tokens(2))
     want = np.float32(networks.evaluator(config, jit=networks.quick_jit)(params, ids))
-    cache = decoding.empty(config, 2, 8)
+    cache = decoding.empty(params, config, 2, 8)
     self.assertEqual({leaf.dtype for leaf in jax.tree.leaves(cache.layers)}, {jnp.dtype(jnp.bfloat16)})
     logits, cache = _extend(params, cache, ids[:, :7], np.full(2, 7), config=config)
     logits, _ = _extend(params, cache, ids[:, 7:], np.ones(2, np.int32), config=config)
@@ -167,9 +171,9 @@ class DecodingTest(parameterized.TestCase):
 
   def test_encoders_and_caches_beyond_the_context_are_refused(self):
     with self.assertRaisesRegex(errors.UserError, 'an encoder'):
-      decoding.empty(networks.config('bert'), 1, 8)
+      decoding.empty({}, networks.config('bert'), 1, 8)
     with self.assertRaisesRegex(errors.UserError, '17 tokens exceed .* 16'):
-      decoding.empty(networks.config('llama'), 1, 17)
+      decoding.empty({}, networks.config('llama'), 1, 17)
 
 
 if __name__ == '__main__':
