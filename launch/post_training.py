@@ -136,8 +136,12 @@ def recipe(config, mode) -> recipes.Recipe:
       methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
       allocated=config.allocation.bits is not None, weight_pattern=config.weight_pattern,
       clip_pattern=config.clip_pattern, activation=activation, site_patterns=tuple(config.site_patterns),
-      values=None if config.value_bits == 16 else config.value_bits, ranges=config.ranges, percentile=config.percentile,
-      align_zero=config.align_zero, symmetric_ranges=config.symmetric_ranges)
+      values=_below_16(config.value_bits), cache=_below_16(config.cache_bits), ranges=config.ranges,
+      percentile=config.percentile, align_zero=config.align_zero, symmetric_ranges=config.symmetric_ranges)
+
+
+def _below_16(bits: int) -> int | None:
+  return None if bits == 16 else bits
 
 
 def budget(config) -> mixed_precision.Budget | None:

@@ -136,7 +136,7 @@ def _described(precision, dataset, variant, seed, method):
   return {
       'variant': variant, 'seed': seed, 'dataset': dataset, 'weights': precision.weights,
       'activations': precision.activations, 'activation_mode': precision.mode,
-      **({'values': precision.values} if precision.values < 16 else {}),
+      **{name: bits for name, bits in (('values', precision.values), ('keys', precision.keys)) if bits < 16},
       'method': method if precision.weights < 16 else 'none'}
 
 
@@ -152,7 +152,7 @@ def end_tokens(model: models.Model, tokenizer: tokenizers.Tokenizer) -> list[int
 
 
 def described(params: Any) -> precisions.Precision:
-  """The precision of a quantized tree: of its first quantized site, and values, and of its quantized kernels.
+  """The precision of a quantized tree: of its first quantized site, values and keys, and of its quantized kernels.
 
   Where kernels differ, it is the mean over their weights of the bits of a code, to two decimals.
   """
@@ -164,8 +164,8 @@ def described(params: Any) -> precisions.Precision:
     weights = int(mean) if mean == int(mean) else mean
   bits = lambda quantizer: (quantizer.format if _dynamic(quantizer) else quantizer).bits
   found = {path: trees.get(params, path)['quantizer'] for path in trees.inputs(params)}
-  values = [bits(quantizer) for path, quantizer in found.items() if path.endswith('/value')]
-  made = precisions.Precision(weights, values=values[0] if values else 16)
+  of = lambda operand: next((bits(found[path]) for path in found if path.endswith(f'/{operand}')), 16)
+  made = precisions.Precision(weights, values=of('value'), keys=of('key'))
   for path, quantizer in found.items():
     if path.rpartition('/')[2] not in attention.OPERANDS:
       return made._replace(activations=bits(quantizer), mode='dynamic' if _dynamic(quantizer) else 'static')

@@ -113,6 +113,7 @@ def quantize() -> ml_collections.ConfigDict:
   config.align_zero = False  # static ranges that have zero as a level, which is what other formats know
   config.symmetric_ranges = False  # static ranges that have zero in their middle
   config.value_bits = 16  # bits of attention's values, static per channel between the extrema
+  config.cache_bits = 16  # bits of its keys and values, a range for each head of each token; 8 make a cache of codes
   config.site_patterns = (r'layers/.*',)  # sites that are quantized, and folded, where the model has no learned ranges
   config.calibration_length = config_dict.placeholder(int)  # tokens of a window; none: as trained
   # A grid for each linear instead of one for all, under a budget (transforms.allocation). Folds come first and are

@@ -71,7 +71,7 @@ _BOUNDS = {
     'seed': _SEED,
 }
 # Bits of codes, or 16 for none.
-_BITS = ('weights', 'activations', 'value_bits', 'qat.weight_bits')
+_BITS = ('weights', 'activations', 'value_bits', 'cache_bits', 'qat.weight_bits')
 # Tuples of (pattern, number) pairs, and the bounds of their numbers.
 _WITH_NUMBERS = {'qat.ranges': _POSITIVE, 'smooth_quant.exponents': _Bounds(0, 1)}
 # Groups whose keys are names of the user's choice, with the type of their values.

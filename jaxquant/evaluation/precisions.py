@@ -23,26 +23,31 @@ _NAME = re.compile('W([2-8]|16)A(?:(16)|([2-8]) (static|dynamic))')
 
 
 class Precision(NamedTuple):
-  """Bits of weights, activations and attention's values; 16 means not quantized, whatever the compute type.
+  """Bits of weights, activations, and attention's values and keys; 16 means not quantized, whatever the compute type.
 
   Attributes:
     weights: bits of the kernels' codes; a fraction where it describes kernels that differ.
     activations: bits of the activations' codes.
     mode: `none` without activation codes, `static` ranges, or `dynamic` ones, per token.
-    values: bits of the codes of the values that attention mixes.
+    values, keys: bits of the codes of the values that attention mixes, and of the keys beside them.
   """
 
   weights: float = 16
   activations: int = 16
   mode: str = 'none'
   values: int = 16
+  keys: int = 16
 
   @property
   def name(self) -> str:
-    """`W4A4 static`, or `W4A8V4 dynamic`."""
-    values = f'V{self.values}' if self.values < 16 else ''
+    """`W4A4 static`, `W4A8V4 dynamic`, or `W4A4KV8 dynamic`."""
     suffix = '' if self.mode == 'none' else f' {self.mode}'
-    return f'W{self.weights}A{self.activations}{values}{suffix}'
+    return f'W{self.weights}A{self.activations}{operands(self.keys, self.values)}{suffix}'
+
+
+def operands(keys: int, values: int) -> str:
+  """What a name says of attention's operands: `V4`, `KV8`, or nothing where neither is quantized."""
+  return f'KV{values}' if keys == values < 16 else f'K{keys}' * (keys < 16) + f'V{values}' * (values < 16)
 
 
 def standard(weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:
@@ -53,7 +58,7 @@ def standard(weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:
 
 
 def parse(name: str) -> Precision:
-  """The precision called `name`, as `Precision.name` has it, without `values`; `UserError` for a name that is none."""
+  """The precision called `name`, as `Precision.name` has it, without operands; `UserError` for a name that is none."""
   if not (match := _NAME.fullmatch(name)):
     raise errors.UserError(f'unknown precision {name!r}; there are W16A16, W4A16, W16A8 static, W4A4 dynamic and the '
                            'like, with 2 to 8 bits')

@@ -37,7 +37,7 @@ Files and fields may be missing; the page then lacks that part. A number may be 
 `results.json` is one object:
 
   evaluations      [{variant, seed, dataset, weights, activations (bits; 16 or more is floating point),
-                   activation_mode ('none', 'static', 'dynamic'), values (bits of attention's values, where they are
+                   activation_mode ('none', 'static', 'dynamic'), values, keys (bits of attention's, where they are
                    quantized), method ('none', 'rtn', 'gptq', ...), of a sweep
                    row (its name; none of the model as it is), and of a text
                    perplexity, bits_per_byte, tokens; of a task accuracy, accuracy_error, examples, and

@@ -15,7 +15,7 @@ METRICS = {'perplexity': False, 'accuracy': True, 'normalized_accuracy': True, '
 FULL_PRECISION = 'W16A16'
 MISSING = '–'
 
-_LABEL = re.compile(r'W(?P<weights>.*?)A(?P<activations>[^\sV]*)(?:V\S*)? ?(?P<mode>.*)', re.DOTALL)
+_LABEL = re.compile(r'W(?P<weights>.*?)A(?P<activations>[^\sKV]*)(?:[KV]\S*)? ?(?P<mode>.*)', re.DOTALL)
 _MODES = ('', 'static', 'dynamic')
 _PLAIN_METHODS = ('none', 'rtn')
 _DIGITS = 4
@@ -80,8 +80,9 @@ def precision(evaluation: Mapping[str, Any]) -> str:
   """The column of an evaluation, such as 'W16A16' or 'W4A4 static'. Widths left out count as 16 bits."""
   weights, activations = evaluation.get('weights') or 16, evaluation.get('activations') or 16
   mode = evaluation.get('activation_mode') or 'none'
-  values = evaluation.get('values') or 16
-  label = f'W{weights}A{activations}' + (f'V{values}' if records.number(values) < 16 else '')
+  keys, values = (evaluation.get(name) or 16 for name in ('keys', 'values'))
+  quantized = [f'{name}{bits}' for name, bits in (('K', keys), ('V', values)) if records.number(bits) < 16]
+  label = f'W{weights}A{activations}' + (f'KV{values}' if len(quantized) > 1 and keys == values else ''.join(quantized))
   # Unquantized activations have no mode, whatever the record says.
   return label if mode == 'none' or records.number(activations) >= 16 else f'{label} {mode}'
 

@@ -11,7 +11,7 @@ def dynamic_ranges(claim: transform.Claim, quantizer: quantizers.DynamicQuantize
   """The transform that gives every site `quantizer`, behind whatever else stands there.
 
   Args:
-    claim: sites.
+    claim: sites or operands.
     quantizer: of their activations.
 
   Returns:

@@ -37,6 +37,8 @@ class Recipe:
     site_patterns: sites that get it, and at which methods fold if something can be folded there: regular expressions on
       the whole name.
     values: bits of attention's values, static per channel (the value operand of arXiv:2311.05161); None for none.
+    cache: bits of attention's keys and values, symmetric, on a range for each head of each token; None for none. A
+      cache holds those of 8 bits as codes (layers.cache). Excludes `values`.
     ranges, percentile, align_zero, symmetric_ranges: of static ranges, see `activation_ranges`.
   """
 
@@ -49,6 +51,7 @@ class Recipe:
   activation: int | quantizers.DynamicQuantizer | None = 4
   site_patterns: tuple[str, ...] = (r'layers/.*',)
   values: int | None = None
+  cache: int | None = None
   ranges: str = 'minmax'
   percentile: float = 99.99
   align_zero: bool = False
@@ -73,6 +76,8 @@ class Recipe:
     if self.weight is None and 'linears' in kinds:
       raise errors.UserError(f'{self.methods[kinds.index("linears")]} is for weights that are quantized, and those of '
                              '16 bits are not: leave it out of the methods')
+    if self.values is not None and self.cache is not None:
+      raise errors.UserError('values of attention get one range: either the static ones of channels or that of a cache')
     self._check_options()
     patterns = {'weight_pattern': (self.weight_pattern,), 'clip_pattern': (self.clip_pattern,),
                 'site_patterns': self.site_patterns,
@@ -160,6 +165,10 @@ class Recipe:
     if self.values is not None:
       values = functools.partial(activation_ranges.activation_ranges, bits=self.values, per_channel=True)
       steps.append(driver.Step('operands', [(r'(.*/)?attention/value', values)], every=False))
+    if self.cache is not None:
+      quantizer = quantizers.DynamicQuantizer(formats.IntFormat(self.cache))
+      held = functools.partial(dynamic_ranges.dynamic_ranges, quantizer=quantizer)
+      steps.append(driver.Step('operands', [(r'(.*/)?attention/(key|value)', held)], every=False))
     if self.activation is None:
       return steps
     if isinstance(self.activation, int):

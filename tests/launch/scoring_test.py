@@ -21,6 +21,8 @@ class DescribedTest(parameterized.TestCase):
   @parameterized.parameters(
       ({}, 'W16A16'), ({'attention/value': _VALUES}, 'W16A16V4'), ({'mlp/input': _STATIC}, 'W16A6 static'),
       ({'attention/value': _VALUES, 'mlp/input': _DYNAMIC}, 'W16A8V4 dynamic'),
+      ({'attention/value': _DYNAMIC, 'attention/key': _DYNAMIC}, 'W16A16KV8'),
+      ({'attention/value': _VALUES, 'attention/key': _DYNAMIC}, 'W16A16K8V4'),
       ({'attention/query': _STATIC, 'attention/probabilities': _STATIC}, 'W16A16'))
   def test_operands_of_attention_are_no_activations_of_linears(self, inputs, name):
     params = networks.params('llama')

@@ -37,8 +37,10 @@ class PrecisionTableTest(parameterized.TestCase):
 
   def test_values_of_attention_have_their_width_too(self):
     evaluations = [_evaluation(5.0, weights=4, activations=8, mode='dynamic', values=values) for values in (16, 4)]
+    evaluations += [_evaluation(5.0, weights=4, activations=8, mode='dynamic', keys=8, values=values)
+                    for values in (16, 4, 8)]
     table = tables.precision_table(evaluations)
-    self.assertCountEqual(table.columns, ['W4A8 dynamic', 'W4A8V4 dynamic'])
+    self.assertSequenceEqual(table.columns, [f'W4A8{name} dynamic' for name in ('', 'K8', 'K8V4', 'KV8', 'V4')])
 
   def test_what_diverged_is_not_the_best(self):
     scores = {'a': math.nan, 'b': 20.0, 'c': 9.5}

@@ -104,6 +104,29 @@ class PerChannelTest(parameterized.TestCase):
       np.testing.assert_allclose(gradients[2][..., i, j], want[2], rtol=1e-5)
 
 
+class CacheTest(parameterized.TestCase):
+
+  @parameterized.parameters(*networks.STYLES)
+  def test_keys_and_values_get_a_range_for_each_head_of_each_token(self, style):
+    recipe = recipes.Recipe(weight=None, activation=None, cache=8)
+    result = _run(style, recipe.steps(staging.model_sites(networks.config(style))))
+    paths = [f'layers/0/attention/{name}' for name in ('key', 'value')]
+    self.assertCountEqual(trees.inputs(result.params), paths)
+    validate.validate(result.params, networks.config(style))
+    self.assertEqual([result.decisions[path]['dynamic_ranges'] for path in paths], [{'bits': 8}] * 2)
+    for path in paths:
+      x = _operands(style)[path.partition('/0/')[2]]
+      codes = trees.get(result.params, path)['quantizer'].codes(x)
+      np.testing.assert_allclose(codes.scale, np.abs(x).max(-1, keepdims=True) / 127, rtol=1e-6)
+    evaluate = networks.evaluator(networks.config(style), 'simulated', networks.quick_jit)
+    exact, simulated = (evaluate(tree, networks.tokens(4)) for tree in (networks.params(style), result.params))
+    self.assertBetween(float(jnp.mean((simulated - exact) ** 2) / jnp.mean(exact**2)), 1e-8, 1e-3)
+
+  def test_values_have_one_range(self):
+    with self.assertRaisesRegex(errors.UserError, 'either the static ones of channels or that of a cache'):
+      recipes.Recipe(values=4, cache=8)
+
+
 class OwnershipTest(parameterized.TestCase):
 
   def test_operands_are_owned_by_their_own_step_only(self):
