@@ -19,6 +19,7 @@ from jax.extend.mlir.dialects import arith
 from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
+from kernels.mosaic import column_numbers
 from kernels.mosaic import mma
 from kernels.mosaic import threads
 from kernels.mosaic import tiles
@@ -64,16 +65,21 @@ def store(array, ref) -> None:
   write(array, ref)
 
 
-def token(parts, dtype):
-  """Quantizes a head of a token: (its parts as the cache will have them, their codes, the scale).
+def token(key, value, dtype, scratch):
+  """Quantizes a token's key and value: of each (parts as the cache will have them, their codes, the scale).
 
   Args:
-    parts: a list of arrays of its features, all of one shape.
-    dtype: of the first.
+    key, value: lists of arrays of features.
+    dtype: of their numbers.
+    scratch: see `column_numbers`.
   """
-  wide = [part.astype(jnp.float32) for part in parts]
-  top = jnp.max(functools.reduce(jnp.maximum, map(jnp.abs, wide)))
-  found = [token_codes.symmetric(part, 8, top) for part in wide]
+  heads = [[part.astype(jnp.float32) for part in parts] for parts in (key, value)]
+  tops = column_numbers.magnitudes(*(functools.reduce(jnp.maximum, map(jnp.abs, parts)) for parts in heads), scratch)
+  return [_coded(parts, top, dtype) for parts, top in zip(heads, tops)]
+
+
+def _coded(parts, top, dtype):
+  found = [token_codes.symmetric(part, 8, top) for part in parts]
   codes, scale = [codes - bias for codes, bias, _ in found], found[0][-1]
   return [(scale * c.astype(jnp.float32)).astype(dtype) for c in codes], [c.astype(jnp.int8) for c in codes], scale
 

@@ -21,10 +21,15 @@ def store(array, ref) -> None:
   ref[...] = array
 
 
-def token(parts, dtype):
-  """What becomes of a head of a token: (its parts as the cache will have them, the same to be stored, no scale)."""
-  del dtype
-  return parts, parts, None
+def token(key, value, dtype, scratch):
+  """What becomes of a token's key and value: of each (parts as the cache will have them, what is stored, no scale).
+
+  Args:
+    key, value: lists of arrays of features.
+    dtype, scratch: of no use here.
+  """
+  del dtype, scratch
+  return (key, key, None), (value, value, None)
 
 
 def by_keys(total, tile, queries):

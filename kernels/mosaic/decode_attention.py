@@ -7,8 +7,9 @@ columns are the queries that share keys, 8 or fewer: all that a thread holds of 
 blocks share a multiprocessor, and one copies while another computes. Where rows and heads are few and slots many, the
 tiles are dealt out to a cluster, whose first block puts the parts together, and alone knows of the token.
 
-Of a cache of 8 bits, codes become operands in registers. The scales of slots multiply scores and weights, and the token
-attends to itself as the cache will have it.
+Of a cache of 8 bits, codes become operands in registers, which takes as long as their copies. So a block that is alone
+on a multiprocessor has two warpgroups, to which many tiles are dealt out likewise. The scales of slots multiply scores
+and weights, and the token attends to itself as the cache will have it.
 """
 
 import functools
@@ -21,18 +22,25 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from kernels.mosaic import attention
+from kernels.mosaic import attention_parts
 from kernels.mosaic import cache_codes
 from kernels.mosaic import cache_numbers
+from kernels.mosaic import column_numbers
 from kernels.mosaic import configs
 from kernels.mosaic import tiles
 
-_COLUMNS = 8
-# Slots of 16-bit numbers that a multiprocessor has room for, of keys or of values, and the most of them that help a
-# block.
-_ROOM, _MOST_AHEAD = 13 * attention.TILE, 8 * attention.TILE
+_COLUMNS = column_numbers.COLUMNS
+# Numbers of columns that a warpgroup makes, each of which has memory of its own.
+_TURNS = 4
+# Slots of 16-bit numbers that a multiprocessor has room for, of keys or of values, the most of them that help a block,
+# and how many lie in the place of a part of the sums.
+_ROOM, _MOST_AHEAD, _OF_PART = 13 * attention.TILE, 8 * attention.TILE, 48
 # Slots of a block from which on they are divided among two, and the most blocks that there may be then: 128 in clusters
 # of 8 took 14.6 us where 64 in clusters of 4 took 8.9 (two rows of 2048 slots, 8 heads of keys).
 _LONG, _MOST_SHARING = 1024, configs.CORES // 2
+# Slots of a block's codes from which on two warpgroups share them: of 2048 slots, 32 heads, 9.5 us instead of 11.1; of
+# 128, 2.9 instead of 2.7. Numbers of 16 bits gain nothing.
+_LONG_OF_CODES = 512
 # Blocks of a multiprocessor: with three tiles each, as many bytes are on their way as with fewer blocks.
 _MOST_BLOCKS = 4
 
@@ -48,10 +56,13 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
   while split < 8 and 2 * split * blocks <= _MOST_SHARING and slots >= split * _LONG:
     split *= 2
   beside = min(_MOST_BLOCKS, pl.cdiv(blocks, configs.CORES))
+  groups = 2 if cache.quantized and beside == 1 and slots >= split * _LONG_OF_CODES else 1
+  lanes = split * groups
   # A block by itself is as long as its latencies, of which longer steps are fewer.
   tile = attention.TILE * (2 if beside == 1 and slots % (2 * attention.TILE) == 0 else 1)
-  room = 2 * min(_MOST_AHEAD, _ROOM // beside) // per_number
-  count, stages = slots // tile, min(2 * slots, room) // tile
+  # Two warpgroups also have parts of sums beside the tiles.
+  room = 2 * min(groups * _MOST_AHEAD, _ROOM // beside - (groups - 1) * split * _OF_PART) // per_number
+  count, stages = slots // tile, min(2 * slots, room) // tile // groups
   # Where blocks leave memory idle, it costs less to read a tile in vain than to wait for the position first.
   least = min(count, 2 * attention.TILE // tile) if beside == 1 else 1
   scale = math.log2(math.e) / math.sqrt(dim)  # exponents are of 2
@@ -59,14 +70,19 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
   def kernel(qkv_gmem, positions_gmem, *refs):
     angle_gmems, refs = refs[: len(angles or ())], refs[len(angles or ()) :]
     held_gmems, (out_gmem, *refs) = refs[: len(held)], refs[len(held) :]
-    tiles_smem, queries_smem, weights_smem, full, scales_smem, *of_cluster = refs
-    row, head, rank = lax.axis_index('row'), lax.axis_index('head'), lax.axis_index('part') if split > 1 else 0
-    position = positions_gmem[row]
+    tiles_smem, queries_smem, weights_smem, full, scales_smem, numbers_smem, joins, *of_cluster = refs
+    row, head, block = lax.axis_index('row'), lax.axis_index('head'), lax.axis_index('part') if split > 1 else 0
+    group = lax.axis_index('group') if groups > 1 else 0
+    rank, position = block * groups + group, positions_gmem[row]
+    if groups > 1:
+      queries_smem, weights_smem = queries_smem.at[group], weights_smem.at[group]
+    scratch = lambda turn: numbers_smem.at[group * _TURNS + turn]
+    place = lambda item: group * stages + lax.rem(item, stages)
 
     def copy(item: int, first=0):
-      """Starts to copy an item: keys and values of this block's tiles in turn, from its tile `first` on."""
-      step, slot = first + item // 2, lax.rem(2 * first + item, stages)
-      of_tile = pl.ds((rank + split * step) * tile, tile)
+      """Starts to copy an item: keys and values of this warpgroup's tiles in turn, from its tile `first` on."""
+      step, slot = first + item // 2, place(2 * first + item)
+      of_tile = pl.ds((rank + lanes * step) * tile, tile)
       for gmem, smem in zip(held_gmems[item % 2 :: 2], (tiles_smem, scales_smem)):
         plgpu.copy_gmem_to_smem(gmem.at[row, head, of_tile], smem.at[slot], full.at[slot])
 
@@ -82,7 +98,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
     new_value = [form.load(qkv_gmem.at[row, heads + kv_heads + head])]
 
     steps = lax.min(pl.cdiv(position, tile), count)
-    steps = lax.max(least, lax.div(steps - rank + split - 1, split))
+    steps = lax.max(least, lax.div(steps - rank + lanes - 1, lanes))
     for item in range(2 * least, stages):
       pl.when(item // 2 < steps)(functools.partial(copy, item, start))
 
@@ -103,15 +119,15 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
       (cos, sin), (first, second) = turns, map(wide, parts)
       return [(first * cos - second * sin).astype(dtype), (second * cos + first * sin).astype(dtype)]
 
-    written = [form.token(parts, dtype) for parts in (rotated(new_key), new_value)]
+    written = form.token(rotated(new_key), new_value, dtype, scratch(0))
     new_key, (new_value,) = (parts for parts, *_ in written)
 
     def write():
       """Writes the token into the cache."""
       last = lax.clamp(0, position, slots - 1)  # a row may be gone on with behind its end, in vain
       for i, (_, parts, token_scale) in enumerate(written):
-        for place, part in enumerate(parts):
-          form.store(part, held_gmems[i].at[row, head, last, pl.ds(place * len(part), len(part))])
+        for j, part in enumerate(parts):
+          form.store(part, held_gmems[i].at[row, head, last, pl.ds(j * len(part), len(part))])
         if token_scale is not None:
           held_gmems[2 + i][row, head, last] = token_scale
 
@@ -126,23 +142,24 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
       queries_smem.at[:, pl.ds(begin, half)].T[...] = turned(part)
     plgpu.commit_smem()
 
-    most = scale * jnp.sum(sum(part * wide(across(key)) for part, key in zip(columns, new_key)), axis=0)
+    products = sum(part * wide(across(key)) for part, key in zip(columns, new_key))
+    most = scale * column_numbers.over_rows(products, 'sum', scratch(1))
     zeros = plgpu.layout_cast(jnp.zeros((tile, _COLUMNS), jnp.float32), plgpu.Layout.WGMMA)
     # Every row adds up its own; the weight of the token, 1, is shared among them.
-    own = lax.convert_element_type(rank == 0, jnp.float32) if split > 1 else 1.
+    own = lax.convert_element_type(rank == 0, jnp.float32) if lanes > 1 else 1.
     mixed, total = own * wide(across(new_value)), zeros + own / tile
 
     of_slots = lambda slot: form.factor(scales_smem.at[slot], zeros.shape)
 
     def step(index, carry):
       mixed, most, total = carry
-      key_slot, value_slot = (lax.rem(2 * index + i, stages) for i in range(2))
+      key_slot, value_slot = (place(2 * index + i) for i in range(2))
       plgpu.barrier_wait(full.at[key_slot])
       scores = form.by_keys(zeros, tiles_smem.at[key_slot], queries_smem) * (scale * of_slots(key_slot))
-      before = position - (rank + split * index) * tile - iota(tile, 0)
+      before = position - (rank + lanes * index) * tile - iota(tile, 0)
       seen = before > 0 if window is None else (before > 0) & (before < window)
       scores = jnp.where(seen, scores, -jnp.inf)
-      above = lax.max(most, jnp.max(scores, axis=0))
+      above = lax.max(most, column_numbers.over_rows(scores, 'max', scratch(2)))
       faded, weights = jnp.exp2(most - above), jnp.exp2(scores - down(above, tile))
       arrived = lambda: plgpu.barrier_wait(full.at[value_slot])
       if cache.quantized:
@@ -162,35 +179,60 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
       return mixed, above, total * down(faded, tile) + weights
 
     mixed, most, total = lax.fori_loop(0, steps, step, (mixed, most, total))
-    sums = mixed, down(most, dim), down(jnp.sum(total, axis=0), dim)
+    part = mixed, down(most, dim), down(column_numbers.over_rows(total, 'sum', scratch(3)), dim)
 
     def finish():
       """Puts the parts together, and stores."""
-      mixed, _, total = functools.reduce(joined, [sums, *received(*of_cluster)])
-      mixed /= total
-      for i in range(sharing):
-        column = jnp.sum(jnp.where(iota(dim, 1) == i, mixed, 0.), axis=1)
-        form.store(column.astype(dtype), out_gmem.at[row, head * sharing + i])
+      whole = part
+      if groups > 1:
+        plgpu.barrier_wait(joins[1])
+        whole = attention_parts.joined(part, attention_parts.load(joins[0].at[0]))
+      if split > 1:
+        parts_smem, arrived = of_cluster
+        send = lambda array, ref: plgpu.async_store_smem(
+            array, ref, arrived, cluster_idx=0, cluster_dim='part', optimized=False)
+        pl.when(block > 0)(lambda: attention_parts.store(whole, parts_smem.at[block - 1], send))
 
-    pl.when(rank == 0)(finish)
-    if split > 1:
-      pl.when(rank > 0)(lambda: send(sums, rank - 1, *of_cluster))
+      @pl.when(block == 0)
+      def _():
+        found = whole
+        if split > 1:
+          plgpu.barrier_wait(arrived)
+          others = (attention_parts.load(parts_smem.at[other]) for other in range(split - 1))
+          found = functools.reduce(attention_parts.joined, others, whole)
+        mixed, _, total = found
+        mixed /= total
+        for i in range(sharing):
+          column = jnp.sum(jnp.where(iota(dim, 1) == i, mixed, 0.), axis=1)
+          form.store(column.astype(dtype), out_gmem.at[row, head * sharing + i])
+
+    if groups > 1:
+      @pl.when(group > 0)
+      def _():
+        attention_parts.store(part, joins[0].at[0], cache_numbers.store)
+        plgpu.barrier_arrive(joins[1])
+
+    pl.when(group == 0)(finish)
     if beside > 1:
       write()  # into lines that the GPU's cache has by now, since the loop has read them
 
   scratch = [
-      tiles.smem((stages, tile, dim), cache.keys.dtype, 128 // per_number), tiles.smem((_COLUMNS, dim), dtype, half),
-      tiles.smem((_COLUMNS, tile), dtype, attention.TILE),
-      plgpu.Barrier(num_arrivals=len(held) // 2, num_barriers=stages),
-      plgpu.SMEM((stages if cache.quantized else 1, tile), jnp.float32)]
+      tiles.smem((groups * stages, tile, dim), cache.keys.dtype, 128 // per_number),
+      *(tiles.smem((groups, *shape) if groups > 1 else shape, dtype, part)
+        for shape, part in (((_COLUMNS, dim), half), ((_COLUMNS, tile), attention.TILE))),
+      plgpu.Barrier(num_arrivals=len(held) // 2, num_barriers=groups * stages),
+      plgpu.SMEM((groups * stages if cache.quantized else 1, tile), jnp.float32),
+      column_numbers.memory(groups * _TURNS),
+      [attention_parts.memory(1, dim, _COLUMNS), plgpu.Barrier()] if groups > 1 else []]
   if split > 1:
-    others = split - 1
-    scratch += [plgpu.SMEM((others, 3, dim, _COLUMNS), jnp.float32), plgpu.Barrier(num_arrivals=3 * others)]
+    scratch += [attention_parts.memory(split - 1, dim, _COLUMNS), plgpu.Barrier(num_arrivals=3 * (split - 1))]
   call = pl.kernel(
-      lambda *refs: pl.run_scoped(functools.partial(kernel, *refs), *scratch),
+      lambda *refs: pl.run_scoped(
+          functools.partial(kernel, *refs), *scratch, **dict(collective_axes='group') if groups > 1 else {}),
       out_type=jax.ShapeDtypeStruct((batch, heads, dim), dtype),
       mesh=plgpu.Mesh(
           grid=(batch, kv_heads), grid_names=('row', 'head'),
+          **dict(num_threads=groups, thread_name='group') if groups > 1 else {},
           **dict(cluster=(split,), cluster_names=('part',)) if split > 1 else {}),
       compiler_params=tiles.PARAMS,
       name='decode_attention')
@@ -201,27 +243,3 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
 
   mixed, *held = pl.run_state(run)((jnp.zeros((batch, heads, dim), dtype), *held))
   return mixed, type(cache)(*held)
-
-
-def send(sums, place: int, sums_smem, arrived) -> None:
-  """Stores what `joined` takes into the shared memory of a cluster's first block."""
-  for i, array in enumerate(sums):
-    plgpu.async_store_smem(
-        array, sums_smem.at[place, i], arrived, cluster_idx=0, cluster_dim='part', optimized=False)
-
-
-def received(sums_smem=None, arrived=None):
-  """What the other blocks of a cluster, if there are any, have sent."""
-  if sums_smem is None:
-    return
-  plgpu.barrier_wait(arrived)
-  for place in range(sums_smem.shape[0]):
-    yield [tiles.load(sums_smem.at[place, i], plgpu.Layout.WGMMA, optimized=False) for i in range(3)]
-
-
-def joined(one, other):
-  """(mixed values, the score they are relative to, the sum of their weights) over the slots of both."""
-  top = lax.max(one[1], other[1])
-  scales = [jnp.exp2(part[1] - top) for part in (one, other)]
-  mixed, total = (sum(scale * part[i] for scale, part in zip(scales, (one, other))) for i in (0, 2))
-  return mixed, top, total

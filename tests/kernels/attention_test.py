@@ -12,8 +12,10 @@ import numpy as np
 
 import kernels
 from kernels.mosaic import attention as mosaic
+from kernels.mosaic import attention_parts
 from kernels.mosaic import cache_codes
 from kernels.mosaic import cache_numbers
+from kernels.mosaic import column_numbers
 from kernels.mosaic import decode_attention
 from tests import attention_cases
 from tests import gpus
@@ -102,7 +104,7 @@ class XlaTest(attention_cases.AttentionCases):
 
 @interpreting.needed
 class InterpretTest(attention_cases.AttentionCases):
-  """Interprets the kernel's body, but for products and operands of codes, which the interpreter does not know."""
+  """Interprets the kernel's body, but for products, reductions and codes, which the interpreter does not know."""
 
   def attend(self, arguments):
     def multiplied(total, a, b):
@@ -113,8 +115,11 @@ class InterpretTest(attention_cases.AttentionCases):
         by_keys=lambda total, tile, queries: multiplied(total, operand(tile), queries[...].T),
         by_values=lambda total, tile, weights: multiplied(total, operand(tile).T, weights[...].T),
         load=lambda ref: ref[...], store=cache_numbers.store)
+    reductions = dict(
+        over_rows=lambda array, kind, scratch: {'sum': jnp.sum, 'max': jnp.max}[kind](array, axis=0),
+        magnitudes=lambda first, second, scratch: [jnp.max(jnp.abs(array)) for array in (first, second)])
     with (mock.patch.object(cache_numbers, 'multiplied', multiplied), mock.patch.multiple(cache_codes, **known),
-          interpreting.kernels()):
+          mock.patch.multiple(column_numbers, **reductions), interpreting.kernels()):
       return _lowered(arguments)
 
   @parameterized.parameters(False, True)
@@ -145,7 +150,7 @@ class InterpretTest(attention_cases.AttentionCases):
 
     # The last part is of slots that are all behind the token.
     parts = [*map(part, scores, values, (0., 20., -3.)), part(np.full(40, -np.inf), values[0], 5.)]
-    mixed, _, total = functools.reduce(decode_attention.joined, parts)
+    mixed, _, total = functools.reduce(attention_parts.joined, parts)
     weights = np.exp2(scores.reshape(-1))
     np.testing.assert_allclose(mixed / total, weights @ values.reshape(-1, 16) / weights.sum(), rtol=1e-5, atol=1e-6)
 
