@@ -20,6 +20,7 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from tests import gpus
 from tests import networks
 
 _DECODERS = [style for style in networks.FAMILIES if networks.config(style).causal]
@@ -168,6 +169,26 @@ class DecodingTest(parameterized.TestCase):
     logits, _ = _extend(params, cache, ids[:, 7:], np.ones(2, np.int32), config=config)
     self.assertEqual(logits.dtype, jnp.bfloat16)
     self.assertLess(np.std(np.float32(logits) - want[:, -1]), 0.02 * np.std(want))
+
+  @parameterized.parameters(False, True)
+  @gpus.needed
+  def test_kernels_of_a_gpu(self, codes):
+    config = dataclasses.replace(
+        networks.config('llama', 'bfloat16'), width=256, heads=2, kv_heads=1, head_dim=128, feed_forward=512,
+        max_length=64)
+    params = _at_sites(_packed(networks.noise(config)), config, _CODES)
+    params = _TREES['cache of codes'](params, config) if codes else params
+    laid_out, ids = device_kernels.prepared(params, 'auto'), np.asarray(networks.tokens(2))
+    want = np.float32(networks.evaluator(config, jit=networks.quick_jit)(params, ids))
+    logits, cache = decoding.extend(
+        laid_out, decoding.empty(laid_out, config, 2, 64), ids[:, :4], np.full(2, 4), config=config,
+        implementation='auto', first=True)
+    for place in range(4, ids.shape[1]):
+      logits, cache = decoding.extend(
+          laid_out, cache, ids[:, place : place + 1], np.ones(2, np.int32), config=config, implementation='auto')
+      # Rounding alone, also of XLA, makes 0.03, since codes on an edge move.
+      self.assertLess(np.std(np.float32(logits) - want[:, place]), 0.08 * np.std(want))
+    self.assertEqual(cache.layers['layers']['0']['attention']['keys'].dtype, jnp.int8 if codes else jnp.bfloat16)
 
   def test_encoders_and_caches_beyond_the_context_are_refused(self):
     with self.assertRaisesRegex(errors.UserError, 'an encoder'):
