@@ -12,6 +12,7 @@ on a multiprocessor has two warpgroups, to which many tiles are dealt out likewi
 and weights, and the token attends to itself as the cache will have it.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -234,7 +235,8 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
           grid=(batch, kv_heads), grid_names=('row', 'head'),
           **dict(num_threads=groups, thread_name='group') if groups > 1 else {},
           **dict(cluster=(split,), cluster_names=('part',)) if split > 1 else {}),
-      compiler_params=tiles.PARAMS,
+      # Mosaic's reductions, which need no memory within a warp, would have some.
+      compiler_params=dataclasses.replace(tiles.PARAMS, reduction_scratch_bytes=0),
       name='decode_attention')
 
   def run(refs):
