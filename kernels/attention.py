@@ -48,8 +48,8 @@ def decode_attention(qkv, cache: Cache, positions, *, angles=None, window: int |
     angles: (cosine, sine), each float32 [batch, head_dim / 2], by which queries and keys turn; None for no rotation.
     window: tokens that a token attends to, itself included; None: all up to it.
     implementation: `xla`; `mosaic_gpu`, one kernel, which reads few slots behind the token's, rounds weights before
-      they are divided by their sum, and multiplies by inverses of scales where `xla` divides, so that a code on an edge
-      may be its neighbor; None: the fastest that takes the problem on this device.
+      they are divided by their sum, takes codes beside bfloat16 only, and multiplies by inverses of scales where `xla`
+      divides, so that a code on an edge may be its neighbor; None: the fastest that takes the problem on this device.
 
   Returns:
     (mixed values [batch, heads, head_dim], the cache with the tokens), the cache in place under jit, where the one that
@@ -132,7 +132,7 @@ def extended(cache: Cache, new: Cache, positions, first: bool = False) -> Cache:
   return jax.tree.map(write, cache, new)
 
 
-def coded(keys, values) -> Cache:
+def quantized(keys, values) -> Cache:
   """Floating keys and values, [..., head_dim], as a cache of codes holds them."""
   (keys, key_scale), (values, value_scale) = (
       activations.quantize_activations(x, bits=8, implementation='xla')[:2] for x in (keys, values))
@@ -188,7 +188,7 @@ def _xla(qkv, cache, positions, angles, window):
     angles = [part[:, None, None] for part in angles]
     q, k = rotate(q, angles), rotate(k, angles)
   positions = positions[:, None]
-  new = (coded if cache.quantized else Cache)(k.swapaxes(1, 2), v.swapaxes(1, 2))
+  new = (quantized if cache.quantized else Cache)(k.swapaxes(1, 2), v.swapaxes(1, 2))
   cache = extended(cache, new, positions)
   return attend(q, *dense(cache, q.dtype), positions, window=window)[:, 0], cache
 

@@ -1,6 +1,5 @@
 """Post-training quantization as a configuration of `launch.quantize` asks for it: checked against a model, and run."""
 
-import dataclasses
 import json
 
 import jax
@@ -12,48 +11,17 @@ from jaxquant.calibration import stores
 from jaxquant.data import loader
 from jaxquant.evaluation import precisions
 from jaxquant.interop import source as source_lib
+from jaxquant.layers import attention
 from jaxquant.models import staging
-from jaxquant.numerics import formats
-from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.training import block_store
 from jaxquant.transforms import grids
 from jaxquant.transforms import recipes
 from launch import agreement
 from launch import calibration
-from launch import mixed_precision
 from launch import models
 from launch import progress
-from launch import settings
-from launch import validation
-
-_AXES = {'inputs': -2, 'outputs': -1}
-# Keys of a mode that mean nothing in the other.
-_OF_MODE = {'dynamic': ('activation_kind', 'activation_group_size', 'activation_per_tensor'),
-            'static': ('align_zero', 'symmetric_ranges')}
-
-
-def check(config) -> None:
-  """Raises `UserError` for what is wrong with a configuration, whatever the model."""
-  validation.check(config, settings.quantize())
-  if config.activation_mode not in precisions.MODES:
-    raise errors.UserError(f'config.activation_mode is {config.activation_mode!r}; '
-                           f'there are {", ".join(precisions.MODES)}')
-  if config.activation_mode == 'none' and config.activations < 16:
-    raise errors.UserError(f'config.activation_mode is \'none\' and config.activations is {config.activations}: '
-                           'activations that are not quantized have 16 bits')
-  try:
-    formats.parse(f'{config.activation_kind}8')
-  except errors.UserError as error:
-    raise errors.UserError(f'config.activation_kind is {config.activation_kind!r}: {error}') from None
-  for mode, keys in _OF_MODE.items():
-    for key in keys if _mode(config) not in (mode, 'none') else ():
-      if config[key] != (default := settings.quantize()[key]):
-        raise errors.UserError(f'config.{key} is {config[key]!r}, which is for {mode} activations; '
-                               f'{_mode(config)} ones have {default!r}')
-  if config.group_along not in _AXES:
-    raise errors.UserError(f'config.group_along is {config.group_along!r}; there are {", ".join(_AXES)}')
-
+from launch import quantize_config
 
 def check_fit(config, model) -> None:
   """Raises `UserError` for a configuration that does not fit a model, as far as can be known before that is loaded."""
@@ -62,10 +30,12 @@ def check_fit(config, model) -> None:
   if (config.calibration_length or 0) > model.decoder.max_length:
     raise errors.UserError(f'config.calibration_length {config.calibration_length} exceeds the model\'s '
                            f'{model.decoder.max_length}')
+  if config.cache_bits < 16 and not model.decoder.causal:
+    raise errors.UserError(f'config.cache_bits is {config.cache_bits}, but {model.path} is an encoder and has no cache')
   tree = model.abstract()
   params = jax.eval_shape(lambda tree: prepare(tree, model, config)[0], tree)
   _recipe_of(tree, config).steps(staging.model_sites(model.decoder))
-  if (asked := budget(config)) is not None:
+  if (asked := quantize_config.budget(config)) is not None:
     asked.cheapest(params, staging.staged(model.decoder))
     if asked.score == 'loss' and not (model.decoder.head and (model.decoder.causal or model.masks)):
       raise errors.UserError(f'config.allocation.score is \'loss\', and {model.path} has none: it lacks a '
@@ -90,9 +60,11 @@ def prepare(params, model, config):
   tree = abstract(params)
   if path := models.quantized_linear(tree):
     raise errors.UserError(f'{model.path} is quantized already: {path} holds integer codes')
+  if operands := [path for path in trees.inputs(tree) if path.rpartition('/')[2] in attention.OPERANDS]:
+    raise errors.UserError(f'{model.path} is quantized already: {operands[0]} has a range')
   if not isinstance(params, stores.Source):
     params = tree = trees.without(params, 'kernel_quantizer')
-  mode, learned = _mode(config), trees.inputs(tree)
+  mode, learned = quantize_config.mode(config), trees.inputs(tree)
   made = _recipe_of(tree, config)
   if made.weight is not None:
     if not (linears := trees.matching(made.weight_pattern, trees.linears(tree))):
@@ -116,57 +88,7 @@ def prepare(params, model, config):
 
 def _recipe_of(tree, config) -> recipes.Recipe:
   """The recipe for a tree, which keeps the ranges that it has learned."""
-  return recipe(config, None if trees.inputs(tree) else _mode(config))
-
-
-def recipe(config, mode) -> recipes.Recipe:
-  """The recipe of a configuration; without a mode, activations are left as the tree has them."""
-  activation = {'static': config.activations, 'dynamic': None}.get(mode)
-  if mode == 'dynamic':
-    activation = quantizers.DynamicQuantizer(
-        formats.parse(f'{config.activation_kind}{config.activations}'), config.activation_group_size,
-        config.activation_per_tensor)
-  if config.two_level and config.weights == 16:
-    raise errors.UserError('config.two_level is for weights that are quantized, and those of 16 bits are not')
-  kind, *special = config.weight_kind.partition('/')  # dint/4 of 4 bits is dint4/4
-  weight = None if config.weights == 16 else _grid(
-      config, f'{kind}{config.weights}{"".join(special)}', 'weight_kind and config.weights')
-  methods = tuple(config.methods)
-  return recipes.Recipe(
-      methods=methods, options={name: config[name].to_dict() for name in methods if name in config}, weight=weight,
-      allocated=config.allocation.bits is not None, weight_pattern=config.weight_pattern,
-      clip_pattern=config.clip_pattern, activation=activation, site_patterns=tuple(config.site_patterns),
-      values=_below_16(config.value_bits), cache=_below_16(config.cache_bits), ranges=config.ranges,
-      percentile=config.percentile, align_zero=config.align_zero, symmetric_ranges=config.symmetric_ranges)
-
-
-def _below_16(bits: int) -> int | None:
-  return None if bits == 16 else bits
-
-
-def budget(config) -> mixed_precision.Budget | None:
-  """What a configuration asks of an allocation of bits, if it asks for one."""
-  asked = config.allocation
-  return None if asked.bits is None else mixed_precision.Budget(
-      asked.bits, tuple(_grid(config, name, 'allocation.candidates') for name in asked.candidates), asked.score,
-      config.weight_pattern)
-
-
-def _grid(config, name, key):
-  """The grid of the format called `name`, which a key of the configuration asks for, in the configuration's groups."""
-  try:
-    fmt = formats.parse(name)
-  except errors.UserError as error:
-    raise errors.UserError(f'config.{key}: {error}') from None
-  plain = quantizers.WeightQuantizer(fmt, _AXES[config.group_along], config.group_size)
-  try:
-    plain = dataclasses.replace(plain, two_level=config.two_level)
-  except errors.UserError as error:
-    raise errors.UserError(f'config.two_level: {error}') from None
-  try:
-    return dataclasses.replace(plain, per_tensor=config.weight_per_tensor)
-  except errors.UserError as error:
-    raise errors.UserError(f'config.weight_per_tensor: {error}') from None
+  return quantize_config.recipe(config, None if trees.inputs(tree) else quantize_config.mode(config))
 
 
 def windows(config, model, tokens) -> list:
@@ -203,7 +125,8 @@ def calibrated(params, made: recipes.Recipe, batches, identity: str, model, conf
   Returns:
     (result of the driver, the store of its last run, to be cleared when the result is safe).
   """
-  stages, sites, asked = staging.staged(model.decoder), staging.model_sites(model.decoder), budget(config)
+  stages, sites = staging.staged(model.decoder), staging.model_sites(model.decoder)
+  asked = quantize_config.budget(config)
   if asked is not None and isinstance(params, stores.Source):
     params = params.assemble({})  # bits are traded between all blocks
   runs = [(params, made.steps(sites))]
@@ -250,7 +173,3 @@ def fingerprint(params, batches, model, config) -> str:
   if isinstance(params, source_lib.DirectorySource):
     return block_store.fingerprint({}, batches, [params.directory.fingerprint(), *configuration])
   return block_store.fingerprint(params, batches, configuration)
-
-
-def _mode(config) -> str:
-  return config.activation_mode if config.activations < 16 else 'none'

@@ -25,6 +25,7 @@ from launch import config_flag
 from launch import model_flags
 from launch import models
 from launch import post_training
+from launch import quantize_config
 from launch import progress
 from launch import runtime
 from launch import scoring
@@ -74,7 +75,7 @@ def main(stop: Callable[[], None]) -> None:
 
 def _open(config):
   """The model and the workdir of the flags; raises `UserError` for whatever can be known to fail later on."""
-  post_training.check(config)
+  quantize_config.check(config)
   model = model_flags.model(to_be_written=True)
   post_training.check_fit(config, model)
   calibration.check(_CALIBRATION.value, model)

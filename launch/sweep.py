@@ -35,6 +35,7 @@ from launch import joining
 from launch import model_flags
 from launch import models
 from launch import post_training
+from launch import quantize_config
 from launch import progress
 from launch import python_file
 from launch import runtime
@@ -175,7 +176,7 @@ def _open():
   calibration.check(_CALIBRATION.value, model)
   for name, config in rows.items():
     try:
-      post_training.check(config)
+      quantize_config.check(config)
       post_training.check_fit(config, model)
     except errors.UserError as error:
       raise errors.UserError(f'row {name!r}: {error}') from error

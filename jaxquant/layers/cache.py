@@ -24,14 +24,20 @@ OPERANDS = ('key', 'value')
 _QUANTIZER = quantizers.DynamicQuantizer(formats.IntFormat(8))
 
 
-def coded(specifications: dict) -> bool:
+def holds_codes(specifications: dict) -> bool:
   """Whether a cache holds keys and values as codes, by the specifications of an attention's operands."""
   return all(specifications.get(name) == {'quantizer': _QUANTIZER} for name in OPERANDS)
 
 
 def writable(module: nn.Module, specifications: dict) -> bool:
-  """Whether a kernel may write keys and values as they are, given operands of which any others are not specified."""
-  return _held(module).quantized == coded(specifications) == any(name in specifications for name in OPERANDS)
+  """Whether a kernel that writes into the cache makes of keys and values what their specifications would.
+
+  It does without any in a cache of numbers, and with those of `holds_codes` in one of codes. What else is specified is
+  none of the cache's.
+  """
+  if _held(module).quantized:
+    return holds_codes(specifications)
+  return not any(name in specifications for name in OPERANDS)
 
 
 def empty(batch: int, slots: int, kv_heads: int, head_dim: int, dtype, codes: bool = False) -> dict:
@@ -54,6 +60,9 @@ def extend(module: nn.Module, keys: inputs.Activation, values: inputs.Activation
 
   Returns:
     (keys, values) of all slots, [batch, kv_heads, slots, head_dim] of the dtype of `keys`.
+
+  Raises:
+    ValueError: the cache is one of codes, and there are none.
   """
   held = _held(module)
   by_head = lambda a: a.swapaxes(1, 2)

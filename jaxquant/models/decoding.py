@@ -47,7 +47,7 @@ def empty(params: Any, config: model_config.TransformerConfig, batch: int, slots
   if slots > config.max_length:
     raise errors.UserError(f'{slots} tokens exceed the model\'s context length of {config.max_length}')
   held = lambda block: cache_layers.empty(batch, slots, config.kv_heads, config.head_dim, config.compute_dtype,
-                                          codes=cache_layers.coded(block['attention']))
+                                          codes=cache_layers.holds_codes(block['attention']))
   layers = {name: {'attention': held(block)} for name, block in params['layers'].items()}
   return Cache({'layers': layers}, jnp.zeros(batch, jnp.int32))
 

@@ -15,7 +15,7 @@ METRICS = {'perplexity': False, 'accuracy': True, 'normalized_accuracy': True, '
 FULL_PRECISION = 'W16A16'
 MISSING = '–'
 
-_LABEL = re.compile(r'W(?P<weights>.*?)A(?P<activations>[^\sKV]*)(?:[KV]\S*)? ?(?P<mode>.*)', re.DOTALL)
+_LABEL = re.compile(r'W(?P<weights>.*?)A(?P<activations>[^\sKV]*)(?P<operands>[KV]\S*)? ?(?P<mode>.*)', re.DOTALL)
 _MODES = ('', 'static', 'dynamic')
 _PLAIN_METHODS = ('none', 'rtn')
 _DIGITS = 4
@@ -60,10 +60,14 @@ class Table(NamedTuple):
 
   @property
   def target(self) -> str | None:
-    """The column whose cost the table tells: static codes of the fewest bits for weights and activations both."""
+    """The column whose cost the table tells: static codes of the fewest bits for weights and activations both.
+
+    Where there is a choice, operands of attention are floating point.
+    """
     both = [column for column in self.columns if _mode(column) == 'static' and max(_bits(column)) < 16]
     measured = [column for column in both if any(column in row.ratios for row in self.rows)]
-    return measured[-1] if measured else None
+    alone = [column for column in measured if not _LABEL.fullmatch(column)['operands']]
+    return (alone or measured or [None])[-1]
 
   @property
   def ratio_label(self) -> str:

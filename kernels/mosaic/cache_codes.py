@@ -29,8 +29,8 @@ from kernels.mosaic import token_codes
 _FACTOR = 64.0
 _OPERAND, _BYTES = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA_8BIT
 _OF_ROWS = _OPERAND.reduce(1)
-# Features of a tile of rows, slots of a matrix that `ldmatrix` loads, and bytes of its rows.
-_ROWS, _SLOTS, _UNIT = 64, 8, 16
+# Features of a tile of rows, slots of a matrix that `ldmatrix` loads, bytes of its rows, and those of a slot.
+_ROWS, _SLOTS, _UNIT, _SLOT = 64, 8, 16, 128
 
 
 def load(ref):
@@ -178,8 +178,8 @@ def _address(codes, tile: int):
   lane = arith.remui(utils.thread_idx(), threads.constant(threads.LANES))
   warp = arith.divui(threads.number(), threads.constant(threads.LANES))
   unit = arith.addi(warp, threads.constant(tile * _ROWS // _UNIT))
-  unit = arith.xori(unit, arith.andi(lane, threads.constant(7)))  # as copies swizzle rows of 128 bytes
-  offset = arith.addi(arith.muli(lane, threads.constant(128)), arith.muli(unit, threads.constant(_UNIT)))
+  unit = arith.xori(unit, arith.andi(lane, threads.constant(_SLOTS - 1)))  # as copies swizzle such rows
+  offset = arith.addi(arith.muli(lane, threads.constant(_SLOT)), arith.muli(unit, threads.constant(_UNIT)))
   return arith.addi(utils.llvm.ptrtoint(threads.i32(), utils.memref_ptr(codes)), offset)
 
 
@@ -190,12 +190,10 @@ def _pairs(word):
   """
   pair = ir.VectorType.get((2,), ir.BF16Type.get())
   mask, sign = threads.held(0x00FF00FF), threads.constant(0x00800080)
-  factor, bias = threads.constant(0x7F007F00), threads.constant(0xC000C000)  # 2^127, -128 / 64
   found = []
   for shifted in (word, arith.shrui(word, threads.constant(8))):
     above = arith.xori(arith.andi(shifted, mask), sign)  # code + 128
-    number = utils.llvm.inline_asm(
-        threads.i32(), [above, factor, bias], 'fma.rn.bf16x2 $0, $1, $2, $3;', '=r,r,r,r')
+    number = threads.multiply_add_pairs(above, 0x7F007F00, 0xC000C000)  # by 2^127, less 128 / 64
     found.append(utils.bitcast(number, pair))
   return found
 

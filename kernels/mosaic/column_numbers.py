@@ -76,12 +76,12 @@ def _of_warpgroup(pair, kind, scratch):
   reduce = _KINDS[kind]
   for distance in (4, 8, 16):
     pair = [reduce(number, utils.shfl_bfly(number, distance)) for number in pair]
-  kind = ir.VectorType.get((2,), ir.F32Type.get())
+  vector_type = ir.VectorType.get((2,), ir.F32Type.get())
   thread = threads.number()
   column = arith.muli(arith.andi(thread, threads.constant(3)), threads.constant(2))
   place = lambda warp: [threads.index(warp), threads.index(column)]
   # Lanes of the same columns store the same.
-  vector.store(vector.from_elements(kind, pair), scratch, place(arith.shrui(thread, threads.constant(5))))
+  vector.store(vector.from_elements(vector_type, pair), scratch, place(arith.shrui(thread, threads.constant(5))))
   utils.warpgroup_barrier()
-  loaded = [vector.load(kind, scratch, place(threads.constant(warp))) for warp in range(threads.WARPS)]
+  loaded = [vector.load(vector_type, scratch, place(threads.constant(warp))) for warp in range(threads.WARPS)]
   return [functools.reduce(reduce, [threads.element(register, i) for register in loaded]) for i in range(2)]

@@ -31,18 +31,19 @@ from kernels.mosaic import configs
 from kernels.mosaic import tiles
 
 _COLUMNS = column_numbers.COLUMNS
-# Numbers of columns that a warpgroup makes, each of which has memory of its own.
-_TURNS = 4
+# Reductions of a warpgroup: the token's range, its score, the largest score of a step, the sum of weights. Each has
+# memory that no other overwrites.
+_REDUCTIONS = 4
 # Slots of 16-bit numbers that a multiprocessor has room for, of keys or of values, the most of them that help a block,
 # and how many lie in the place of a part of the sums.
 _ROOM, _MOST_AHEAD, _OF_PART = 13 * attention.TILE, 8 * attention.TILE, 48
 # Slots of a block from which on they are divided among two, and the most blocks that there may be then: 128 in clusters
 # of 8 took 14.6 us where 64 in clusters of 4 took 8.9 (two rows of 2048 slots, 8 heads of keys).
-_LONG, _MOST_SHARING = 1024, configs.CORES // 2
+_LONG, _MOST_BLOCKS_SHARING = 1024, configs.CORES // 2
 # Slots of a block's codes from which on two warpgroups share them: of 2048 slots, 32 heads, 9.5 us instead of 11.1; of
 # 128, 2.9 instead of 2.7. Numbers of 16 bits gain nothing.
 _LONG_OF_CODES = 512
-# Blocks of a multiprocessor: with three tiles each, as many bytes are on their way as with fewer blocks.
+# Blocks of a multiprocessor: with three tiles of numbers each, as many bytes are on their way as with fewer blocks.
 _MOST_BLOCKS = 4
 
 
@@ -54,7 +55,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
   heads, dtype = qkv.shape[1] - 2 * kv_heads, qkv.dtype
   sharing, half = heads // kv_heads, dim // 2
   blocks, split = batch * kv_heads, 1
-  while split < 8 and 2 * split * blocks <= _MOST_SHARING and slots >= split * _LONG:
+  while split < 8 and 2 * split * blocks <= _MOST_BLOCKS_SHARING and slots >= split * _LONG:
     split *= 2
   beside = min(_MOST_BLOCKS, pl.cdiv(blocks, configs.CORES))
   groups = 2 if cache.quantized and beside == 1 and slots >= split * _LONG_OF_CODES else 1
@@ -71,19 +72,21 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
   def kernel(qkv_gmem, positions_gmem, *refs):
     angle_gmems, refs = refs[: len(angles or ())], refs[len(angles or ()) :]
     held_gmems, (out_gmem, *refs) = refs[: len(held)], refs[len(held) :]
-    tiles_smem, queries_smem, weights_smem, full, scales_smem, numbers_smem, joins, *of_cluster = refs
+    tiles_smem, queries_smem, weights_smem, full, scales_smem, numbers_smem, others, *of_cluster = refs
+    other_smem, other_stored = others
     row, head, block = lax.axis_index('row'), lax.axis_index('head'), lax.axis_index('part') if split > 1 else 0
     group = lax.axis_index('group') if groups > 1 else 0
     rank, position = block * groups + group, positions_gmem[row]
     if groups > 1:
       queries_smem, weights_smem = queries_smem.at[group], weights_smem.at[group]
-    scratch = lambda turn: numbers_smem.at[group * _TURNS + turn]
+    memory = lambda index: numbers_smem.at[group * _REDUCTIONS + index]
     place = lambda item: group * stages + lax.rem(item, stages)
 
     def copy(item: int, first=0):
       """Starts to copy an item: keys and values of this warpgroup's tiles in turn, from its tile `first` on."""
       step, slot = first + item // 2, place(2 * first + item)
       of_tile = pl.ds((rank + lanes * step) * tile, tile)
+      # Keys and their scales, or values and theirs, as `Cache` has them in turn.
       for gmem, smem in zip(held_gmems[item % 2 :: 2], (tiles_smem, scales_smem)):
         plgpu.copy_gmem_to_smem(gmem.at[row, head, of_tile], smem.at[slot], full.at[slot])
 
@@ -120,7 +123,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
       (cos, sin), (first, second) = turns, map(wide, parts)
       return [(first * cos - second * sin).astype(dtype), (second * cos + first * sin).astype(dtype)]
 
-    written = form.token(rotated(new_key), new_value, dtype, scratch(0))
+    written = form.token(rotated(new_key), new_value, dtype, memory(0))
     new_key, (new_value,) = (parts for parts, *_ in written)
 
     def write():
@@ -144,7 +147,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
     plgpu.commit_smem()
 
     products = sum(part * wide(across(key)) for part, key in zip(columns, new_key))
-    most = scale * column_numbers.over_rows(products, 'sum', scratch(1))
+    most = scale * column_numbers.over_rows(products, 'sum', memory(1))
     zeros = plgpu.layout_cast(jnp.zeros((tile, _COLUMNS), jnp.float32), plgpu.Layout.WGMMA)
     # Every row adds up its own; the weight of the token, 1, is shared among them.
     own = lax.convert_element_type(rank == 0, jnp.float32) if lanes > 1 else 1.
@@ -160,7 +163,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
       before = position - (rank + lanes * index) * tile - iota(tile, 0)
       seen = before > 0 if window is None else (before > 0) & (before < window)
       scores = jnp.where(seen, scores, -jnp.inf)
-      above = lax.max(most, column_numbers.over_rows(scores, 'max', scratch(2)))
+      above = lax.max(most, column_numbers.over_rows(scores, 'max', memory(2)))
       faded, weights = jnp.exp2(most - above), jnp.exp2(scores - down(above, tile))
       arrived = lambda: plgpu.barrier_wait(full.at[value_slot])
       if cache.quantized:
@@ -180,14 +183,14 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
       return mixed, above, total * down(faded, tile) + weights
 
     mixed, most, total = lax.fori_loop(0, steps, step, (mixed, most, total))
-    part = mixed, down(most, dim), down(column_numbers.over_rows(total, 'sum', scratch(3)), dim)
+    sums = mixed, down(most, dim), down(column_numbers.over_rows(total, 'sum', memory(3)), dim)
 
     def finish():
       """Puts the parts together, and stores."""
-      whole = part
+      whole = sums
       if groups > 1:
-        plgpu.barrier_wait(joins[1])
-        whole = attention_parts.joined(part, attention_parts.load(joins[0].at[0]))
+        plgpu.barrier_wait(other_stored)
+        whole = attention_parts.joined(sums, attention_parts.load(other_smem.at[0]))
       if split > 1:
         parts_smem, arrived = of_cluster
         send = lambda array, ref: plgpu.async_store_smem(
@@ -210,8 +213,8 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
     if groups > 1:
       @pl.when(group > 0)
       def _():
-        attention_parts.store(part, joins[0].at[0], cache_numbers.store)
-        plgpu.barrier_arrive(joins[1])
+        attention_parts.store(sums, other_smem.at[0], cache_numbers.store)
+        plgpu.barrier_arrive(other_stored)
 
     pl.when(group == 0)(finish)
     if beside > 1:
@@ -223,8 +226,8 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
         for shape, part in (((_COLUMNS, dim), half), ((_COLUMNS, tile), attention.TILE))),
       plgpu.Barrier(num_arrivals=len(held) // 2, num_barriers=groups * stages),
       plgpu.SMEM((groups * stages if cache.quantized else 1, tile), jnp.float32),
-      column_numbers.memory(groups * _TURNS),
-      [attention_parts.memory(1, dim, _COLUMNS), plgpu.Barrier()] if groups > 1 else []]
+      column_numbers.memory(groups * _REDUCTIONS),
+      [attention_parts.memory(1, dim, _COLUMNS), plgpu.Barrier()] if groups > 1 else [None, None]]
   if split > 1:
     scratch += [attention_parts.memory(split - 1, dim, _COLUMNS), plgpu.Barrier(num_arrivals=3 * (split - 1))]
   call = pl.kernel(
@@ -235,7 +238,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
           grid=(batch, kv_heads), grid_names=('row', 'head'),
           **dict(num_threads=groups, thread_name='group') if groups > 1 else {},
           **dict(cluster=(split,), cluster_names=('part',)) if split > 1 else {}),
-      # Mosaic's reductions, which need no memory within a warp, would have some.
+      # Reductions of Mosaic within a warp need none; with the 2 kB that it keeps, three blocks of codes fit, not four.
       compiler_params=dataclasses.replace(tiles.PARAMS, reduction_scratch_bytes=0),
       name='decode_attention')
 

@@ -197,9 +197,8 @@ def int4_over_64(packed):
     del ctx
     vector = ir.VectorType.get((2,), ir.BF16Type.get())
     # For the low nibble and the high one: their mask, 8 in it, and what makes 2^-6 of its lowest bit: 2^127, 2^123.
-    nibbles = [(threads.held(0x000F000F), threads.constant(0x00080008), threads.constant(0x7F007F00)),
-               (threads.held(0x00F000F0), threads.constant(0x00800080), threads.constant(0x7D007D00))]
-    bias = threads.constant(0xBE00BE00)  # -8 / 64
+    nibbles = [(threads.held(0x000F000F), threads.constant(0x00080008), 0x7F007F00),
+               (threads.held(0x00F000F0), threads.constant(0x00800080), 0x7D007D00)]
     registers = array.registers.repeat(4, axis=1)  # blocks of 16 bytes become 4 blocks of 8 columns
     for block in range(array.registers.shape[1]):
       for (row, *rest), register in threads.each(array.registers[:, block]):
@@ -209,8 +208,7 @@ def int4_over_64(packed):
           shifted = _shift_right(word, 8) if pair > 1 else word
           # ((shifted & mask) ^ eight) in one operation of three operands.
           above = arith.xori(arith.andi(shifted, mask), eight)
-          number = utils.llvm.inline_asm(
-              threads.i32(), [above, factor, bias], 'fma.rn.bf16x2 $0, $1, $2, $3;', '=r,r,r,r')
+          number = threads.multiply_add_pairs(above, factor, 0xBE00BE00)  # less 8 / 64
           registers[(row, 4 * block + pair, *rest)] = utils.bitcast(number, vector)
     return mgpu.FragmentedArray(_registers=registers, _layout=layout.to_mgpu(), _is_signed=None)
 

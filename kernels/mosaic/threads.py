@@ -68,3 +68,9 @@ def load_matrices(address, transposed: bool = False):
       struct, [address], f'ldmatrix.sync.aligned.m8n8.x4{".trans" * transposed}.shared.b16 {{$0, $1, $2, $3}}, [$4];',
       '=r,=r,=r,=r,r', has_side_effects=True)
   return [utils.llvm.extractvalue(i32(), found, [i]) for i in range(4)]
+
+
+def multiply_add_pairs(word, factor: int, addend: int):
+  """A word of two bfloat16 times a pair of them plus another, rounded once; subnormal numbers count."""
+  return utils.llvm.inline_asm(
+      i32(), [word, constant(factor), constant(addend)], 'fma.rn.bf16x2 $0, $1, $2, $3;', '=r,r,r,r')

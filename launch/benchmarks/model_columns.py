@@ -84,17 +84,18 @@ def filled_cache(params: dict[str, Any], config: model_config.TransformerConfig,
   """A `decoding.Cache` for the tree whose keys and values are noise, as large as those of the model."""
   cache = decoding.empty(params, config, batch, slots)
   leaves, structure = jax.tree.flatten(cache.layers)
-
-  @functools.partial(jax.jit, donate_argnums=1)
-  def noise(key, leaf):
-    if leaf.dtype == jnp.int8:
-      return jax.random.randint(key, leaf.shape, -127, 128, jnp.int8)
-    if leaf.ndim == 3:  # scales of codes
-      return jax.random.uniform(key, leaf.shape, leaf.dtype, 0, 1 / 32)
-    return jax.random.normal(key, leaf.shape, leaf.dtype)
-
   keys = jax.random.split(jax.random.key(1), len(leaves))
-  return cache._replace(layers=jax.tree.unflatten(structure, [noise(*pair) for pair in zip(keys, leaves)]))
+  return cache._replace(layers=jax.tree.unflatten(structure, [_noise(*pair) for pair in zip(keys, leaves)]))
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def _noise(key, leaf):
+  """Numbers or codes of a cache, or their scales, as random ones."""
+  if leaf.dtype == jnp.int8:
+    return jax.random.randint(key, leaf.shape, -127, 128, jnp.int8)
+  if leaf.ndim == 3:
+    return jax.random.uniform(key, leaf.shape, leaf.dtype, 0, 1 / 32)
+  return jax.random.normal(key, leaf.shape, leaf.dtype)
 
 
 def _block(abstract: dict[str, Any], column: Column, sites: list[str], seed: int) -> dict[str, Any]:

@@ -135,13 +135,15 @@ def _config(length: int) -> model_config.TransformerConfig:
 
 def _measured(config, case: _Case, models: dict[str, Any]) -> dict[str, dict[str, Any]]:
   """By column: seconds of each repetition, of their median, and of the first one, which compiles; or the error."""
-  found, caches = {}, {}  # caches by what they hold
+  found, held = {}, {}  # the cache of the last measurement by what it holds, one at a time
 
   def timed(name):
     params = models[name]
     kind = jax.tree.structure(jax.eval_shape(lambda: decoding.empty(params, config, case.batch, case.context)))
-    cache = caches.pop(kind) if kind in caches else model_columns.filled_cache(params, config, case.batch, case.context)
-    seconds, caches[kind] = _timed(config, case, params, cache)
+    cache = held.pop(kind, None)
+    held.clear()
+    seconds, held[kind] = _timed(
+        config, case, params, cache or model_columns.filled_cache(params, config, case.batch, case.context))
     return seconds
 
   for name in models:
@@ -149,7 +151,7 @@ def _measured(config, case: _Case, models: dict[str, Any]) -> dict[str, dict[str
       seconds = timed(name)
     except RuntimeError as error:  # memory that does not suffice, and what a cache was given for
       found[name] = kernel_programs.failure(error)
-      caches.clear()
+      held.clear()
     else:
       found[name] = {'first_seconds': seconds, 'times': []}
   running = {name: column['times'] for name, column in found.items() if 'times' in column}

@@ -53,11 +53,9 @@ def _constant(value: int):
   return _Register(np.full(128, value, np.uint32))
 
 
-def _multiplied_and_added(kind, words, instruction, constraints):
+def _multiplied_and_added(word, factor: int, addend: int):
   """Of pairs of bfloat16, rounded once."""
-  del kind, constraints
-  assert instruction.startswith('fma.rn.bf16x2 $0, $1, $2, $3')
-  a, b, c = (_pairs(word).astype(np.float64) for word in words)
+  a, b, c = (_pairs(word).astype(np.float64) for word in (word, _constant(factor), _constant(addend)))
   return _Register((a * b + c).astype(jnp.bfloat16).view(np.uint32)[:, 0])
 
 
@@ -126,8 +124,9 @@ class CacheCodesTest(parameterized.TestCase):
         divui=operator.floordiv, remui=operator.mod).items()}
     known = types.SimpleNamespace(**vars(threads) | dict(
         number=lambda: _Register(_THREADS), constant=_constant, held=_constant, index=lambda word: word,
-        element=lambda register, place: _Register(register.numbers[:, place])))
-    llvm = types.SimpleNamespace(inline_asm=_multiplied_and_added, ptrtoint=lambda kind, address: address)
+        element=lambda register, place: _Register(register.numbers[:, place]),
+        multiply_add_pairs=_multiplied_and_added))
+    llvm = types.SimpleNamespace(ptrtoint=lambda kind, address: address)
     fakes = dict(
         arith=types.SimpleNamespace(**words), ir=mock.MagicMock(), threads=known,
         mgpu=types.SimpleNamespace(FragmentedArray=_Array, c=mock.Mock()),

@@ -22,6 +22,7 @@ from launch import calibration
 from launch import mixed_precision
 from launch import models
 from launch import post_training
+from launch import quantize_config
 from tests import launching
 from tests import model_directories
 from tests import networks
@@ -104,8 +105,8 @@ class MixedPrecisionTest(parameterized.TestCase):
     model = models.find(str(launching.trained()), 'baseline')
     config.update(methods=('awq', 'gptq'), **_OPTIONS)
     config.allocation.score = 'layer_errors'
-    asked, stages = post_training.budget(config), staging.staged(model.decoder)
-    folds = post_training.recipe(config, None).folds(staging.model_sites(model.decoder))
+    asked, stages = quantize_config.budget(config), staging.staged(model.decoder)
+    folds = quantize_config.recipe(config, None).folds(staging.model_sites(model.decoder))
     batches = calibration.batches(model.training_tokens(), 8, model.length, seed=0)
     params, _ = model.load()
     measured = lambda steps: driver.run(params, stages, [*steps, *asked.steps()], batches).decisions

@@ -19,6 +19,7 @@ from jaxquant.numerics import qtensor
 from jaxquant.numerics import trees
 from jaxquant.numerics import two_level
 from launch import post_training
+from launch import quantize_config
 from launch import settings
 from launch import validation
 from tests import networks
@@ -50,7 +51,7 @@ def _config(name, *argument):
 def _run(config, style, batches):
   """What the driver makes of a network by a configuration."""
   architecture = networks.config(style)
-  recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
+  recipe = quantize_config.recipe(config, config.activation_mode if config.activations < 16 else None)
   return driver.run(
       networks.params(style), staging.staged(architecture), recipe.steps(staging.model_sites(architecture)), batches)
 
@@ -65,10 +66,11 @@ class ConfigsTest(parameterized.TestCase):
   @parameterized.parameters(*_SETTINGS)
   def test_describes_a_recipe(self, name, *argument):
     config = _config(name, *argument)
-    post_training.check(config)
-    recipe = post_training.recipe(config, config.activation_mode if config.activations < 16 else None)
+    quantize_config.check(config)
+    recipe = quantize_config.recipe(config, config.activation_mode if config.activations < 16 else None)
     steps = recipe.steps(staging.model_sites(networks.config('llama')))
-    self.assertLen(steps, len(config.methods) + (config.activations < 16) + (config.value_bits < 16))
+    quantized = [bits for bits in (config.activations, config.value_bits, config.cache_bits) if bits < 16]
+    self.assertLen(steps, len(config.methods) + len(quantized))
     self.assertIn(f'--config=configs/ptq/{name}.py', importlib.import_module(f'configs.ptq.{name}').__doc__)
 
   @parameterized.parameters(*_SETTINGS)
@@ -102,9 +104,9 @@ class ConfigsTest(parameterized.TestCase):
     config = _config('rtn_w4a4')
     config.update(changes)
     with self.assertRaisesRegex(errors.UserError, f'^config.{message}'):
-      post_training.check(config)
+      quantize_config.check(config)
     config.update(activations=16, activation_kind='uint')
-    post_training.check(config)
+    quantize_config.check(config)
 
   @parameterized.parameters(*_RUN)
   def test_runs(self, style, name, *argument):
@@ -136,10 +138,10 @@ class ConfigsTest(parameterized.TestCase):
   def test_kinds_of_weights_are_formats_of_their_bits(self, kind, name):
     config = _config('dint_w4a16_g128')
     config.weight_kind = kind
-    self.assertEqual(post_training.recipe(config, None).weight.format.name, name)
+    self.assertEqual(quantize_config.recipe(config, None).weight.format.name, name)
     config.weight_kind = f'{kind}/3'
     with self.assertRaisesRegex(errors.UserError, 'config.weight_kind and config.weights: unknown number format'):
-      post_training.recipe(config, None)
+      quantize_config.recipe(config, None)
 
   def test_slac_runs_on_windows_as_long_as_it_is_told(self):
     for length in (64, 128, 512, 2048):
@@ -178,7 +180,7 @@ class ConfigsTest(parameterized.TestCase):
   def test_outlier_suppression_folds_where_it_was_published_to(self, name, argument, style, want):
     config = _config(f'outlier_suppression_{name}', *argument)
     sites = staging.model_sites(networks.config(style))
-    (pattern, _), = post_training.recipe(config, config.activation_mode).folds(sites)[0].rules
+    (pattern, _), = quantize_config.recipe(config, config.activation_mode).folds(sites)[0].rules
     claimed = trees.matching(pattern, [site.name for site in sites])
     self.assertEqual(claimed, tuple(f'layers/0/{site}' for site in want))
 
@@ -202,7 +204,7 @@ class ConfigsTest(parameterized.TestCase):
     params, architecture = networks.params(style), networks.config(style)
     config = _config(name)
     config.update(group_size=8, weight_pattern=r'layers/.*/(q|k|v|down)')
-    steps = post_training.recipe(config, None).steps(staging.model_sites(architecture))
+    steps = quantize_config.recipe(config, None).steps(staging.model_sites(architecture))
     awq, clipped = (driver.run(params, staging.staged(architecture), steps[:count], [networks.tokens(6)])
                     for count in (1, 2))
     changed = [path for path in trees.linears(params) if not jnp.array_equal(

@@ -10,7 +10,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from jaxquant.models import staging
-from launch import post_training
+from launch import quantize_config
 from tests import launching
 from tests import model_directories
 from tests import networks
@@ -241,9 +241,9 @@ class RowsTest(parameterized.TestCase):
     self.assertGreater(len(rows), 1)
     style = argument if argument in ('opt', 'bert') else 'llama'
     for config in rows.values():
-      post_training.check(config)
+      quantize_config.check(config)
       mode = config.activation_mode if config.activations < 16 else None
-      post_training.recipe(config, mode).steps(staging.model_sites(networks.config(style)))
+      quantize_config.recipe(config, mode).steps(staging.model_sites(networks.config(style)))
     self.assertLen({json.dumps(config.to_dict(), sort_keys=True) for config in rows.values()}, len(rows))
     self.assertIn(f'--rows=configs/sweeps/{name}.py', module.__doc__)
 

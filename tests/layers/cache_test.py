@@ -78,7 +78,7 @@ class CodedTest(parameterized.TestCase):
       (dict.fromkeys(('key', 'value'), _DYNAMIC('int8') | {'scale': jnp.ones(_DIM)}), False),
       (dict.fromkeys(('key', 'value'), {'quantizer': quantizers.StepQuantizer(jnp.float32(1), 8)}), False))
   def test_codes_are_those_of_symmetric_ranges_of_heads(self, specifications, coded):
-    self.assertEqual(cache.coded(specifications), coded)
+    self.assertEqual(cache.holds_codes(specifications), coded)
 
 
 if __name__ == '__main__':
