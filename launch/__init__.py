@@ -7,6 +7,7 @@
   benchmark        measures speed
   settings         every key of the configurations, with its default
   runtime          flags, errors and exit codes, devices
+  quantize_config  what a configuration of `quantize` asks for, whatever the model
   quantization     how a float model is quantized for the comparison
   calibration      what models are calibrated on
   mixed_precision  a grid for each linear as a configuration asks for it

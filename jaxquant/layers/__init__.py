@@ -8,6 +8,6 @@
   norms             RMSNorm and LayerNorm
   sharding          where activations live on the mesh
   positions         rotary embeddings
-  cache             keys and values of the tokens so far
+  cache             keys and values of the tokens so far, as numbers or as codes
   attention         causal attention with grouped keys and values
 """

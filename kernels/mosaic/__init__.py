@@ -2,7 +2,11 @@
 
   activations       the implementation `mosaic_gpu` of kernels.quantize_activations
   attention         the implementation `mosaic_gpu` of kernels.decode_attention
+  attention_parts   what warpgroups and blocks that share slots pass on, and how it is put together
+  cache_codes       a cache of codes: operands made in registers, a token quantized
+  cache_numbers     a cache of 16-bit numbers, which instructions read as they are
   calls             the device, maps over leading axes, no derivative
+  column_numbers    sums and extremes of the 8 columns of an accumulator
   configs           how products are cut
   decode            few tokens
   decode_attention  attention of single tokens
