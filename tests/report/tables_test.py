@@ -42,6 +42,12 @@ class PrecisionTableTest(parameterized.TestCase):
     table = tables.precision_table(evaluations)
     self.assertSequenceEqual(table.columns, [f'W4A8{name} dynamic' for name in ('', 'K8', 'K8V4', 'KV8', 'V4')])
 
+  def test_the_column_that_counts_is_one_without_codes_of_operands_where_there_is_one(self):
+    full = _evaluation(4.0, weights=16, activations=16, mode='none', method='none')
+    cached = _evaluation(6.0, keys=8, values=8)
+    self.assertEqual(tables.precision_table([full, cached, _evaluation(5.0)]).target, 'W4A4 static')
+    self.assertEqual(tables.precision_table([full, cached]).target, 'W4A4KV8 static')
+
   def test_what_diverged_is_not_the_best(self):
     scores = {'a': math.nan, 'b': 20.0, 'c': 9.5}
     table = tables.precision_table([_evaluation(value, name) for name, value in scores.items()])
