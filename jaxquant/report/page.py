@@ -174,8 +174,8 @@ def _precision(run: records.Run) -> str:
       for metric in tables.METRICS
   )
   shown = ''.join(shown)
-  operands = any(records.number(entry.get(name) or 16) < 16 for entry in evaluations for name in ('keys', 'values'))
-  bits = 'W and A are the bits of weights and activations' + ', K and V those of attention\'s keys and values' * operands
+  coded = any(records.number(entry.get(name) or 16) < 16 for entry in evaluations for name in ('keys', 'values'))
+  bits = 'W and A are the bits of weights and activations' + ', K and V those of attention\'s keys and values' * coded
   lead = (f'{bits}. Bold is the best of a column; the stronger the shade of a cell, the more quantization costs the '
           'variant.')
   return parts.section('Precision', shown + parts.details('Bits per byte', per_byte, opened=not shown), lead)
