@@ -25,8 +25,8 @@ from launch import config_flag
 from launch import model_flags
 from launch import models
 from launch import post_training
-from launch import quantize_config
 from launch import progress
+from launch import quantize_config
 from launch import runtime
 from launch import scoring
 from launch import stopping

@@ -37,10 +37,6 @@ def check(config) -> None:
                                f'{mode(config)} ones have {default!r}')
   if config.group_along not in _AXES:
     raise errors.UserError(f'config.group_along is {config.group_along!r}; there are {", ".join(_AXES)}')
-  if config.value_bits < 16 and config.cache_bits < 16:
-    raise errors.UserError(
-        f'config.value_bits is {config.value_bits} and config.cache_bits {config.cache_bits}: values of attention get '
-        'one range, static ones of channels or those of a cache')
 
 
 def mode(config) -> str:

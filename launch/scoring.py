@@ -134,9 +134,7 @@ def _named(row: str | None) -> dict[str, str]:
 
 def _described(precision, dataset, variant, seed, method):
   return {
-      'variant': variant, 'seed': seed, 'dataset': dataset, 'weights': precision.weights,
-      'activations': precision.activations, 'activation_mode': precision.mode,
-      **{name: bits for name, bits in (('values', precision.values), ('keys', precision.keys)) if bits < 16},
+      'variant': variant, 'seed': seed, 'dataset': dataset, **precision.record,
       'method': method if precision.weights < 16 else 'none'}
 
 

@@ -35,9 +35,9 @@ from launch import joining
 from launch import model_flags
 from launch import models
 from launch import post_training
-from launch import quantize_config
 from launch import progress
 from launch import python_file
+from launch import quantize_config
 from launch import runtime
 from launch import scoring
 from launch import stopping

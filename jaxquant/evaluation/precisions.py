@@ -15,6 +15,7 @@ from jaxquant import errors
 from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
+from jaxquant.report import tables
 from jaxquant.transforms import round_to_nearest
 
 MODES = ('none', 'static', 'dynamic')
@@ -39,15 +40,16 @@ class Precision(NamedTuple):
   keys: int = 16
 
   @property
+  def record(self) -> dict[str, Any]:
+    """What an evaluation says of it (jaxquant.report)."""
+    operands = {'values': self.values, 'keys': self.keys}
+    return {'weights': self.weights, 'activations': self.activations, 'activation_mode': self.mode,
+            **{name: bits for name, bits in operands.items() if bits < 16}}
+
+  @property
   def name(self) -> str:
     """`W4A4 static`, `W4A8V4 dynamic`, or `W4A4KV8 dynamic`."""
-    suffix = '' if self.mode == 'none' else f' {self.mode}'
-    return f'W{self.weights}A{self.activations}{operands(self.keys, self.values)}{suffix}'
-
-
-def operands(keys: int, values: int) -> str:
-  """What a name says of attention's operands: `V4`, `KV8`, or nothing where neither is quantized."""
-  return f'KV{values}' if keys == values < 16 else f'K{keys}' * (keys < 16) + f'V{values}' * (values < 16)
+    return tables.precision(self.record)
 
 
 def standard(weights: int = 4, activations: int = 4) -> tuple[Precision, ...]:

@@ -77,7 +77,8 @@ class Recipe:
       raise errors.UserError(f'{self.methods[kinds.index("linears")]} is for weights that are quantized, and those of '
                              '16 bits are not: leave it out of the methods')
     if self.values is not None and self.cache is not None:
-      raise errors.UserError('values of attention get one range: either the static ones of channels or that of a cache')
+      raise errors.UserError(f'values of attention get one range: values of {self.values} bits have those of channels, '
+                             f'and a cache of {self.cache} bits has its own')
     self._check_options()
     patterns = {'weight_pattern': (self.weight_pattern,), 'clip_pattern': (self.clip_pattern,),
                 'site_patterns': self.site_patterns,

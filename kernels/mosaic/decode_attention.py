@@ -192,18 +192,18 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
         plgpu.barrier_wait(other_stored)
         whole = attention_parts.joined(sums, attention_parts.load(other_smem.at[0]))
       if split > 1:
-        parts_smem, arrived = of_cluster
+        parts_smem, sent = of_cluster
         send = lambda array, ref: plgpu.async_store_smem(
-            array, ref, arrived, cluster_idx=0, cluster_dim='part', optimized=False)
+            array, ref, sent, cluster_idx=0, cluster_dim='part', optimized=False)
         pl.when(block > 0)(lambda: attention_parts.store(whole, parts_smem.at[block - 1], send))
 
       @pl.when(block == 0)
       def _():
         found = whole
         if split > 1:
-          plgpu.barrier_wait(arrived)
-          others = (attention_parts.load(parts_smem.at[other]) for other in range(split - 1))
-          found = functools.reduce(attention_parts.joined, others, whole)
+          plgpu.barrier_wait(sent)
+          received = (attention_parts.load(parts_smem.at[i]) for i in range(split - 1))
+          found = functools.reduce(attention_parts.joined, received, whole)
         mixed, _, total = found
         mixed /= total
         for i in range(sharing):

@@ -82,10 +82,10 @@ def prepared(config: model_config.TransformerConfig, column: Column, implementat
 
 def filled_cache(params: dict[str, Any], config: model_config.TransformerConfig, batch: int, slots: int):
   """A `decoding.Cache` for the tree whose keys and values are noise, as large as those of the model."""
-  cache = decoding.empty(params, config, batch, slots)
-  leaves, structure = jax.tree.flatten(cache.layers)
+  empty = decoding.empty(params, config, batch, slots)
+  leaves, structure = jax.tree.flatten(empty.layers)
   keys = jax.random.split(jax.random.key(1), len(leaves))
-  return cache._replace(layers=jax.tree.unflatten(structure, [_noise(*pair) for pair in zip(keys, leaves)]))
+  return empty._replace(layers=jax.tree.unflatten(structure, [_noise(*pair) for pair in zip(keys, leaves)]))
 
 
 @functools.partial(jax.jit, donate_argnums=1)

@@ -31,8 +31,8 @@ def _model(style):
 class RefusalsTest(parameterized.TestCase):
 
   def test_values_of_two_ranges(self):
-    with self.assertRaisesRegex(errors.UserError, '^config.value_bits is 4 and config.cache_bits 8: '):
-      quantize_config.check(_config(value_bits=4, cache_bits=8))
+    with self.assertRaisesRegex(errors.UserError, '^values of attention get one range: values of 4 bits .* of 8 bits'):
+      quantize_config.recipe(_config(value_bits=4, cache_bits=8), None)
 
   @parameterized.parameters(1, 9, 0)
   def test_bits_that_there_are_not(self, bits):

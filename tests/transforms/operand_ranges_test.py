@@ -123,7 +123,7 @@ class CacheTest(parameterized.TestCase):
     self.assertBetween(float(jnp.mean((simulated - exact) ** 2) / jnp.mean(exact**2)), 1e-8, 1e-3)
 
   def test_values_have_one_range(self):
-    with self.assertRaisesRegex(errors.UserError, 'either the static ones of channels or that of a cache'):
+    with self.assertRaisesRegex(errors.UserError, 'values of 4 bits have those of channels, and a cache of 8 bits has'):
       recipes.Recipe(values=4, cache=8)
 
 
