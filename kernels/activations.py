@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from kernels import before as preceding
 from kernels import checks
 from kernels import dispatch
+from kernels import gates
+from kernels import static_ranges
 from kernels.mosaic import activations as mosaic
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -36,27 +38,15 @@ class QuantizedActivations(NamedTuple):
   total: Any = None
 
 
-class StaticRange(NamedTuple):
-  """A range that is known: value = scale * code + offset, codes from -2^(bits-1) to 2^(bits-1) - 1.
-
-  Attributes:
-    scale: float32 scalar, positive.
-    offset: float32 scalar, or None for zero.
-  """
-
-  scale: Any
-  offset: Any = None
-
-
 def quantize_activations(
     x, *, bits: int = 8, symmetric: bool = True, before: preceding.Before = preceding.Before(),
-    static: StaticRange | None = None, group_size: int | None = None, packed: bool = False, addend=None,
+    static: static_ranges.StaticRange | None = None, group_size: int | None = None, packed: bool = False, addend=None,
     implementation=None,
 ):  # pyformat: disable
   """Codes of every token, on a range of its own, which contains zero, or on a static one.
 
   Args:
-    x: floating [..., K], or with a gate [..., 2 * K].
+    x: floating [..., K], or with a gate [..., 2 * K] in pairs of runs (gates.paired).
     bits: of the codes, 2 to 8.
     symmetric: codes of +-(2^(bits-1) - 1), scale * code; else all 2^bits codes, from -2^(bits-1) on, with an offset
       that makes zero a value. A token of zeros has scale 1. Without meaning for a static range.
@@ -93,22 +83,12 @@ def quantize_activations(
   if group_size is not None and (not checks.integral(group_size) or group_size < 1 or features % group_size):
     raise ValueError(f'groups of {group_size} do not divide {features} features')
   if static is not None:
-    _check_static(static)
+    static_ranges.check(static)
   arguments = dict(x=x, bits=bits, symmetric=symmetric, before=before, static=static, addend=addend,
                    group_size=group_size or features, packed=packed)
   problem = f'{x.dtype} activations {list(x.shape)} to {bits} bits'
   codes, scale, offset, row_sums, total = dispatch.call(_FUNCTIONS, implementation, arguments, problem)
   return QuantizedActivations(codes, *((scale, offset) if static is None else static), row_sums, total)
-
-
-def _check_static(static) -> None:
-  """Raises `ValueError` for what is no static range."""
-  if not isinstance(static, StaticRange):
-    raise ValueError(f'a static range is a kernels.StaticRange, not a {type(static).__name__}')
-  checks.arrays('offset', scale=static.scale, offset=static.offset)
-  for end in static[: 1 if static.offset is None else 2]:
-    if end is None or end.shape or end.dtype != jnp.float32:
-      raise ValueError('a static range has a scalar scale and a scalar offset of float32')
 
 
 def unpack(codes):
@@ -129,13 +109,12 @@ def _xla(x, *, bits, symmetric, before, static, group_size, packed, addend):
   if addend is not None:
     x = preceding.narrow(x.astype(jnp.float32) + addend.astype(jnp.float32), x.dtype)
   total = None if addend is None else x
-  x = jnp.split(x, 2, axis=-1) if before.gate else x
+  x = gates.halves(x) if before.gate else x
   x = preceding.apply(x, before, preceding.butterflies).astype(jnp.float32)
   scale = offset = None
   most = 2 ** (bits - 1) - 1
   if static is not None:
-    steps = (x if static.offset is None else x - static.offset) / static.scale
-    codes = jnp.clip(jnp.round(steps), -most - 1, most)
+    codes = static_ranges.codes(x, static, bits)
   elif symmetric:
     top = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     scale = _scale(top, top / most)

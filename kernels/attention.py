@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import activations
+from kernels import behind as behind_lib
 from kernels import checks
 from kernels import dispatch
 from kernels.mosaic import attention as mosaic
@@ -36,7 +37,9 @@ class Cache(NamedTuple):
     return self.key_scale is not None
 
 
-def decode_attention(qkv, cache: Cache, positions, *, angles=None, window: int | None = None, implementation=None):
+def decode_attention(
+    qkv, cache: Cache, positions, *, angles=None, window: int | None = None, implementation=None,
+    behind: behind_lib.Behind = behind_lib.Behind()):
   """Rotates a token of every row, writes its keys and values into the cache, and attends to all that it sees there.
 
   Args:
@@ -50,18 +53,23 @@ def decode_attention(qkv, cache: Cache, positions, *, angles=None, window: int |
     implementation: `xla`; `mosaic_gpu`, one kernel, which reads few slots behind the token's, rounds weights before
       they are divided by their sum, takes codes beside bfloat16 only, and multiplies by inverses of scales where `xla`
       divides, so that a code on an edge may be its neighbor; None: the fastest that takes the problem on this device.
+    behind: what becomes of the mixed values: codes on a static range, without a gate.
 
   Returns:
-    (mixed values [batch, heads, head_dim], the cache with the tokens), the cache in place under jit, where the one that
-    was given is not needed any more.
+    (mixed values [batch, heads, head_dim], of the dtype of qkv or codes int8; the cache with the tokens), the cache in
+    place under jit, where the one that was given is not needed any more.
 
   Raises:
-    ValueError: arrays that do not fit each other, a window of less than one token, or an unknown implementation.
+    ValueError: arrays that do not fit each other, a window of less than one token, a gate, or an unknown
+      implementation.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   checks.implementation(implementation, _FUNCTIONS)
   _check(qkv, cache, positions, angles, window)
-  arguments = dict(qkv=qkv, cache=cache, positions=positions, angles=angles, window=window)
+  behind_lib.check(behind, qkv.shape[-1])
+  if behind.gate:
+    raise ValueError('mixed values have no gate')
+  arguments = dict(qkv=qkv, cache=cache, positions=positions, angles=angles, window=window, behind=behind)
   problem = f'attention of {qkv.dtype} {list(qkv.shape)} over {cache.keys.dtype} {list(cache.keys.shape)}'
   return dispatch.call(_FUNCTIONS, implementation, arguments, problem)
 
@@ -181,7 +189,7 @@ def attend(q, keys, values, positions, *, window: int | None = None, bias: Any =
   return jnp.einsum('bhgqk,bhkd->bqhgd', weights, values).reshape(q.shape)
 
 
-def _xla(qkv, cache, positions, angles, window):
+def _xla(qkv, cache, positions, angles, window, behind):
   heads = qkv.shape[1] - 2 * cache.keys.shape[1]
   q, k, v = jnp.split(qkv[:, None], (heads, heads + cache.keys.shape[1]), axis=-2)
   if angles is not None:
@@ -190,7 +198,8 @@ def _xla(qkv, cache, positions, angles, window):
   positions = positions[:, None]
   new = (quantized if cache.quantized else Cache)(k.swapaxes(1, 2), v.swapaxes(1, 2))
   cache = extended(cache, new, positions)
-  return attend(q, *dense(cache, q.dtype), positions, window=window)[:, 0], cache
+  mixed = attend(q, *dense(cache, q.dtype), positions, window=window)[:, 0]
+  return behind_lib.apply(mixed, behind, mixed.dtype), cache
 
 
 _FUNCTIONS = {'xla': _xla, 'mosaic_gpu': mosaic.attend}

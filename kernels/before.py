@@ -14,11 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from kernels import checks
+from kernels import gates
 
 NORMS = ('rms', 'layer')
-# Nonlinearities of float32 numbers, of operations that every implementation has; `rounded` takes what a model has as an
-# array by itself to its dtype and back.
-GATES = {'silu': lambda x, rounded, logistic: rounded(x * rounded(logistic(x)))}
 VECTORS = ('gain', 'bias', 'shift', 'scale')
 
 
@@ -33,7 +31,8 @@ class Before(NamedTuple):
     shift, scale: float32 [K], or None.
     hadamard: features of a block that the normalized Walsh-Hadamard matrix of that order multiplies, a power of two
       that divides K; 1 for none.
-    gate: one of `GATES`, of the first K of 2 K features, which multiplies the others before all else; None for none.
+    gate: one of `gates.GATES`, of half of 2 K features in pairs of runs (`gates.paired`), which multiplies the others
+      before all else; None for none.
   """
 
   norm: str | None = None
@@ -53,18 +52,16 @@ def narrow(value, dtype):
 
 
 def features(before: Before, given: int) -> int:
-  """The features that are quantized, of so many given; raises `ValueError` for no `Before`, or odd ones for a gate."""
+  """The features that are quantized, of so many given; raises `ValueError` for no `Before`, or a gate that fails them.
+  """
   if not isinstance(before, Before):
     raise ValueError(f'what happens before is a kernels.Before, not a {type(before).__name__}')
-  if before.gate and given % 2:
-    raise ValueError(f'a gate takes an even number of features, not {given}')
+  gates.check(before.gate, given)
   return given // 2 if before.gate else given
 
 
 def check(before: Before, features: int) -> None:
   """Raises `ValueError` for what does not fit activations of `features`."""
-  if before.gate not in (None, *GATES):
-    raise ValueError(f'unknown gate {before.gate!r}; there is {" and ".join(GATES)}')
   if before.norm not in (None, *NORMS):
     raise ValueError(f'unknown norm {before.norm!r}; there are {" and ".join(NORMS)}')
   checks.arrays(*VECTORS, **{name: getattr(before, name) for name in VECTORS})
@@ -89,7 +86,7 @@ def apply(
   """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
 
   Args:
-    x: floating [..., K], or, with a gate, both halves of it.
+    x: floating [..., K], or, with a gate, both halves of it (`gates.halves`).
     before: what happens to it.
     transform: (float32 [..., K], block) -> the blocks' butterflies without their scale, as `butterflies` computes them.
     load: makes an array of a vector of `before` when its turn comes.
@@ -100,9 +97,7 @@ def apply(
   """
   wide = lambda a: a.astype(jnp.float32)
   if before.gate is not None:
-    x, other = x
-    rounded = lambda value: wide(narrow(value, other.dtype))  # as a model has it, which multiplies arrays
-    x = narrow(GATES[before.gate](wide(x), rounded, logistic) * wide(other), other.dtype)
+    x = gates.apply(before.gate, *x, narrow, logistic)
   dtype = x.dtype
   if before.norm:
     x = wide(x)

@@ -16,6 +16,7 @@ import numbers
 
 import jax.numpy as jnp
 
+from kernels import behind as behind_lib
 from kernels import checks
 from kernels import dint
 from kernels import dispatch
@@ -34,7 +35,7 @@ _FUNCTIONS = {'simulated': xla.simulated, 'xla': xla.xla, 'mosaic_gpu': mosaic.m
 def quantized_matmul(
     x_codes, w_codes, x_scale, w_scale, *, x_offset=None, w_offset=None, bias=None, x_bits=8, w_bits=8,
     layout=layouts.Layout.CODES, row_sums=None, column_sums=None, w_zero_point=None, w_special=1 / 2,
-    w_multiplier=None, implementation=None, out_dtype=jnp.float32,
+    w_multiplier=None, implementation=None, out_dtype=jnp.float32, behind=behind_lib.Behind(),
 ):  # pyformat: disable
   """y[..., N] = sum over K of (x_scale * x_codes + x_offset) * (w_scale * w_codes + w_offset), + bias.
 
@@ -60,14 +61,15 @@ def quantized_matmul(
     implementation: one of `IMPLEMENTATIONS` or `DEVICE_IMPLEMENTATIONS`; None: the fastest that takes the problem on
       this device, as the log of `kernels` says once for each kind of problem.
     out_dtype: dtype of the result; everything before is int32 and float32.
+    behind: what becomes of the result in this dtype: a gate of its outputs, codes on a static range.
 
   Returns:
-    [..., N] of `out_dtype`.
+    [..., N] of `out_dtype`; behind a gate [..., N / 2]; codes int8.
 
   Raises:
-    ValueError: wrong dtypes, shapes or widths of codes, operands of another layout, an unknown implementation, a
-      result that is not floating, known zero points or multipliers beyond their range, or groups so long that sums may
-      exceed int32.
+    ValueError: wrong dtypes, shapes or widths of codes, operands of another layout, an unknown implementation or gate,
+      a result that is not floating, known zero points or multipliers beyond their range, or groups so long that sums
+      may exceed int32.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   checks.arrays(
@@ -80,6 +82,7 @@ def quantized_matmul(
   _check_bits(w_codes, x_bits, w_bits, layout, w_special)
   _check(x_codes, w_codes, x_scale, w_scale, x_offset, w_offset, bias, layout, row_sums, column_sums, w_zero_point,
          w_special, w_multiplier, w_bits)
+  behind_lib.check(behind, layouts.outputs(w_codes, w_scale, layout))
   w_bits = integer_weights.bits(w_bits, w_multiplier)
   length = x_codes.shape[-1]
   groups = max(1 if x_scale.ndim == 0 else x_scale.shape[-1], w_scale.shape[0])
@@ -89,7 +92,7 @@ def quantized_matmul(
   arguments = dict(
       x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset, w_offset=w_offset,
       bias=bias, x_bits=x_bits, w_bits=w_bits, layout=layout, row_sums=row_sums, column_sums=column_sums,
-      w_zero_point=w_zero_point, w_special=w_special, w_multiplier=w_multiplier, out_dtype=out_dtype)
+      w_zero_point=w_zero_point, w_special=w_special, w_multiplier=w_multiplier, out_dtype=out_dtype, behind=behind)
   return dispatch.call(_FUNCTIONS, implementation, arguments, _described(arguments))
 
 

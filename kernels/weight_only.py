@@ -10,6 +10,7 @@ import math
 
 import jax.numpy as jnp
 
+from kernels import behind as behind_lib
 from kernels import checks
 from kernels import dispatch
 from kernels import layouts
@@ -21,7 +22,7 @@ _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 def weight_only_matmul(
     x, w_codes, w_scale, *, w_offset=None, bias=None, w_bits, layout=layouts.Layout.CODES, implementation=None,
-    out_dtype=None,
+    out_dtype=None, behind=behind_lib.Behind(),
 ):  # pyformat: disable
   """y[..., N] = sum over K of x * (w_scale * w_codes + w_offset), + bias.
 
@@ -36,19 +37,21 @@ def weight_only_matmul(
     implementation: `xla`: a product of XLA; `mosaic_gpu`: unpacks weights as they are read; None: the fastest that
       takes the problem on this device, as the log of `kernels` says.
     out_dtype: dtype of the result; None: that of `x`.
+    behind: what becomes of the result, see `quantized_matmul`.
 
   Returns:
-    [..., N] of `out_dtype`.
+    [..., N] of `out_dtype`; behind a gate [..., N / 2]; codes int8.
 
   Raises:
-    ValueError: wrong dtypes or shapes, an unknown implementation, or a result that is not floating.
+    ValueError: wrong dtypes or shapes, an unknown implementation or gate, or a result that is not floating.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   checks.implementation(implementation, _FUNCTIONS)
   _check(x, w_codes, w_scale, w_offset, bias, w_bits, layout)
+  behind_lib.check(behind, layouts.outputs(w_codes, w_scale, layout))
   out_dtype = checks.out_dtype(x.dtype if out_dtype is None else out_dtype)
   arguments = dict(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias, w_bits=w_bits, layout=layout,
-                   out_dtype=out_dtype)
+                   out_dtype=out_dtype, behind=behind)
   *batch, inputs = x.shape
   return dispatch.call(_FUNCTIONS, implementation, arguments, (
       f'{math.prod(batch)} x {inputs} {x.dtype} by {inputs} x {layouts.outputs(w_codes, w_scale, layout)} of {w_bits} '

@@ -12,6 +12,7 @@ differentiate with respect to what is floating.
 import jax
 import jax.numpy as jnp
 
+from kernels import behind as behind_lib
 from kernels import integer_weights
 from kernels import layouts
 
@@ -30,7 +31,7 @@ def simulated(x_codes, w_codes, x_scale, w_scale, *, x_bits, w_bits, **options):
   return _matmul(accumulate, x_codes, w_codes, x_scale, w_scale, x_bits=x_bits, w_bits=w_bits, **options)
 
 
-def weight_only(x, w_codes, w_scale, *, w_offset, bias, w_bits, layout, out_dtype):
+def weight_only(x, w_codes, w_scale, *, w_offset, bias, w_bits, layout, out_dtype, behind):
   """`weight_only.weight_only_matmul` through a product of floats; the arguments are checked already."""
   del w_bits
   inputs, groups = x.shape[-1], len(w_scale)
@@ -46,12 +47,12 @@ def weight_only(x, w_codes, w_scale, *, w_offset, bias, w_bits, layout, out_dtyp
     wide = lambda v: jnp.repeat(v, inputs // groups, axis=0)
     values = w.astype(jnp.float32) * wide(w_scale)
     y = product(values if w_offset is None else values + wide(w_offset))
-  return (y if bias is None else y + bias.astype(jnp.float32)).astype(out_dtype)
+  return behind_lib.apply(y if bias is None else y + bias.astype(jnp.float32), behind, out_dtype)
 
 
 def _matmul(
     accumulate, x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, x_bits, w_bits, layout, row_sums,
-    column_sums, w_zero_point, w_special, w_multiplier, out_dtype,
+    column_sums, w_zero_point, w_special, w_multiplier, out_dtype, behind,
 ):  # pyformat: disable
   """Sums over groups of the scaled accumulators; `row_sums` and `column_sums` are summed again where they matter."""
   del x_bits, w_bits, row_sums, column_sums
@@ -75,7 +76,7 @@ def _matmul(
     total = jax.lax.fori_loop(1, groups, lambda i, y: y + group_sum(i), total)
   if bias is not None:
     total += bias.astype(jnp.float32)
-  return total.astype(out_dtype)
+  return behind_lib.apply(total, behind, out_dtype)
 
 
 def _pick(array, index, axis):

@@ -7,6 +7,7 @@ import numpy as np
 
 import kernels
 from kernels import activations
+from tests import behind_cases
 
 # What may be asked for, on 512 features; `gate`, `norm`, `channels` (a shift and a scale of each) and `hadamard` come
 # before.
@@ -68,7 +69,7 @@ def values(x, before: kernels.Before):
   """What is quantized, in float64."""
   x = np.asarray(x, np.float64)
   if before.gate:
-    gate, x = np.split(x, 2, axis=-1)
+    gate, x = behind_cases.halves(x)
     x = x * gate / (1 + np.exp(np.minimum(-gate, 700)))
   x = x - (x.mean(-1, keepdims=True) if before.norm == 'layer' else 0)
   if before.norm:

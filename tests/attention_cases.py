@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from tests import behind_cases
 
 # rows, heads, heads of keys, slots
 SHAPES = ((2, 4, 2, 192), (3, 2, 2, 64), (1, 8, 1, 128))
@@ -131,6 +132,15 @@ class AttentionCases(parameterized.TestCase):
   @parameterized.parameters(*((shape, False) for shape in SHAPES), (SHAPES[0], True))
   def test_values_that_are_not_rotated(self, shape, coded):
     self.compare(step(shape, dtype=jnp.bfloat16 if coded else jnp.float16, rotated=False, coded=coded))
+
+  @parameterized.product(name=['codes', 'codes of a lower end'], coded=[False, True], shape=SHAPES)
+  def test_codes_of_what_is_mixed(self, name, coded, shape):
+    arguments = step(shape, coded=coded)
+    asked = behind_cases.behind(None, name, size=0.3, bits=8)
+    (plain, cache), (got, same) = (self.attend(arguments | options) for options in ({}, {'behind': asked}))
+    self.assertLessEqual(behind_cases.excess(np.asarray(got), np.asarray(plain), asked), 0)
+    self.assertGreater(len(np.unique(got)), 5)
+    jax.tree.map(np.testing.assert_array_equal, same, cache)
 
   @parameterized.parameters(False, True)
   def test_tokens_on_the_edges_of_copies(self, coded):

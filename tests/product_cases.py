@@ -7,6 +7,7 @@ import numpy as np
 
 import kernels
 from kernels import layouts
+from tests import behind_cases
 from tests import poisoning
 
 # offset of x, offset of w
@@ -103,6 +104,18 @@ class ProductCases(parameterized.TestCase):
       got = self.run_problem(dict(x_codes=x, w_codes=w, **unit), bits, layout=layout)
       np.testing.assert_array_equal(got, want)
 
+  def check_behind(self, bits, gate, name, out_dtype, shape, groups=1):
+    """A gate of the outputs, and codes on a static range, are those of the result that is there without."""
+    arguments = problem(bits=bits, offsets='w', bias=True, groups=(1, groups), shape=shape)
+    layout = kernels.Layout.INT4 if bits[1] == 4 else kernels.Layout.ROWS
+    arguments['x_scale'] = arguments['x_scale'] / np.float32(2 ** sum(bits))
+    run = lambda **static: self.run_problem(arguments, bits, layout=layout, out_dtype=out_dtype, **static)
+    plain = run()
+    asked = behind_cases.behind(gate, name, size=float(np.abs(plain.astype(np.float32)).mean()))
+    got = run(behind=asked)
+    self.assertEqual(got.shape, (*shape[:-2], asked.outputs(shape[-1])))
+    self.assertLessEqual(behind_cases.excess(got, plain, asked), 0)
+
   def check_offsets(self, offsets, bias, shape):
     """The terms that offsets and biases add."""
     self.check(problem(offsets=offsets, bias=bias, shape=shape), (4, 4))
@@ -133,6 +146,10 @@ class ProductCases(parameterized.TestCase):
   @parameterized.product(bits=[(4, 4), (8, 4)], group=[32, 64, 128, 256], offsets=['none', 'w', 'both, scalar'])
   def test_groups(self, bits, group, offsets):
     self.check_groups(bits, group, offsets, (3, 512, 96))
+
+  @parameterized.product(behind=behind_cases.BEHIND, bits=[(4, 4), (8, 8)], out_dtype=_DTYPES)
+  def test_what_happens_behind(self, behind, bits, out_dtype):
+    self.check_behind(bits, *behind, out_dtype, (2, 9, 384, 96))
 
   @parameterized.parameters(4, 70)
   def test_zero_scales_leave_the_bias(self, tokens):
@@ -183,6 +200,10 @@ class TilingCases(ProductCases):
   def test_groups_over_tiles(self, bits, group, offsets):
     self.check_groups(bits, group, offsets, (130, 768, 192))
 
+  @parameterized.product(behind=behind_cases.BEHIND, tokens=[1, 24, 64, 130], outputs=[4096, 14_336, 22_016])
+  def test_what_happens_behind_tiles(self, behind, tokens, outputs):
+    self.check_behind((8, 4), *behind, jnp.bfloat16, (tokens, 512, outputs), groups=4 if outputs == 14_336 else 1)
+
   @parameterized.parameters((1, 1), (1, 4), (2, 2), (2, 4), (2, 16))
   def test_sums_at_hand_change_nothing(self, groups, runs):
     arguments = problem(offsets='both, per token', groups=(1, groups), shape=(5, 512, 64))
@@ -213,11 +234,11 @@ class WeightOnlyCases(parameterized.TestCase):
   implementation: str
   rounds_groups = False
 
-  def run_problem(self, arguments, layout, out_dtype):
+  def run_problem(self, arguments, layout, out_dtype, **static):
     """The result, as a NumPy array."""
     packed = arguments | {'w_codes': layouts.prepack(jnp.asarray(arguments['w_codes']), layout)}
     call = jax.jit(lambda a: kernels.weight_only_matmul(
-        **a, w_bits=4, layout=layout, implementation=self.implementation, out_dtype=out_dtype))
+        **a, w_bits=4, layout=layout, implementation=self.implementation, out_dtype=out_dtype, **static))
     return np.asarray(poisoning.poisoned(call, packed))
 
   def expected(self, arguments):
@@ -243,6 +264,15 @@ class WeightOnlyCases(parameterized.TestCase):
   @parameterized.product(size=[(5, 130, 7), (16, 512, 192)], grouped=[False, True], offset=[False, True], layout=_WIDE)
   def test_products(self, size, grouped, offset, layout):
     self.check(size, grouped, offset, layout)
+
+  @parameterized.product(behind=behind_cases.BEHIND, tokens=[1, 16, 40, 120], grouped=[False, True])
+  def test_what_happens_behind(self, behind, tokens, grouped):
+    arguments = weight_only_problem(tokens, 512, 256, 4 if grouped else 1, True, bias=True)
+    asked = behind_cases.behind(*behind, size=50)
+    plain, got = (self.run_problem(arguments, kernels.Layout.INT4_WIDE, jnp.bfloat16, **options)
+                  for options in ({}, {'behind': asked}))
+    self.assertEqual(got.shape, (tokens, asked.outputs(256)))
+    self.assertLessEqual(behind_cases.excess(got, plain, asked), 0)
 
   @parameterized.product(offset=[False, True], layout=_WIDE)
   def test_the_sum_with_a_bias_is_rounded_once(self, offset, layout):

@@ -1,5 +1,7 @@
 """Self-attention with grouped keys and values, every projection through the one evaluator."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -88,12 +90,13 @@ class Attention(nn.Module):
     places = jnp.arange(q.shape[-3]) if positions is None else positions
     angles = self.rotation and position_layers.rotary_angles(places, self.head_dim, self.rotation)
     if positions is not None and not first and self._in_one_kernel(q, specifications):
-      mixed = cache.attend(
-          self, jnp.concatenate([q, k, v], axis=-2)[:, 0], positions[:, 0],
-          angles and tuple(part[:, 0, 0] for part in angles), self.window)[:, None]
+      attend = functools.partial(
+          cache.attend, self, jnp.concatenate([q, k, v], axis=-2)[:, 0], positions[:, 0],
+          angles and tuple(part[:, 0, 0] for part in angles), self.window)
+      mixed = inputs.Made(lambda *static: attend(*static).reshape(len(q), 1, self.heads * self.head_dim), q.dtype)
     else:
       mixed = self._attend(q, k, v, specifications, positions, first, angles)
-    mixed = mixed.reshape(*mixed.shape[:-2], self.heads * self.head_dim)
+      mixed = mixed.reshape(*mixed.shape[:-2], self.heads * self.head_dim)
     return dense(self.width, 'o', self.output_bias, initializer=self.output_initializer)(mixed)
 
   def _in_one_kernel(self, q, specifications: dict) -> bool:

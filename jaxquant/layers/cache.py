@@ -78,19 +78,22 @@ def extend(module: nn.Module, keys: inputs.Activation, values: inputs.Activation
   return attention.dense(held, keys.values.dtype)
 
 
-def attend(module: nn.Module, qkv, positions, angles, window: int | None):
+def attend(
+    module: nn.Module, qkv, positions, angles, window: int | None, static: kernels.StaticRange | None, bits: int):
   """Adds a token of every row, and attends from it to all that it sees, by the fastest kernel there is.
 
   Args:
     module: the attention, evaluated with a mutable cache.
     qkv: [batch, heads + 2 * kv_heads, head_dim], of the dtype of a cache that holds no codes.
     positions, angles, window: see `kernels.decode_attention`.
+    static, bits: see `inputs.Made`.
 
   Returns:
-    The mixed values, [batch, heads, head_dim].
+    The mixed values, or their codes, [batch, heads, head_dim].
   """
   mixed, held = kernels.decode_attention(
-      qkv, _held(module), positions, angles=angles, window=window, implementation=None)
+      qkv, _held(module), positions, angles=angles, window=window, implementation=None,
+      behind=kernels.Behind(static=static, bits=bits))
   _hold(module, held)
   return mixed
 

@@ -22,11 +22,13 @@ from jaxquant.numerics import trees
 from jaxquant.numerics import two_level
 from kernels import checks
 from kernels import dint
+from kernels import gates
 from kernels import integer_weights
 from kernels import layouts
 
 # Linears that read one activation, by what stands for them once their kernels are joined.
 JOINED = {'qkv': ('q', 'k', 'v'), 'gate_up': ('gate', 'up')}
+_GATED = 'gate_up'
 # Those whose activation the specification of the module above them prepares; `o` and `down` read what follows.
 _SHARING = frozenset(itertools.chain(*JOINED.values()))
 
@@ -40,7 +42,7 @@ OF_GPUS = ('auto', 'mosaic_gpu')
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=['codes', 'scale', 'offset', 'column_sums', 'zero_point', 'multiplier'],
-    meta_fields=['layout', 'bits', 'shape', 'special'])
+    meta_fields=['layout', 'bits', 'shape', 'special', 'paired'])
 @dataclasses.dataclass(frozen=True)
 class DeviceKernel:
   """Integers with scales and offsets, as `kernels.quantized_matmul` takes them: value = scale * integer + offset.
@@ -52,13 +54,14 @@ class DeviceKernel:
     codes: int8 in `layout`.
     scale: float32 [groups, out]; of two-level scales, the bases [1, out].
     offset: like `scale`, or None for zero.
-    column_sums: float32 [out], the sums of the values over the inputs.
+    column_sums: float32 [out], the sums of the values over the inputs, or None where no activation has an offset.
     layout: how the codes lie in memory.
     bits: of an integer, or of a code that multipliers multiply.
     shape: (in, out).
     zero_point: int32 like `scale` in the layout DINT4, else None.
     special: of the layout DINT4, the magnitude of the special codes' values in steps.
     multiplier: int32 [groups, out] of two-level scales, in the layout INT4, else None.
+    paired: whether runs of both halves of the outputs, a gate and what it multiplies, take turns (kernels.gates).
   """
 
   codes: Any
@@ -71,6 +74,7 @@ class DeviceKernel:
   zero_point: Any = None
   special: float = 1 / 2
   multiplier: Any = None
+  paired: bool = False
 
   @property
   def ndim(self) -> int:
@@ -83,7 +87,11 @@ class DeviceKernel:
     values = integer_weights.integers(
         self.codes, self.layout, self.shape, self.zero_point, self.special, self.multiplier)
     values = values.astype(jnp.float32) * spread(self.scale)
-    return (values if self.offset is None else values + spread(self.offset)).astype(dtype)
+    return self.in_order(values if self.offset is None else values + spread(self.offset)).astype(dtype)
+
+  def in_order(self, outputs):
+    """[..., out] with the halves of pairs behind each other."""
+    return jnp.concatenate(gates.halves(outputs), axis=-1) if self.paired else outputs
 
 
 def integers(kernel: qtensor.QTensor):
@@ -125,7 +133,8 @@ def laid_out(params: dict) -> dict:
   then run over all inputs at once. Others, tables, and kernels with scales per input stay as they are. What quantizes
   the activations of a kernel that is laid out sums their codes for it (layers.device_quantizers). Linears of `JOINED`
   that are alike become one, with the outputs of all behind each other: one kernel in place of some that are too short
-  to fill a GPU. The lower end of a static range goes into the biases of its linears, where all are laid out.
+  to fill a GPU; those of a gate and of what it multiplies take turns, for a kernel that computes the gate. The offset
+  of a static range goes into the biases of its linears, where all are laid out.
 
   Raises:
     UserError: a zero point of dINT codes lies beyond them, so that their integers may exceed 8 bits.
@@ -146,7 +155,8 @@ def laid_out(params: dict) -> dict:
   for path, parent in list(trees.walk(params)):
     for name, parts in JOINED.items() if isinstance(parent, dict) else ():
       if _alike(linears := [parent.get(part) for part in parts]):
-        parent = {key: value for key, value in parent.items() if key not in parts} | {name: _join(linears)}
+        joined = _join(linears, paired=name == _GATED)
+        parent = {key: value for key, value in parent.items() if key not in parts} | {name: joined}
         params = trees.put(params, path, parent)
   return params
 
@@ -160,14 +170,18 @@ def _site_converted(params: dict, site: str, readers: dict[str, DeviceKernel | N
   """The tree with what quantizes at a site for its linears, by path; None stands for one that is not laid out."""
   laid = [kernel for kernel in readers.values() if kernel is not None]
   specification = trees.get(params, site)
-  offset = device_quantizers.static_offset(specification)
-  if offset is None or len(laid) < len(readers):
-    groups = [(kernel.shape[0], kernel.scale.shape[0]) for kernel in laid]
-    return trees.put(params, site, device_quantizers.converted(specification, groups))
-  for path, kernel in readers.items():
-    bias = layouts.fold_offset(trees.get(params, path).get('bias'), offset, kernel.column_sums)
-    params = trees.put(params, _below(path, 'bias'), bias)
-  return trees.put(params, site, device_quantizers.folded(specification))
+  static = device_quantizers.static_range(specification) if len(laid) == len(readers) else None
+  if static is not None and static.offset is not None:
+    for path, kernel in readers.items():
+      bias = layouts.fold_offset(trees.get(params, path).get('bias'), static.offset, kernel.column_sums)
+      params = trees.put(params, _below(path, 'bias'), bias)
+  groups = [(kernel.shape[0], kernel.scale.shape[0]) for kernel in laid]
+  converted = device_quantizers.converted(specification, groups, static)
+  if not getattr(converted['quantizer'], 'has_offset', True):  # an array less that each call of a model hands over
+    for path, kernel in readers.items():
+      if kernel is not None:
+        params = trees.put(params, _below(path, 'kernel'), dataclasses.replace(kernel, column_sums=None))
+  return trees.put(params, site, converted)
 
 
 def _alike(linears: list[dict | None]) -> bool:
@@ -177,23 +191,24 @@ def _alike(linears: list[dict | None]) -> bool:
     if not isinstance(kernel, DeviceKernel) or set(linear) - {'kernel', 'bias'} or kernel.shape[1] % layouts.PADDING:
       return None
     return (kernel.layout, kernel.bits, kernel.special, kernel.shape[0], len(kernel.scale), kernel.offset is None,
-            None if kernel.multiplier is None else len(kernel.multiplier), 'bias' in linear)
+            kernel.column_sums is None, None if kernel.multiplier is None else len(kernel.multiplier), 'bias' in linear)
 
   kinds = {kind(linear) for linear in linears}
   return len(kinds) == 1 and None not in kinds
 
 
-def _join(linears: list[dict]) -> dict:
-  """One linear of the outputs of all."""
+def _join(linears: list[dict], paired: bool) -> dict:
+  """One linear of the outputs of all, in turns where they are paired."""
   parts = [linear['kernel'] for linear in linears]
-  along = lambda axis, name: None if getattr(parts[0], name) is None else jnp.concatenate(
+  join = lambda arrays, axis: gates.paired(*arrays, axis) if paired else jnp.concatenate(arrays, axis)
+  along = lambda axis, name: None if getattr(parts[0], name) is None else join(
       [getattr(kernel, name) for kernel in parts], axis)
   joined = {'kernel': dataclasses.replace(
       parts[0], codes=along(0, 'codes'), scale=along(1, 'scale'), offset=along(1, 'offset'),
       column_sums=along(0, 'column_sums'), zero_point=along(1, 'zero_point'), multiplier=along(1, 'multiplier'),
-      shape=(parts[0].shape[0], sum(kernel.shape[1] for kernel in parts)))}
+      shape=(parts[0].shape[0], sum(kernel.shape[1] for kernel in parts)), paired=paired)}
   if 'bias' in linears[0]:
-    joined['bias'] = jnp.concatenate([linear['bias'] for linear in linears])
+    joined['bias'] = join([linear['bias'] for linear in linears], 0)
   return joined
 
 
@@ -215,6 +230,8 @@ def _convert(kernel: qtensor.QTensor, quantized: bool, path: str) -> DeviceKerne
   special = fmt.special if layout is kernels.Layout.DINT4 else DeviceKernel.special
   *arrays, zero_point = _arrays(kernel, layout)
   made = DeviceKernel(*arrays, layout, bits, kernel.shape, zero_point, special)
+  if not quantized:
+    return dataclasses.replace(made, column_sums=None)
   if layout is kernels.Layout.INT4 and made.offset is None and kernel.groups > 1 and kernel.size <= _MOST_INPUTS:
     if (levels := two_level.levels(made.scale)) is not None:
       base, multiplier = map(jnp.asarray, levels)

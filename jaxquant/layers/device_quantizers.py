@@ -1,9 +1,10 @@
 """Input quantizers of a tree that is laid out for a GPU: one kernel per activation, with the sums that products need.
 
 Offsets of weights meet the sums of the activation's codes over the weights' groups, which a quantizer has at hand when
-it rounds. A norm that stands before it, a shift, a scale and a transform of channels are taken into the kernel too.
-Ranges that are static, or those of groups of features, stay with XLA, which fuses the former into whatever makes the
-activation; the lower end of a static range goes into the biases of the linears that read it.
+it rounds. A norm that stands before it, a gate, a shift, a scale and a transform of channels are taken into the kernel
+too. A range that is static is known before the activation is, so that the kernel that makes the activation may make its
+codes (`inputs.Made`); its offset goes into the biases of the linears that read it. Ranges of groups of features stay
+with XLA.
 """
 
 import dataclasses
@@ -18,36 +19,47 @@ import kernels
 from jaxquant.layers import norms
 from jaxquant.numerics import codes as codes_lib
 from jaxquant.numerics import quantizers
-from kernels import before as preceding
+from kernels import gates
 
 # Products sum the codes of so many inputs at a time, or of a part of them that divides a group.
 _STEP = 128
+_STATIC = (quantizers.ClipQuantizer, quantizers.PactQuantizer, quantizers.StepQuantizer)
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=['shift', 'scale'],
+    jax.tree_util.register_dataclass, data_fields=['shift', 'scale', 'static'],
     meta_fields=['hadamard', 'bits', 'symmetric', 'run'])
 @dataclasses.dataclass(frozen=True)
 class DeviceQuantizer:
-  """Per-token ranges, as `DynamicQuantizer` takes them: by a GPU's kernel, a code on an edge may be its neighbor.
+  """Per-token ranges, as `DynamicQuantizer` takes them, or a static one: by a GPU's kernel.
+
+  A code on an edge may be its neighbor. Values of a static range lack its offset, which is in the biases of the linears
+  that read them; what else does, such as a tap, finds them without.
 
   Attributes:
     shift, scale: float32 [features], subtracted and divided by before, or None.
+    static: a `kernels.StaticRange`, or None for ranges of tokens.
     hadamard: features that are transformed together behind these, 1 for none.
     bits: bits of a code.
-    symmetric: whether there is no offset.
+    symmetric: whether there is no offset; without meaning for a static range.
     run: features whose codes are summed.
   """
 
   shift: Any
   scale: Any
+  static: kernels.StaticRange | None
   hadamard: int
   bits: int
   symmetric: bool
   run: int
 
   takes_norms: ClassVar[bool] = True
-  gates: ClassVar[frozenset[str]] = frozenset(preceding.GATES)
+  gates: ClassVar[frozenset[str]] = frozenset(gates.GATES)
+
+  @property
+  def has_offset(self) -> bool:
+    """Whether its codes have one."""
+    return self.static is None and not self.symmetric
 
   def codes(self, x) -> codes_lib.Codes:
     """Integer codes of `x` [..., features], which may be an `inputs.Pending` gate or a `norms.Normed`; their sums."""
@@ -63,65 +75,53 @@ class DeviceQuantizer:
       before = before._replace(gate=x.gate)
       x, = x.arrays
     got = kernels.quantize_activations(
-        x, bits=self.bits, symmetric=self.symmetric, before=before, group_size=self.run, addend=addend,
-        implementation=None)
-    codes = codes_lib.Codes(got.codes, got.scale, got.offset, self.bits, got.row_sums)
+        x, bits=self.bits, symmetric=self.symmetric, before=before, static=self.static, group_size=self.run,
+        addend=addend, implementation=None)
+    codes = codes_lib.Codes(got.codes, got.scale, got.offset if self.static is None else None, self.bits, got.row_sums)
     return codes, x if addend is None else got.total
+
+  @property
+  def takes_made(self) -> bool:
+    """Whether the kernel that makes the activation can make its codes."""
+    return self.static is not None and self.shift is None and self.scale is None and self.hadamard == 1
+
+  def made(self, x) -> codes_lib.Codes:
+    """Codes of an `inputs.Made`, if it `takes_made`."""
+    return codes_lib.Codes(x.make(self.static, self.bits), self.static.scale, None, self.bits)
 
   def __call__(self, x):
     codes, total = self.codes_and_total(x)
     return codes_lib.values(codes).astype(total.dtype)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['quantizer'], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class FoldedQuantizer:
-  """A static range whose offset is in the biases of the linears that read it: value = scale * code.
-
-  What else reads its values, such as a tap, finds them without the offset.
-
-  Attributes:
-    quantizer: the one of the range.
-  """
-
-  quantizer: Any
-
-  def codes(self, x) -> codes_lib.Codes:
-    """Integer codes of `x` [..., features], as the quantizer gives them, without their offset."""
-    return dataclasses.replace(self.quantizer.codes(x), offset=None)
-
-  def __call__(self, x):
-    return codes_lib.values(self.codes(x)).astype(x.dtype)
-
-
-def static_offset(specification: dict[str, Any]):
-  """The offset, a float32 scalar, of the codes of a static range for the whole activation; None if there is none."""
+def static_range(specification: dict[str, Any]) -> kernels.StaticRange | None:
+  """The static range of the whole activation, which nothing clips before; None if there is none."""
   quantizer = specification['quantizer']
-  if not isinstance(quantizer, (quantizers.ClipQuantizer, quantizers.PactQuantizer)):
+  if not isinstance(quantizer, _STATIC) or 'clip' in specification:
     return None
-  offset = quantizer.codes(jnp.zeros(1)).offset  # the same for any activation
-  return None if offset.ndim else offset
+  codes = quantizer.codes(jnp.zeros(1))  # the range is the same for any activation
+  return None if codes.scale.ndim else kernels.StaticRange(codes.scale, codes.offset)
 
 
-def folded(specification: dict[str, Any]) -> dict[str, Any]:
-  """The specification of an activation whose `static_offset` is in the biases of all that read it."""
-  return specification | {'quantizer': FoldedQuantizer(specification['quantizer'])}
-
-
-def converted(specification: dict[str, Any], groups: list[tuple[int, int]]) -> dict[str, Any]:
+def converted(
+    specification: dict[str, Any], groups: list[tuple[int, int]],
+    static: kernels.StaticRange | None = None) -> dict[str, Any]:
   """The input specification with a quantizer for a GPU, or as it is if there is none for it.
 
   Args:
     specification: see `layers.inputs`, with a quantizer.
     groups: (inputs, groups of inputs) of each kernel that reads the activation and is laid out for a GPU.
+    static: its range, if that is static and the offset in the biases of all that read it.
   """
   quantizer = specification['quantizer']
-  if (not groups or not isinstance(quantizer, quantizers.DynamicQuantizer) or quantizer.format.full
-      or quantizer.group_size is not None or quantizer.per_tensor or 'clip' in specification):
+  dynamic = isinstance(quantizer, quantizers.DynamicQuantizer) and not (
+      quantizer.format.full or quantizer.group_size is not None or quantizer.per_tensor)
+  if not groups or 'clip' in specification or not (dynamic or static):
     return specification
   runs = [inputs if count == 1 else math.gcd(inputs // count, _STEP) for inputs, count in groups]
   taken = {name: specification.get(name) for name in ('shift', 'scale')}
   taken['hadamard'] = specification['hadamard'].block if 'hadamard' in specification else 1
   rest = {name: entry for name, entry in specification.items() if name not in taken}
+  bits, symmetric = (quantizer.format.bits, quantizer.format.symmetric) if dynamic else (quantizer.bits, True)
   return rest | {'quantizer': DeviceQuantizer(
-      **taken, bits=quantizer.format.bits, symmetric=quantizer.format.symmetric, run=math.gcd(*runs))}
+      **taken, static=static, bits=bits, symmetric=symmetric, run=math.gcd(*runs))}

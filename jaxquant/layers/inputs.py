@@ -60,13 +60,31 @@ class Pending(NamedTuple):
     return self.function(*self.arrays)
 
 
+class Made(NamedTuple):
+  """An activation that a kernel will make, or its codes where the range of whoever reads it is static.
+
+  It is made once, by its only reader.
+
+  Attributes:
+    make: (a `kernels.StaticRange` or None, bits) -> the activation [..., features], or its codes, int8.
+    dtype: of the activation.
+  """
+
+  make: Callable[[Any, int], Any]
+  dtype: Any
+
+  def compute(self):
+    """The activation [..., features]."""
+    return self.make(None, 8)
+
+
 def prepare(specification: dict | None, x) -> Activation:
   """Applies an input specification.
 
   Args:
     specification: the dict above, or None.
-    x: [..., features]; a `Pending` or a `norms.Normed` that computes it; or an `Activation` that another specification
-      (that of a shared site) made already.
+    x: [..., features]; a `Pending`, a `Made` or a `norms.Normed` that computes it; or an `Activation` that another
+      specification (that of a shared site) made already.
 
   Returns:
     An `Activation` whose values have the dtype of the activation.
@@ -82,13 +100,18 @@ def prepare(specification: dict | None, x) -> Activation:
       raise ValueError(f'an activation quantized at its site meets a second input specification {list(specification)}')
     x = x.values
   if not specification:
-    return Activation(x.compute() if isinstance(x, (Pending, norms.Normed)) else x, None)
+    return Activation(x.compute() if isinstance(x, (Pending, Made, norms.Normed)) else x, None)
   if unknown := set(specification) - set(ENTRIES):
     raise UnknownEntry(f'unknown entries {sorted(unknown)} in an input specification; there are {", ".join(ENTRIES)}')
   if isinstance(x, Pending):
     if set(specification) == {'quantizer'} and x.gate in getattr(specification['quantizer'], 'gates', ()):
       return _quantized(specification['quantizer'], x)
     return jax.checkpoint(lambda *arrays: _apply(specification, x.function(*arrays)))(*x.arrays)
+  if isinstance(x, Made):
+    if set(specification) == {'quantizer'} and getattr(specification['quantizer'], 'takes_made', False):
+      codes = specification['quantizer'].made(x)
+      return Activation(codes_lib.values(codes).astype(x.dtype), codes)
+    x = x.compute()
   if isinstance(x, norms.Normed):
     if takes_norms(specification):
       return _quantized(specification['quantizer'], x)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -31,9 +32,12 @@ from jaxquant.layers import tap
 from jaxquant.numerics import codes as codes_lib
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
+from kernels import behind
 
 # Not exact, and much faster where scales are many: for calibration, whose inputs need not be right to the last bit.
 DEQUANTIZED = 'dequantized'
+# Tokens up to which products are bound by their weights.
+_FEW = 64
 _IMPLEMENTATIONS = (*kernels.IMPLEMENTATIONS, *kernels.DEVICE_IMPLEMENTATIONS, 'auto', DEQUANTIZED)
 
 
@@ -59,6 +63,27 @@ def linear(params: dict, x, *, implementation: str = 'simulated', transpose: boo
     raise ValueError(f'unknown implementation {implementation!r}; there are {", ".join(_IMPLEMENTATIONS)}')
   activation = inputs.prepare(params.get('input'), x)
   return _product(activation, effective_kernel(params), params.get('bias'), implementation, transpose)
+
+
+def gated(params: dict, x, gate: str, implementation: str = 'auto') -> inputs.Made | inputs.Pending:
+  """What the joined linear of a gate and of what it multiplies (layers.device_kernels) gives to a reader.
+
+  Of few tokens, the product computes the gate, and makes codes for a reader whose range is static; of many, whose
+  product is bound by the tensor cores, the reader computes it.
+
+  Args:
+    params: `kernel` and perhaps `bias`.
+    x: an `inputs.Activation`.
+    gate: one of `kernels.gates.GATES`.
+    implementation: one of `device_kernels.OF_GPUS`.
+  """
+  run = lambda behind: _device_product(
+      x, params['kernel'], params.get('bias'), None if implementation == 'auto' else implementation, behind)
+  dtype = x.values.dtype
+  if math.prod(x.values.shape[:-1]) <= _FEW:
+    return inputs.Made(lambda static, bits: run(kernels.Behind(gate, static, bits)), dtype)
+  compute = lambda both: behind.apply(both, kernels.Behind(gate), dtype)
+  return inputs.Pending(compute, (run(kernels.Behind()),), gate)
 
 
 def embed(params: dict, ids, dtype):
@@ -87,7 +112,7 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
     if transpose:
       raise ValueError('a kernel laid out for a device cannot be read transposed; leave the table as it is')
     if implementation != DEQUANTIZED:
-      return _device_product(activation, kernel, bias, chosen)
+      return kernel.in_order(_device_product(activation, kernel, bias, chosen))
     kernel = kernel.dense()
   if transpose:
     kernel = kernel.transposed() if isinstance(kernel, qtensor.QTensor) else kernel.T
@@ -111,8 +136,10 @@ def _asked_for(implementation: str | None) -> Iterator[None]:
     raise errors.UserError(f'{implementation} does not multiply this: {error}; auto takes what does') from error
 
 
-def _device_product(activation: inputs.Activation, kernel: device_kernels.DeviceKernel, bias, implementation):
-  """The product with a kernel that is laid out."""
+def _device_product(
+    activation: inputs.Activation, kernel: device_kernels.DeviceKernel, bias, implementation,
+    behind: kernels.Behind = kernels.Behind()):
+  """The product with a kernel that is laid out, outputs as they lie there."""
   dtype, codes, features = activation.values.dtype, activation.codes, activation.values.shape[-1]
   if features != kernel.shape[0]:  # which padding would hide
     raise ValueError(f'an activation of {features} features meets a kernel of {kernel.shape[0]} inputs')
@@ -122,13 +149,13 @@ def _device_product(activation: inputs.Activation, kernel: device_kernels.Device
     with _asked_for(implementation):
       return kernels.weight_only_matmul(
           activation.values, kernel.codes, kernel.scale, w_offset=kernel.offset, bias=bias, w_bits=kernel.bits,
-          layout=kernel.layout, implementation=implementation, out_dtype=dtype)
+          layout=kernel.layout, implementation=implementation, out_dtype=dtype, behind=behind)
   with _asked_for(implementation):
     return kernels.quantized_matmul(
         codes.codes, kernel.codes, codes.scale, kernel.scale, x_offset=codes.offset, w_offset=kernel.offset, bias=bias,
         x_bits=codes.bits, w_bits=kernel.bits, layout=kernel.layout, row_sums=codes.row_sums,
         column_sums=kernel.column_sums, w_zero_point=kernel.zero_point, w_special=kernel.special,
-        w_multiplier=kernel.multiplier, implementation=implementation, out_dtype=dtype)
+        w_multiplier=kernel.multiplier, implementation=implementation, out_dtype=dtype, behind=behind)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

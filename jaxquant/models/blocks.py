@@ -16,6 +16,7 @@ from jaxquant.layers import positions
 from jaxquant.layers import sharding
 from jaxquant.layers import tap
 from jaxquant.models import config as model_config
+from kernels import gates
 
 # Nonlinearities by name.
 ACTIVATIONS = {
@@ -42,9 +43,12 @@ class MLP(nn.Module):
     prepared = x if isinstance(x, inputs.Activation) else tap.prepare(self, self.taps, params.get('input'), x)
     activation = ACTIVATIONS[config.activation]
     gated = lambda gate, up: activation(gate) * up
-    if 'gate_up' in params:  # joined for a device (layers.device_kernels)
+    joined = 'gate_up' in params  # for a device (layers.device_kernels)
+    if joined and not self.taps and config.activation in gates.GATES and self.implementation in device_kernels.OF_GPUS:
+      hidden = linear.gated(params['gate_up'], prepared, config.activation, self.implementation)
+    elif joined:
       both = dense(2 * config.feed_forward, 'gate_up')(prepared)
-      hidden = inputs.Pending(lambda both: gated(*jnp.split(both, 2, axis=-1)), (both,), config.activation)
+      hidden = inputs.Pending(gated, tuple(jnp.split(both, 2, axis=-1)))
     else:
       up = dense(config.feed_forward, 'up')(prepared)
       if config.gated:

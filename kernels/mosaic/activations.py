@@ -111,7 +111,6 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   Returns:
     (codes, row sums, total, scale, offset) as far as there are.
   """
-  from jax.experimental import pallas as pl  # pylint: disable=g-import-not-at-top
   from jax.experimental.pallas import mosaic_gpu as plgpu  # pylint: disable=g-import-not-at-top
   from kernels.mosaic import (  # pylint: disable=g-import-not-at-top
       tiles, token_arithmetic, token_registers, token_transform)
@@ -149,14 +148,14 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
     load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
     narrow = lambda values, dtype: token_arithmetic.narrow(values, dtype, places)
     combined = lambda arrays, kinds, scratch: token_arithmetic.combined(arrays, kinds, places, scratch)
-    halves = range(2 if before.gate else 1)
 
     def read(token):
       """The token's halves, and what is added to it."""
-      return (*(load(x_gmem.at[token, pl.ds(half * features, features)]) for half in halves),
-              *(load(addend_gmem.at[token]) for addend_gmem in addend_gmems))
+      if before.gate:
+        return tuple(token_registers.half(x_gmem.at[token], places, index) for index in range(2))
+      return load(x_gmem.at[token]), *(load(addend_gmem.at[token]) for addend_gmem in addend_gmems)
 
-    first = lax.axis_index('token')
+    first, ends = lax.axis_index('token'), [ref[0] for ref in known_refs]
     values, vectors = read(first), [functools.partial(load, ref) for ref in vector_refs]
     if held:  # of the scale the inverse, so that nothing is divided for each token; else it is made, for the same codes
       loaded = [1 / load(ref) if name == 'scale' else load(ref) for name, ref in zip(names, vector_refs)]
@@ -175,10 +174,10 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
           lambda values, block: token_transform.butterflies(values, places, block, *scratch),
           lambda vector: vector(), narrow,
           lambda values, power: token_arithmetic.total(values, power, places, next(of_means)) / features,
-          lambda values: token_arithmetic.logistic(values, places),
+          lambda values: token_arithmetic.logistic(values, places.layout()),
           lambda values, scale: values * (scale if held else 1 / scale))
       if static is not None:
-        codes, bias = token_codes.static(values, bits, *(ref[0] for ref in known_refs))
+        codes, bias = token_codes.static(values, bits, *ends)
         numbers = ()
       elif symmetric:
         top, = combined([jnp.abs(values)], ('max',), extremes_smem)

@@ -15,10 +15,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from kernels import behind as behind_lib
 from kernels.mosaic import configs
 from kernels.mosaic import epilogue
 from kernels.mosaic import partial_sums
 from kernels.mosaic import products
+from kernels.mosaic import results
 from kernels.mosaic import steps as steps_lib
 from kernels.mosaic import sums as sums_lib
 from kernels.mosaic import tiles
@@ -26,6 +28,7 @@ from kernels.mosaic import tiles
 
 def matmul(
     x, w, terms: epilogue.Terms, groups, *, tokens: int, layout, out_dtype, config: configs.Decode, unpacking=None,
+    behind: behind_lib.Behind = behind_lib.Behind(),
 ):  # pyformat: disable
   """The scaled product.
 
@@ -40,9 +43,10 @@ def matmul(
     out_dtype: bfloat16, float16 or float32.
     config: the tiling.
     unpacking: `factors.Unpacking` of codes whose integers depend on their output or group, or None.
+    behind: what becomes of the result, with the ends of a range as scalars.
 
   Returns:
-    [M, N] of `out_dtype`.
+    [M, N] of `out_dtype`, or as `behind.apply` has it.
   """
   outputs = len(w)
   product = products.Product(
@@ -52,10 +56,12 @@ def matmul(
   chunk = epilogue.Chunk(config.outputs, config.tile_m, 1, True)
   shape = config.tile_n, config.tile_m
   vectors, of_tokens = terms.vectors(), terms.of_tokens()
+  ends, out_type = behind.ends(), out_dtype if behind.static is None else jnp.int8
 
   def kernel(*refs):
     gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
-    vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
+    vector_refs, refs = refs[: len(vectors)], refs[len(vectors) :]
+    end_refs, (out_gmem, *refs) = refs[: len(ends)], refs[len(ends) :]
     if config.split > 1:
       *refs, blocks_smem, gathered = refs
     *smems, tokens_smem, sums_smem, full, free, summed, scales = refs
@@ -118,6 +124,7 @@ def matmul(
       loaded = epilogue.load(terms, [found.get(i, ref) for i, ref in enumerate(vector_refs)], chunk, n, 0,
                              partial_sums.layout(fold))
       held = product.held(gmems, n, config.tile_n)
+      known = [ref[0] for ref in end_refs]
 
       def arrive(turn):
         plgpu.barrier_wait(full.at[found := slot(turn, group)])
@@ -160,8 +167,9 @@ def matmul(
             plgpu.barrier_wait(gathered)
             for other in range(config.split - 1):
               whole += tiles.load(blocks_smem.at[other], plgpu.Layout.WGMMA, optimized=False)
-          result = epilogue.apply(whole, loaded, chunk, 0).astype(out_dtype)
-          partial_sums.store(result, out_gmem, fold, n, m)
+          scaled = epilogue.apply(whole, loaded, chunk, 0)
+          result = results.finished(scaled, behind, known, fold, out_dtype)
+          results.store(result, out_gmem, sums_smem, fold, bool(behind.gate), behind.outputs(n), m)
 
     if config.copying:
       lax.cond(group == warpgroups, copy, compute)
@@ -170,7 +178,7 @@ def matmul(
 
   call = plgpu.kernel(
       kernel,
-      out_type=jax.ShapeDtypeStruct((tokens, outputs), out_dtype),
+      out_type=jax.ShapeDtypeStruct((tokens, behind.outputs(outputs)), out_type),
       scratch_types=(
           *product.buffers(stages * warpgroups, *shape),
           plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
@@ -186,4 +194,4 @@ def matmul(
       kernel_name=f'decode_{outputs}x{x.shape[1]}',
       # Blocks find their places in clusters by divisions.
       **dict(cluster=(config.split,), cluster_names=('split',)) if config.split > 1 else {})
-  return call(*product.arrays, *vectors)
+  return call(*product.arrays, *vectors, *ends)

@@ -22,13 +22,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from kernels import behind as behind_lib
 from kernels.mosaic import attention
+from kernels.mosaic import attention_operands
 from kernels.mosaic import attention_parts
 from kernels.mosaic import cache_codes
 from kernels.mosaic import cache_numbers
 from kernels.mosaic import column_numbers
 from kernels.mosaic import configs
 from kernels.mosaic import tiles
+from kernels.mosaic import token_codes
 
 _COLUMNS = column_numbers.COLUMNS
 # Reductions of a warpgroup: the token's range, its score, the largest score of a step, the sum of weights. Each has
@@ -47,12 +50,13 @@ _LONG_OF_CODES = 512
 _MOST_BLOCKS = 4
 
 
-def attend(qkv, cache, positions, angles, *, window: int | None):
+def attend(qkv, cache, positions, angles, *, window: int | None, behind=behind_lib.Behind()):
   """The arguments and results of `kernels.decode_attention`; heads of 128 features, dtypes of 16 bits."""
   batch, kv_heads, slots, dim = cache.keys.shape
   held = [array for array in cache if array is not None]
   form, per_number = cache_codes if cache.quantized else cache_numbers, cache.keys.dtype.itemsize
   heads, dtype = qkv.shape[1] - 2 * kv_heads, qkv.dtype
+  ends = behind.ends()
   sharing, half = heads // kv_heads, dim // 2
   blocks, split = batch * kv_heads, 1
   while split < 8 and 2 * split * blocks <= _MOST_BLOCKS_SHARING and slots >= split * _LONG:
@@ -67,12 +71,14 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
   count, stages = slots // tile, min(2 * slots, room) // tile // groups
   # Where blocks leave memory idle, it costs less to read a tile in vain than to wait for the position first.
   least = min(count, 2 * attention.TILE // tile) if beside == 1 else 1
+  result = jax.ShapeDtypeStruct((batch, heads, dim), dtype if behind.static is None else jnp.int8)
   scale = math.log2(math.e) / math.sqrt(dim)  # exponents are of 2
 
   def kernel(qkv_gmem, positions_gmem, *refs):
     angle_gmems, refs = refs[: len(angles or ())], refs[len(angles or ()) :]
+    end_refs, refs = refs[: len(ends)], refs[len(ends) :]
     held_gmems, (out_gmem, *refs) = refs[: len(held)], refs[len(held) :]
-    tiles_smem, queries_smem, weights_smem, full, scales_smem, numbers_smem, others, *of_cluster = refs
+    tiles_smem, queries_smem, weights_smem, full, scales_smem, numbers_smem, codes_smem, others, *of_cluster = refs
     other_smem, other_stored = others
     row, head, block = lax.axis_index('row'), lax.axis_index('head'), lax.axis_index('part') if split > 1 else 0
     group = lax.axis_index('group') if groups > 1 else 0
@@ -111,18 +117,8 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
     down = lambda queries, rows: lax.broadcast_in_dim(queries, (rows, _COLUMNS), [1])
     iota = lambda rows, axis: plgpu.broadcasted_iota(jnp.int32, (rows, _COLUMNS), axis, layout=plgpu.Layout.WGMMA)
 
-    def turned(a):
-      """In the dtype of operands, with two numbers of a column side by side, as rows of memory have them."""
-      a = plgpu.layout_cast(a.astype(dtype), plgpu.Layout.WGMMA)  # inference does not find it
-      return plgpu.layout_cast(a, plgpu.Layout.WGMMA_TRANSPOSED)
-
-    def rotated(parts):
-      """The halves of a query or a key."""
-      if not turns:
-        return parts
-      (cos, sin), (first, second) = turns, map(wide, parts)
-      return [(first * cos - second * sin).astype(dtype), (second * cos + first * sin).astype(dtype)]
-
+    turned = functools.partial(attention_operands.turned, dtype=dtype)
+    rotated = functools.partial(attention_operands.rotated, angles=turns)
     written = form.token(rotated(new_key), new_value, dtype, memory(0))
     new_key, (new_value,) = (parts for parts, *_ in written)
 
@@ -182,6 +178,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
 
       return mixed, above, total * down(faded, tile) + weights
 
+    known = [ref[0] for ref in end_refs]
     mixed, most, total = lax.fori_loop(0, steps, step, (mixed, most, total))
     sums = mixed, down(most, dim), down(column_numbers.over_rows(total, 'sum', memory(3)), dim)
 
@@ -208,7 +205,8 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
         mixed /= total
         for i in range(sharing):
           column = jnp.sum(jnp.where(iota(dim, 1) == i, mixed, 0.), axis=1)
-          form.store(column.astype(dtype), out_gmem.at[row, head * sharing + i])
+          finished = token_codes.coded(column.astype(dtype), behind, known)
+          attention_operands.store(finished, out_gmem.at[row, head * sharing + i], form.store, codes_smem)
 
     if groups > 1:
       @pl.when(group > 0)
@@ -227,13 +225,14 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
       plgpu.Barrier(num_arrivals=len(held) // 2, num_barriers=groups * stages),
       plgpu.SMEM((groups * stages if cache.quantized else 1, tile), jnp.float32),
       column_numbers.memory(groups * _REDUCTIONS),
+      None if behind.static is None else plgpu.SMEM((dim,), jnp.int8),
       [attention_parts.memory(1, dim, _COLUMNS), plgpu.Barrier()] if groups > 1 else [None, None]]
   if split > 1:
     scratch += [attention_parts.memory(split - 1, dim, _COLUMNS), plgpu.Barrier(num_arrivals=3 * (split - 1))]
   call = pl.kernel(
       lambda *refs: pl.run_scoped(
           functools.partial(kernel, *refs), *scratch, **dict(collective_axes='group') if groups > 1 else {}),
-      out_type=jax.ShapeDtypeStruct((batch, heads, dim), dtype),
+      out_type=result,
       mesh=plgpu.Mesh(
           grid=(batch, kv_heads), grid_names=('row', 'head'),
           **dict(num_threads=groups, thread_name='group') if groups > 1 else {},
@@ -244,7 +243,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None):
 
   def run(refs):
     mixed, *given = refs  # a kernel writes in place to references that it is called with
-    mixed[...] = call(qkv, positions, *(angles or ()), *given)
+    mixed[...] = call(qkv, positions, *(angles or ()), *ends, *given)
 
-  mixed, *held = pl.run_state(run)((jnp.zeros((batch, heads, dim), dtype), *held))
+  mixed, *held = pl.run_state(run)((jnp.zeros(result.shape, result.dtype), *held))
   return mixed, type(cache)(*held)

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kernels import behind as behind_lib
 from kernels import checks
 from kernels import dint
 from kernels import dispatch
@@ -21,7 +22,7 @@ _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
 def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_sums, column_sums,
-           w_zero_point, w_multiplier, **static):
+           w_zero_point, w_multiplier, behind, **static):
   """`matmul.quantized_matmul` on Hopper; the arguments are checked already.
 
   Raises:
@@ -31,14 +32,16 @@ def matmul(x_codes, w_codes, x_scale, w_scale, *, x_offset, w_offset, bias, row_
   operands = dict(x_codes=x_codes, w_codes=w_codes, x_scale=x_scale, w_scale=w_scale, x_offset=x_offset,
                   w_offset=w_offset, bias=bias, row_sums=row_sums, column_sums=column_sums,
                   w_zero_point=w_zero_point, w_multiplier=w_multiplier)
-  return lowered(operands, **static)
+  return lowered(operands, behind=behind, **static)
 
 
-def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype, w_special=1 / 2):
+def lowered(operands: dict, *, layout, x_bits, w_bits, out_dtype, w_special=1 / 2, behind=behind_lib.Behind()):
   """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
   target = _check(operands, layout, x_bits, w_bits, out_dtype)
-  run = functools.partial(_run, given=layout, layout=target, x_bits=x_bits, out_dtype=out_dtype, w_special=w_special)
-  return calls.guarded(run, operands, ('x_codes', 'x_scale', 'x_offset', 'row_sums'))
+  ends, behind = behind.split()
+  run = functools.partial(_run, given=layout, layout=target, x_bits=x_bits, out_dtype=out_dtype, w_special=w_special,
+                          behind=behind)
+  return calls.guarded(run, operands | ends, ('x_codes', 'x_scale', 'x_offset', 'row_sums'))
 
 
 def _check(operands, layout, x_bits, w_bits, out_dtype):
@@ -76,7 +79,7 @@ def _groups(operands: dict) -> int:
   return len(operands['w_multiplier' if _two_level(operands) else 'w_scale'])
 
 
-def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
+def _run(operands: dict, *, given, layout, x_bits, **static):
   """Calls the kernel in the configuration for the problem."""
   (*batch, inputs), groups = operands['x_codes'].shape, _groups(operands)
   outputs = layouts.outputs(operands['w_codes'], operands['w_scale'], given)
@@ -86,13 +89,13 @@ def _run(operands: dict, *, given, layout, x_bits, out_dtype, w_special):
   config = tuning.choose(
       problems.Problem(math.prod(batch), outputs, layouts.padded(inputs), layout, group, four_bits, two_level),
       dispatch.device().device_kind)
-  return _call(
-      operands, given=given, layout=layout, group=group, out_dtype=out_dtype, config=config, w_special=w_special)
+  return _call(operands, given=given, layout=layout, group=group, config=config, **static)
 
 
 # Traced and lowered once for all layers of a model that are alike, and not once a layer.
-@functools.partial(jax.jit, static_argnames=('given', 'layout', 'group', 'out_dtype', 'config', 'w_special'))
-def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special):
+@functools.partial(
+    jax.jit, static_argnames=('given', 'layout', 'group', 'out_dtype', 'config', 'w_special', 'behind'))
+def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special, behind):
   """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
   # Kernels import much of Mosaic, which a process without a GPU need not load.
   from kernels.mosaic import decode, epilogue, factors, prefill, registers  # pylint: disable=g-import-not-at-top
@@ -155,9 +158,13 @@ def _call(operands: dict, *, given, layout, group, out_dtype, config, w_special)
       scale, of_tokens(x_scale), tuple(rank_one), None if bias is None else of_outputs(bias), factor)
 
   x = jnp.pad(x.reshape(tokens, inputs), ((0, rows - tokens), (0, length - inputs)))
-  multiply = functools.partial(decode.matmul, tokens=tokens) if decoding else prefill.matmul
-  y = multiply(x, w, terms, scaled, layout=layout, out_dtype=out_dtype, config=config, unpacking=unpacked)
-  return y[:tokens, :outputs].reshape(*batch, outputs)
+  behind, options = behind.join(operands), dict(layout=layout, out_dtype=out_dtype, config=config, unpacking=unpacked)
+  if decoding:
+    y = decode.matmul(x, w, terms, scaled, tokens=tokens, behind=behind, **options)
+    outputs = behind.outputs(outputs)
+    return y[:, :outputs].reshape(*batch, outputs)
+  y = prefill.matmul(x, w, terms, scaled, **options)
+  return behind_lib.apply(y[:tokens, :outputs].reshape(*batch, outputs), behind, out_dtype)
 
 
 def _row_sums(sums, x, tokens: int, runs: int):

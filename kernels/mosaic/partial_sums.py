@@ -1,4 +1,4 @@
-"""Sums of one block that are spread over its warpgroups and over runs of the inputs, and results stored from registers.
+"""Sums of one block that are spread over its warpgroups and over runs of the inputs.
 
 With `fold` runs of the inputs, 64 rows of weights are 64 / fold outputs, once for each run, those of a run in warps of
 their own. These exchange their sums through shared memory, where other warpgroups' sums are added up as well, so that
@@ -13,8 +13,6 @@ from jax.experimental.mosaic.gpu import fragmented_array
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
-from jax.extend.mlir.dialects import memref
-from jax.extend.mlir.dialects import scf
 from jax.extend.mlir.dialects import vector
 
 from kernels.mosaic import threads
@@ -91,41 +89,6 @@ def add_up(sums, buffer, fold: int, count: int):
     return mgpu.FragmentedArray(_registers=registers, _layout=wanted, _is_signed=array.is_signed)
 
   return read(sums, buffer)
-
-
-def store(values, out, fold: int, n, m) -> None:
-  """Stores results from registers.
-
-  Args:
-    values: [rows / fold, tokens] in `layout`, of the dtype of the result.
-    out: reference to [M, N]; tokens from M on are not stored.
-    fold: runs of inputs.
-    n, m: first output and first token.
-  """
-  splat, tokens, columns = plgpu.Layout.WG_SPLAT, out.shape[0], values.shape[1]
-
-  @plgpu.inline_mgpu(arg_types=(layout(fold), plgpu.RefType(), splat, splat))
-  def write(ctx, array, out, *scalars):
-    del ctx
-    n, m = (scalar.registers.item() for scalar in scalars)
-    thread = threads.number()
-    warp, lane = arith.divui(thread, threads.constant(32)), arith.remui(thread, threads.constant(32))
-    # Of warps that have the same, the first ones store.
-    mine = arith.cmpi(arith.CmpIPredicate.ult, warp, threads.constant(threads.WARPS // fold))
-    row = arith.addi(arith.muli(warp, threads.constant(16)), arith.divui(lane, threads.constant(4)))
-    column = arith.muli(arith.remui(lane, threads.constant(4)), threads.constant(2))
-    for index, register in enumerate(array.registers.flat):
-      block, half = divmod(index, 2)
-      tile, block = divmod(block, columns // 8)
-      for i in range(2):
-        token = arith.addi(arith.addi(m, column), threads.constant(8 * block + i))
-        there = arith.andi(mine, arith.cmpi(arith.CmpIPredicate.ult, token, threads.constant(tokens)))
-        output = arith.addi(arith.addi(n, row), threads.constant(64 * tile + 8 * half))
-        with ir.InsertionPoint(scf.IfOp(there).then_block):
-          memref.store(threads.element(register, i), out, [threads.index(token), threads.index(output)])
-          scf.yield_([])
-
-  write(values, out, n, m)
 
 
 def of_rows(vector, fold: int):

@@ -48,14 +48,17 @@ def narrow(values, dtype, places: token_registers.Places):
   return convert(values)
 
 
-def logistic(values, places: token_registers.Places):
-  """1 / (1 + exp(-x)) of float32 [K], to a few units in the last place: two instructions of the special functions.
+def logistic(values, layout):
+  """1 / (1 + exp(-x)) of float32, to a few units in the last place: two instructions of the special functions.
 
   A division rounded to the last bit takes ten times as long as all of this.
+
+  Args:
+    values: in `layout`.
+    layout: of registers, with several numbers of a thread next to each other.
   """
   @plgpu.inline_mgpu(
-      arg_types=(places.layout(),),
-      return_type=plgpu.ShapeDtypeStruct(values.shape, jnp.float32, layout=places.layout()))
+      arg_types=(layout,), return_type=plgpu.ShapeDtypeStruct(values.shape, jnp.float32, layout=layout))
   def compute(ctx, array):
     del ctx
     registers = array.registers.copy()
@@ -63,7 +66,7 @@ def logistic(values, places: token_registers.Places):
     registers.flat = [
         vector.from_elements(register.type, [
             _special('rcp', arith.addf(number(1.0), _special('ex2', arith.mulf(
-                number(-_LOG2_E), threads.element(register, i))))) for i in range(places.width)])
+                number(-_LOG2_E), threads.element(register, i))))) for i in range(register.type.shape[0])])
         for register in array.registers.flat]
     return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=None)
 

@@ -39,7 +39,26 @@ def affine(x, bits, low, high):
 
 def static(x, bits, scale, offset=None):
   """(codes + bias int32, bias)."""
+  return _rounded(_steps(x, bits, scale, offset) + _ROUNDS), _ROUNDS_BITS
+
+
+def _steps(x, bits, scale, offset=None):
+  """Steps of a static range from its code of zero, float32, within the codes."""
   x = x.astype(jnp.float32)
   x = (x if offset is None else x - offset) * (1 / scale)
   least = -(2 ** (bits - 1))
-  return _rounded(jnp.clip(x, float(least), float(-1 - least)) + _ROUNDS), _ROUNDS_BITS
+  return jnp.clip(x, float(least), float(-1 - least))
+
+
+def coded(values, behind, ends):
+  """What becomes of a result in registers: its codes, int8, if it has a static range (kernels.behind).
+
+  Args:
+    values: floating.
+    behind: a `Behind`, whose arrays are not read.
+    ends: scalars, the scale of the range and its offset, if it has one.
+  """
+  if behind.static is None:
+    return values
+  # Not by `_rounded`: single bytes of a float were stored as if it were to be converted to one (ptxas of CUDA 13).
+  return jnp.round(_steps(values, behind.bits, *ends)).astype(jnp.int32).astype(jnp.int8)

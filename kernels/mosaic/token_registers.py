@@ -11,6 +11,7 @@ from jax.extend.mlir.dialects import arith
 from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
+from kernels import gates
 from kernels.mosaic import threads
 
 
@@ -75,6 +76,50 @@ class Places:
     order = [*powers('neighbor', 0, bits(self.width)), ('lane', 1), *powers('load', 0, inner), *powers('lane', 1, 5),
              *powers('thread', 5, 7), *powers('load', inner, 32)]
     return order[: bits(block)]
+
+
+def half(token, places: Places, index: int):
+  """A half of a token whose features are in pairs of runs (`gates.paired`): an array [K] of a reference to [2 K].
+
+  Args:
+    token: reference to memory.
+    places: of the half.
+    index: 0 for the gate, 1 for the others.
+  """
+  layout, width, run = places.layout(), places.width, gates.RUN
+
+  @plgpu.inline_mgpu(
+      arg_types=(plgpu.RefType(),),
+      return_type=plgpu.ShapeDtypeStruct((places.features,), token.dtype, layout=layout))
+  def read(ctx, token):
+    del ctx
+    element, feature = token.type.element_type, _feature(places)
+    zeros = mgpu.FragmentedArray.splat(utils.c(0, element), (places.features,), layout.to_mgpu())
+    registers = zeros.registers.copy()
+    within = arith.andi(feature, threads.constant(run - 1))
+    first = arith.subi(arith.shli(feature, threads.constant(1)), within)  # behind as many features of the other half
+    kind, loaded = ir.VectorType.get((width,), element), []
+    for i in range(registers.size):
+      # Whole runs: there are several loads next to each other of features enough for wide ones alone.
+      place = arith.addi(first, threads.constant(2 * _ahead(places, i) + index * run))
+      loaded.append(vector.load(kind, token, [threads.index(place)]))
+    registers.flat = loaded
+    return mgpu.FragmentedArray(_registers=registers, _layout=zeros.layout, _is_signed=None)
+
+  return read(token)
+
+
+def _feature(places: Places):
+  """The first feature of a thread, a word."""
+  thread = threads.number()
+  return arith.addi(
+      arith.muli(arith.shrui(thread, threads.constant(1)), threads.constant(2 * places.width * places.inner)),
+      arith.muli(arith.andi(thread, threads.constant(1)), threads.constant(places.width)))
+
+
+def _ahead(places: Places, i: int) -> int:
+  """How many features behind its first one the load `i` of a thread begins."""
+  return i // places.inner * places.run + i % places.inner * 2 * places.width
 
 
 def fetch(token) -> None:

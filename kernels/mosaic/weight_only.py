@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kernels import behind as behind_lib
 from kernels import dispatch
 from kernels import layouts
 from kernels import problems
@@ -19,17 +20,17 @@ MOST_TOKENS = 128
 _FACTOR = 64.0
 
 
-def matmul(x, w_codes, w_scale, *, w_offset, bias, **static):
+def matmul(x, w_codes, w_scale, *, w_offset, bias, behind, **static):
   """`weight_only.weight_only_matmul` on Hopper; the arguments are checked already.
 
   Raises:
     NotImplementedError: not on this device, not for this problem, or under differentiation.
   """
   calls.check_device()
-  return lowered(dict(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias), **static)
+  return lowered(dict(x=x, w_codes=w_codes, w_scale=w_scale, w_offset=w_offset, bias=bias), behind=behind, **static)
 
 
-def lowered(operands: dict, *, layout, w_bits, out_dtype):
+def lowered(operands: dict, *, layout, w_bits, out_dtype, behind=behind_lib.Behind()):
   """The product, for whatever device it is lowered: maps over leading axes, and refuses to differentiate."""
   x, groups = operands['x'], operands['w_scale'].shape[0]
   tokens = math.prod(x.shape[:-1])
@@ -42,25 +43,29 @@ def lowered(operands: dict, *, layout, w_bits, out_dtype):
   if w_bits > 4 or layout not in (layouts.Layout.CODES, layouts.Layout.INT4_WIDE):
     raise NotImplementedError(f'it takes weights of 4 bits, not {w_bits} bits laid out as {layout.value}')
   calls.group_of(x.shape[-1], groups)
-  return calls.guarded(functools.partial(_run, layout=layout, out_dtype=out_dtype), operands, ('x',))
+  ends, behind = behind.split()
+  run = functools.partial(_run, layout=layout, out_dtype=out_dtype, behind=behind)
+  return calls.guarded(run, operands | ends, ('x',))
 
 
-def _run(operands: dict, *, layout, out_dtype):
+def _run(operands: dict, *, layout, out_dtype, behind):
   """Calls the kernel in the configuration for the problem."""
   (*batch, inputs), groups = operands['x'].shape, len(operands['w_scale'])
   if math.prod(batch) > MOST_TOKENS:  # those of a map together, which nothing knew of before
-    return xla.weight_only(**operands, w_bits=4, layout=layout, out_dtype=out_dtype)
+    whole = behind.join(operands)
+    rest = {name: operand for name, operand in operands.items() if name not in behind.split()[0]}
+    return xla.weight_only(**rest, w_bits=4, layout=layout, out_dtype=out_dtype, behind=whole)
   outputs = layouts.outputs(operands['w_codes'], operands['w_scale'], layout)
   group = calls.group_of(inputs, groups)
   config = tuning.choose(problems.Problem(
       math.prod(batch), outputs, layouts.padded(inputs), layouts.Layout.INT4_WIDE, group),
                          dispatch.device().device_kind)
-  return _call(operands, layout=layout, group=group, out_dtype=out_dtype, config=config)
+  return _call(operands, layout=layout, group=group, out_dtype=out_dtype, config=config, behind=behind)
 
 
 # Traced and lowered once for all layers of a model that are alike, and not once a layer.
-@functools.partial(jax.jit, static_argnames=('layout', 'group', 'out_dtype', 'config'))
-def _call(operands: dict, *, layout, group, out_dtype, config):
+@functools.partial(jax.jit, static_argnames=('layout', 'group', 'out_dtype', 'config', 'behind'))
+def _call(operands: dict, *, layout, group, out_dtype, config, behind):
   """Brings operands into the shapes of a kernel, calls it, and cuts the result."""
   from kernels.mosaic import decode, epilogue, factors  # pylint: disable=g-import-not-at-top
   x, w, w_scale, w_offset, bias = (operands[name] for name in ('x', 'w_codes', 'w_scale', 'w_offset', 'bias'))
@@ -88,5 +93,6 @@ def _call(operands: dict, *, layout, group, out_dtype, config):
   x = jnp.pad(x, ((0, rows - tokens), (0, length - inputs)))
   y = decode.matmul(
       x, w, epilogue.Terms(scale, None, rank_one, bias, _FACTOR), scaled, tokens=tokens,
-      layout=layouts.Layout.INT4_WIDE, out_dtype=out_dtype, config=config)
-  return y[:tokens, :outputs].reshape(*batch, outputs)
+      layout=layouts.Layout.INT4_WIDE, out_dtype=out_dtype, config=config, behind=behind.join(operands))
+  outputs = behind.outputs(outputs)
+  return y[:, :outputs].reshape(*batch, outputs)

@@ -88,8 +88,9 @@ def every() -> list[Case]:
       *itertools.starmap(_two_level, itertools.product([small], [few, many], [64, 32])),
       *itertools.starmap(_plain, itertools.product([small], [1, 16, 64, 128], [None, 128], [False, True])),
       *itertools.starmap(_plain, itertools.product(_SIZES[1:], [1, 16, 64, 128], [128], [True])),
+      *itertools.starmap(_gated, itertools.product([1, 16, 64, 2048], [False, True])),
       *itertools.starmap(_attention, itertools.product(
-          [(1, 32, 32, 128), (1, 32, 8, 8192), (16, 32, 32, 2048), (16, 32, 8, 2048)], [False, True])),
+          [(1, 32, 32, 128), (1, 32, 8, 8192), (16, 32, 32, 2048), (16, 32, 8, 2048)], [False, True], [False, True])),
       *itertools.starmap(_quantization, [
           ('int8', {}), ('uint8, sums of 128', dict(symmetric=False, group_size=128)),
           ('int4 packed', dict(bits=4, packed=True)), ('int8 static', dict(static=True)),
@@ -141,16 +142,40 @@ def _plain(size, tokens, group, w_offset) -> Case:
   return Case(_name('W4A16', size, tokens, group, w_offset), call, operands)
 
 
-def _attention(shape, coded) -> Case:
-  """Attention of a token of each row over the cache, which may be one of codes."""
+def _gated(tokens, static) -> Case:
+  """Codes by codes of a gate and what it multiplies, the result as numbers or as codes."""
+  outputs, inputs = size = 22_016, 4096
+  operands = product(tokens, outputs, inputs, kernels.Layout.INT4) | {'range': _range(static)}
+
+  def call(operands):
+    known = kernels.StaticRange(operands['range']) if static else None
+    rest = {name: operand for name, operand in operands.items() if name != 'range'}
+    return matmul.lowered(rest, layout=kernels.Layout.INT4, x_bits=4, w_bits=4, out_dtype=jnp.bfloat16,
+                          behind=kernels.Behind('silu', known, 4))
+
+  return Case(_name('W4A4', size, tokens, None, False) + ', gated' + ' to codes' * static, call, operands)
+
+
+def _range(static):
+  """The scale of a static range, if there is one."""
+  return jax.ShapeDtypeStruct((), jnp.float32) if static else None
+
+
+def _attention(shape, coded, static) -> Case:
+  """Attention of a token of each row over the cache, which may be one of codes, and so may be the result."""
   (rows, heads, kv_heads, slots), of, dim, dtype = shape, jax.ShapeDtypeStruct, 128, jnp.bfloat16
   numbers = of((rows, kv_heads, slots, dim), jnp.int8 if coded else dtype)
   scales = of((rows, kv_heads, slots), jnp.float32) if coded else None
   operands = dict(
       qkv=of((rows, heads + 2 * kv_heads, dim), dtype), cache=kernels.Cache(numbers, numbers, scales, scales),
-      positions=of((rows,), jnp.int32), angles=(of((rows, dim // 2), jnp.float32),) * 2)
-  call = lambda operands: attention.lowered(**operands, window=None)
-  name = f'attention of {rows} x {heads} heads over {kv_heads} x {slots}' + ' of codes' * coded
+      positions=of((rows,), jnp.int32), angles=(of((rows, dim // 2), jnp.float32),) * 2, range=_range(static))
+
+  def call(operands):
+    known = kernels.StaticRange(operands['range']) if static else None
+    rest = {name: operand for name, operand in operands.items() if name != 'range'}
+    return attention.lowered(**rest, window=None, behind=kernels.Behind(static=known))
+
+  name = f'attention of {rows} x {heads} heads over {kv_heads} x {slots}' + ' of codes' * coded + ' to codes' * static
   return Case(name, call, operands)
 
 
@@ -161,12 +186,12 @@ def _quantization(name, options) -> Case:
   added, gate = options.pop('added', False), options.pop('gate', None)
   norm, static, hadamard = options.pop('norm', None), options.pop('static', False), options.pop('hadamard', 1)
   channels = options.pop('channels', False)
-  vector, scalar = jax.ShapeDtypeStruct((features,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+  vector = jax.ShapeDtypeStruct((features,), jnp.float32)
   operands = dict(
       x=jax.ShapeDtypeStruct((tokens, 2 * features if gate else features), jnp.bfloat16),
       addend=jax.ShapeDtypeStruct((tokens, features), jnp.bfloat16) if added else None, gain=vector if norm else None,
       bias=vector if norm == 'layer' else None, shift=vector if channels else None, scale=vector if channels else None,
-      range=scalar if static else None)
+      range=_range(static))
 
   def call(operands):
     vectors = {name: operands[name] for name in ('gain', 'bias', 'shift', 'scale')}

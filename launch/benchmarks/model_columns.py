@@ -25,6 +25,7 @@ from jaxquant.numerics import trees
 from jaxquant.numerics import two_level
 
 _DEVIATION = 0.02  # of a weight
+_RANGE = -3.1, 4.2  # of a static activation
 
 
 class Column(NamedTuple):
@@ -32,10 +33,12 @@ class Column(NamedTuple):
 
   Attributes:
     weights: bits of a symmetric code, or None for bfloat16.
-    activations: bits of a symmetric code with a scale per token, or None for bfloat16.
+    activations: bits of a code, symmetric with a scale per token unless `static`, or None for bfloat16.
     group_size: inputs that share a weight scale; None: all of an output.
     two_level: whether scales are snapped (numerics.two_level).
     cache: bits of a symmetric code of keys and values with a scale for each head of each token, or None for bfloat16.
+    static: whether activations have one range that is known, asymmetric, with a lower end that is no multiple of the
+      step, as training with quantized activations learns it (arXiv:2404.03605).
   """
 
   weights: int | None = None
@@ -43,6 +46,7 @@ class Column(NamedTuple):
   group_size: int | None = None
   two_level: bool = False
   cache: int | None = None
+  static: bool = False
 
 
 COLUMNS = {
@@ -52,6 +56,8 @@ COLUMNS = {
     'w4a8': Column(4, 8),
     'w4a4': Column(4, 4),
     'w4a4 kv8': Column(4, 4, cache=8),
+    'w4a4 static': Column(4, 4, static=True),
+    'w4a4 static kv8': Column(4, 4, cache=8, static=True),
     'w4a8 g128': Column(4, 8, 128),
     'w4a8 two-level': Column(4, 8, 128, two_level=True),
 }
@@ -102,9 +108,11 @@ def _block(abstract: dict[str, Any], column: Column, sites: list[str], seed: int
   """A block like `abstract`, with quantizers at its sites and operands where the column quantizes them."""
   params = _drawn(abstract, column, seed)
   operands = [f'attention/{name}' for name in cache.OPERANDS]
-  for paths, bits in ((sites, column.activations), (operands, column.cache)):
+  for paths, bits, static in ((sites, column.activations, column.static), (operands, column.cache, False)):
     for path in paths if bits is not None else ():
-      params = trees.put(params, f'{path}/quantizer', quantizers.DynamicQuantizer(formats.IntFormat(bits)))
+      quantizer = quantizers.ClipQuantizer(*map(jnp.float32, _RANGE), bits) if static else quantizers.DynamicQuantizer(
+          formats.IntFormat(bits))
+      params = trees.put(params, f'{path}/quantizer', quantizer)
   return params
 
 

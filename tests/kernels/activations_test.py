@@ -11,6 +11,7 @@ import numpy as np
 import kernels
 from kernels import activations
 from kernels import before
+from kernels import gates
 from kernels.mosaic import activations as mosaic
 from kernels.mosaic import configs
 from kernels.mosaic import token_arithmetic
@@ -80,7 +81,7 @@ class XlaTest(activation_cases.ActivationCases):
       (dict(before=kernels.Before(bias=np.ones(8))), ValueError, 'a gain and a bias belong to a norm'),
       (dict(before=kernels.Before(gate='relu')), ValueError, "unknown gate 'relu'; there is silu"),
       (dict(addend=np.ones((2, 4))), ValueError, r'float64 \[2, 4\] is not added to float32 \[2, 8\]'),
-      (dict(addend=np.ones((2, 8), np.float32), before=kernels.Before(gate='silu')), ValueError, 'behind a gate'),
+      (dict(before=kernels.Before(gate='silu')), ValueError, 'in pairs of runs of 8, not 8 of them'),
       (dict(before=kernels.Before(hadamard=2.0)), ValueError, 'power of two that divides 8, not of 2.0'),
       (dict(before=kernels.Before(norm='group')), ValueError, "unknown norm 'group'"),
       (dict(before=kernels.Before(hadamard=6)), ValueError, 'power of two that divides 8, not of 6'),
@@ -95,6 +96,11 @@ class XlaTest(activation_cases.ActivationCases):
   def test_refuses(self, options, error, message):
     with self.assertRaisesRegex(error, message):
       kernels.quantize_activations(jnp.ones((2, 8)), **options)
+
+  def test_nothing_is_added_behind_a_gate(self):
+    x = jnp.ones((2, 16))
+    with self.assertRaisesRegex(ValueError, 'is not added to .* behind a gate'):
+      kernels.quantize_activations(x, addend=x, before=kernels.Before(gate='silu'))
 
   @parameterized.parameters(
       ([[1.0]],), (1.0,), (np.float32(2),), (np.ones(8, np.int32),), (np.ones((3, 0), np.float32),))
@@ -119,12 +125,13 @@ class InterpretTest(activation_cases.LikeXlaCases):
     known = mock.patch.multiple(
         token_registers, grouped=lambda codes, places, group_size: codes.reshape(-1, group_size),
         pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)), fetch=lambda token: None,
+        half=lambda token, places, index: gates.halves(token[...])[index],
         keep=lambda values, places, ref: ref.__setitem__(..., values), kept=lambda places, ref: ref[...])
     transform = mock.patch.object(
         token_transform, 'butterflies', lambda x, places, block, *scratch: before.butterflies(x, block))
     alone = mock.patch.multiple(
         token_arithmetic, narrow=lambda values, dtype, places: values.astype(dtype),
-        logistic=lambda values, places: jax.lax.logistic(values),
+        logistic=lambda values, layout: jax.lax.logistic(values),
         total=lambda values, power, *_: jnp.sum(values**power),
         combined=lambda arrays, kinds, *_: [
             jnp.sum(array) if kind == 'sum' else getattr(jnp, kind)(array).astype(jnp.float32)

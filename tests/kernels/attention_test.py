@@ -25,6 +25,12 @@ from tests import poisoning
 _lowered = lambda arguments: mosaic.lowered(**{'angles': None, 'window': None} | arguments)
 
 
+def _split(arguments):
+  """(arrays, what a function is compiled for)."""
+  static = {name: arguments[name] for name in ('window', 'behind') if name in arguments}
+  return {name: value for name, value in arguments.items() if name not in static}, static
+
+
 def _abstract(rows, heads, kv_heads, slots, *, dim=128, dtype=jnp.bfloat16, rotated=True, coded=False):
   of = jax.ShapeDtypeStruct
   numbers = of((rows, kv_heads, slots, dim), jnp.int8 if coded else dtype)
@@ -37,9 +43,8 @@ def _abstract(rows, heads, kv_heads, slots, *, dim=128, dtype=jnp.bfloat16, rota
 class XlaTest(attention_cases.AttentionCases):
 
   def attend(self, arguments):
-    window = arguments.get('window')
-    rest = {name: value for name, value in arguments.items() if name != 'window'}
-    return jax.jit(functools.partial(kernels.decode_attention, window=window))(**rest)
+    rest, static = _split(arguments)
+    return jax.jit(functools.partial(kernels.decode_attention, **static))(**rest)
 
   @parameterized.parameters((jnp.float32, False), (jnp.float32, True), (jnp.float16, True))
   def test_other_dtypes(self, dtype, coded):
@@ -167,9 +172,8 @@ class InterpretTest(attention_cases.AttentionCases):
 class MosaicTest(attention_cases.AttentionCases):
 
   def attend(self, arguments):
-    window = arguments.get('window')
-    rest = {name: value for name, value in arguments.items() if name != 'window'}
-    call = functools.partial(kernels.decode_attention, window=window, implementation='mosaic_gpu')
+    rest, static = _split(arguments)
+    call = functools.partial(kernels.decode_attention, implementation='mosaic_gpu', **static)
     return poisoning.poisoned(jax.jit(lambda rest: call(**rest)), rest)
 
   @parameterized.product(

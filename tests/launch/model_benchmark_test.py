@@ -2,6 +2,7 @@
 
 import json
 import math
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -15,8 +16,11 @@ from jaxquant.layers import linear
 from jaxquant.models import config as model_config
 from jaxquant.models import decoding
 from jaxquant.models import validate
+from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.numerics import two_level
+from kernels import dispatch
+from kernels.mosaic import calls
 from launch.benchmarks import model_columns
 from launch.benchmarks import model_kernels
 from tests import launching
@@ -49,12 +53,14 @@ class ColumnsTest(parameterized.TestCase):
       else:
         self.assertEqual(kernel.dtype, jnp.bfloat16)
       self.assertAlmostEqual(np.std(np.float32(linear.dense_kernel({'kernel': kernel}))) / 0.02, 1, delta=0.1)
-    quantized = {trees.get(params, site)['quantizer'].format.bits for site in trees.inputs(params)}
+    found = [trees.get(params, site)['quantizer'] for site in trees.inputs(params)]
+    quantized = {getattr(quantizer, 'format', quantizer).bits for quantizer in found}
     self.assertEqual(quantized, {column.activations, column.cache} - {None})
+    self.assertEqual(any(isinstance(quantizer, quantizers.ClipQuantizer) for quantizer in found), column.static)
     blocks = params['layers']
     self.assertFalse(jnp.array_equal(*(jax.tree.leaves(blocks[i]['mlp']['up']['kernel'])[0] for i in blocks)))
 
-  @parameterized.parameters('w8a8', 'w4a8', 'w4a4', 'w4a8 g128', 'w4a8 two-level')
+  @parameterized.parameters('w8a8', 'w4a8', 'w4a4', 'w4a8 g128', 'w4a8 two-level', 'w4a4 static')
   def test_logits_are_those_of_the_whole_forward_of_the_tree_that_is_not_laid_out(self, name):
     params, ids = model_columns.prepared(_CONFIG, model_columns.COLUMNS[name], 'xla'), networks.tokens(2)
     want = networks.evaluator(_CONFIG, 'xla', networks.quick_jit)(params, ids)
@@ -67,6 +73,22 @@ class ColumnsTest(parameterized.TestCase):
     np.testing.assert_allclose(logits, want[:, 6], rtol=0, atol=1e-5 * np.abs(want).max())
     logits, cache = _extend(laid_out, cache, ids[:, 7:], counts // 7, **options)
     np.testing.assert_allclose(logits, want[:, 7], rtol=0, atol=1e-5 * np.abs(want).max())
+
+  @parameterized.parameters(
+      ('w4a4', 16, 9), ('w4a4 static', 16, 7), ('w4a4 kv8', 1, 9), ('w4a4 static kv8', 1, 7), ('w4a16', 16, 5),
+      ('w4a4 static', 80, 8))
+  def test_a_step_of_a_block_is_few_kernels_of_a_gpu(self, column, batch, count):
+    config = model_config.TransformerConfig(
+        vocabulary=32, width=512, layers=1, heads=4, kv_heads=4, feed_forward=1024, max_length=64)
+    params = device_kernels.laid_out(model_columns.prepared(config, model_columns.COLUMNS[column], 'xla'))
+    cache = jax.eval_shape(lambda: decoding.empty(params, config, batch, 64))
+    call = jax.jit(decoding.extend.__wrapped__, static_argnames=('config', 'implementation'))
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    with (mock.patch.object(calls, 'check_device'),
+          mock.patch.object(dispatch, 'candidates', lambda: ('mosaic_gpu', 'xla'))):
+      text = call.trace(params, cache, of(batch, 1), of(batch), config=config, implementation='auto').lower(
+          lowering_platforms=('cuda',)).as_text()
+    self.assertEqual(text.count('stablehlo.custom_call @mosaic_gpu'), count)
 
   def test_groups_divide_inputs(self):
     with self.assertRaisesRegex(errors.UserError, 'weights of 16 inputs: group size 128'):

@@ -21,6 +21,7 @@ from jaxquant.numerics import quantize
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from kernels import dispatch
+from kernels import gates
 from kernels.mosaic import calls
 from tests import gpus
 from tests import networks
@@ -89,7 +90,7 @@ class DeviceQuantizerTest(parameterized.TestCase):
 
     def function(both):
       called.append(both)
-      gate, up = jnp.split(both, 2, axis=-1)
+      gate, up = gates.halves(both)
       return jax.nn.silu(gate) * up
 
     both = _random(2, 5, 192)

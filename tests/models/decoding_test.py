@@ -123,13 +123,21 @@ class DecodingTest(parameterized.TestCase):
       self._assert_decodes(made, config, implementation='auto')
     self.assertEqual(called.call_count > 0, taken)
 
-  def test_trees_that_are_laid_out(self):
-    config = networks.config('llama', layers=2)
-    params = _at_sites(_packed(networks.params('llama', 2)), config, quantizers.DynamicQuantizer(formats.parse('int8')))
-    laid_out = device_kernels.laid_out(params)
-    with mock.patch.object(inputs, 'prepare_total', wraps=inputs.prepare_total) as totals:
-      self._assert_decodes(laid_out, config, implementation='auto')
+  @parameterized.parameters(_CODES, _STATIC)
+  def test_trees_that_are_laid_out(self, quantizer):
+    config = dataclasses.replace(networks.config('llama', layers=2), feed_forward=128)  # which fills tiles
+    params = _at_sites(_packed(networks.noise(config)), config, quantizer)
+    laid_out, static = device_kernels.laid_out(params), quantizer is _STATIC
+    makers = [mock.patch.object(kernels, name, wraps=getattr(kernels, name))
+              for name in ('decode_attention', 'quantize_activations')]
+    with mock.patch.object(inputs, 'prepare_total', wraps=inputs.prepare_total) as totals, makers[0] as attend:
+      with makers[1] as quantize_activations:
+        self._assert_decodes(laid_out, config, implementation='auto')
     self.assertGreater(totals.call_count, 0)
+    # Where the range is known before, whoever makes an activation makes its codes.
+    self.assertEqual({call.kwargs['behind'].static is not None for call in attend.call_args_list}, {static})
+    shapes = [call.args[0].shape for call in quantize_activations.call_args_list]
+    self.assertEqual((len(_LENGTHS), 1, config.feed_forward) in shapes, not static)
 
   def test_configurations_that_rematerialize(self):
     self._assert_decodes(networks.params('llama'), dataclasses.replace(networks.config('llama'), remat=True))
@@ -170,13 +178,13 @@ class DecodingTest(parameterized.TestCase):
     self.assertEqual(logits.dtype, jnp.bfloat16)
     self.assertLess(np.std(np.float32(logits) - want[:, -1]), 0.02 * np.std(want))
 
-  @parameterized.parameters(False, True)
+  @parameterized.product(quantizer=[_CODES, _STATIC], codes=[False, True])
   @gpus.needed
-  def test_kernels_of_a_gpu(self, codes):
+  def test_kernels_of_a_gpu(self, quantizer, codes):
     config = dataclasses.replace(
         networks.config('llama', 'bfloat16'), width=256, heads=2, kv_heads=1, head_dim=128, feed_forward=512,
         max_length=64)
-    params = _at_sites(_packed(networks.noise(config)), config, _CODES)
+    params = _at_sites(_packed(networks.noise(config)), config, quantizer)
     params = _TREES['cache of codes'](params, config) if codes else params
     laid_out, ids = device_kernels.prepared(params, 'auto'), np.asarray(networks.tokens(2))
     want = np.float32(networks.evaluator(config, jit=networks.quick_jit)(params, ids))
