@@ -178,7 +178,9 @@ class DecodingTest(parameterized.TestCase):
     self.assertEqual(logits.dtype, jnp.bfloat16)
     self.assertLess(np.std(np.float32(logits) - want[:, -1]), 0.02 * np.std(want))
 
-  @parameterized.product(quantizer=[_CODES, _STATIC], codes=[False, True])
+  @parameterized.product(
+      quantizer=[_CODES, dataclasses.replace(_STATIC, low=jnp.float32(-4), high=jnp.float32(4.5), bits=8)],
+      codes=[False, True])
   @gpus.needed
   def test_kernels_of_a_gpu(self, quantizer, codes):
     config = dataclasses.replace(
