@@ -16,18 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from kernels import gates
 from kernels import layouts
 from kernels import tuning
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
-from kernels.mosaic import partial_sums
+from kernels.mosaic import results
+from kernels.mosaic import token_arithmetic
+from tests import behind_cases
 from tests import interpreting
 from tests import product_cases
 
 
-def _store(values, out, fold, n, m):
-  """What `partial_sums.store` does, in arrays."""
-  del fold
+def _store(values, out, smem, fold, gated, n, m):
+  """What `results.store` does, in arrays."""
+  del smem, fold, gated
   for token in range(values.shape[1]):
     @pl.when(m + token < out.shape[0])
     def _(token=token):
@@ -38,7 +41,9 @@ def _interpreted(config, detect_races=False):
   """Has products run in a configuration, on two multiprocessors: pipelines run on from one tile into the next."""
   stack = contextlib.ExitStack()
   for context in (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
-                  mock.patch.object(partial_sums, 'store', _store),
+                  mock.patch.object(results, 'store', _store),
+                  mock.patch.object(results, '_halves', lambda values, fold: gates.halves(values, axis=0)),
+                  mock.patch.object(token_arithmetic, 'logistic', lambda values, layout: jax.lax.logistic(values)),
                   interpreting.kernels(detect_races)):
     stack.enter_context(context)
   return stack
@@ -71,6 +76,23 @@ class InterpretTest(parameterized.TestCase):
     rounding = float(jnp.finfo(dtype).eps) / 2
     excess = np.abs(np.asarray(got, np.float64) - want) - rounding * np.abs(want) - product_cases.LOST * size
     self.assertLessEqual(excess.max(), 0)
+
+  @parameterized.product(behind=behind_cases.BEHIND, config=[
+      configs.Decode(tile_m=8, tile_k=128, stages=2, warpgroups=1), configs.Prefill(tile_m=64, stages=2)])
+  def test_what_happens_behind(self, behind, config):
+    arguments = product_cases.problem(bits=(8, 8), offsets='none', bias=True, shape=(12, 640, 256))
+    arguments['x_scale'] = arguments['x_scale'] / np.float32(2**15)
+    operands = dict.fromkeys(['x_offset', 'w_offset', 'row_sums', 'column_sums']) | jax.tree.map(jnp.asarray, arguments)
+
+    def run(asked):
+      with _interpreted(config):
+        return np.asarray(matmul.lowered(
+            operands, layout=kernels.Layout.CODES, x_bits=8, w_bits=8, out_dtype=jnp.bfloat16, behind=asked))
+
+    plain, asked = run(kernels.Behind()), behind_cases.behind(*behind)
+    got = run(asked)
+    self.assertEqual(got.shape, (12, asked.outputs(256)))
+    self.assertLessEqual(behind_cases.excess(got, plain, asked), 0)
 
   @parameterized.product(tile_m=[24, 192], dtype=[jnp.bfloat16, jnp.float32])
   def test_what_a_copy_may_still_read_is_not_replaced(self, tile_m, dtype):
