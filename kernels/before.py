@@ -52,7 +52,10 @@ def narrow(value, dtype):
 
 
 def features(before: Before, given: int) -> int:
-  """The features that are quantized, of so many given; raises `ValueError` for no `Before`, or a gate that fails them.
+  """The features that are quantized, of so many given.
+
+  Raises:
+    ValueError: it is no `Before`, or its gate does not take so many.
   """
   if not isinstance(before, Before):
     raise ValueError(f'what happens before is a kernels.Before, not a {type(before).__name__}')
