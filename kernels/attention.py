@@ -60,15 +60,15 @@ def decode_attention(
     place under jit, where the one that was given is not needed any more.
 
   Raises:
-    ValueError: arrays that do not fit each other, a window of less than one token, a gate, or an unknown
-      implementation.
+    ValueError: arrays that do not fit each other, a window of less than one token, a gate, a range of anything but
+      scalars, or an unknown implementation.
     NotImplementedError: the implementation that was asked for does not take this problem, or not on this device.
   """
   checks.implementation(implementation, _FUNCTIONS)
   _check(qkv, cache, positions, angles, window)
-  behind_lib.check(behind, qkv.shape[-1])
-  if behind.gate:
+  if getattr(behind, 'gate', None):
     raise ValueError('mixed values have no gate')
+  behind_lib.check(behind, qkv.shape[-1])
   arguments = dict(qkv=qkv, cache=cache, positions=positions, angles=angles, window=window, behind=behind)
   problem = f'attention of {qkv.dtype} {list(qkv.shape)} over {cache.keys.dtype} {list(cache.keys.shape)}'
   return dispatch.call(_FUNCTIONS, implementation, arguments, problem)

@@ -25,20 +25,14 @@ class Behind(NamedTuple):
     """What `count` outputs become."""
     return count // 2 if self.gate else count
 
-  def ends(self) -> list[Any]:
-    """The scale of the range and its offset, as far as there are, as float32 [1]."""
-    return [end.reshape(1) for end in self.static or () if end is not None]
-
   def split(self) -> tuple[dict[str, Any], 'Behind']:
-    """(the arrays of the range by name, the rest, which hashes); `join` puts them together."""
-    scale, offset = (None, None) if self.static is None else self.static
-    fixed = self._replace(static=self.static and static_ranges.StaticRange(None))
-    return {'range_scale': scale, 'range_offset': offset}, fixed
+    """(the range by `static_ranges.NAMES`, the rest, which hashes); `join` puts them together."""
+    return static_ranges.named(self.static), self._replace(static=self.static and static_ranges.StaticRange(None))
 
   def join(self, arrays: dict[str, Any]) -> 'Behind':
-    """The whole of a rest that `split` made, with arrays among others."""
+    """The whole of a rest that `split` made, with the range among other arrays."""
     return self._replace(
-        static=self.static and static_ranges.StaticRange(arrays['range_scale'], arrays['range_offset']))
+        static=self.static and static_ranges.StaticRange(*(arrays[name] for name in static_ranges.NAMES)))
 
 
 def check(behind: Behind, outputs: int) -> None:

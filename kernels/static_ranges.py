@@ -7,6 +7,10 @@ import jax.numpy as jnp
 from kernels import checks
 
 
+# The scalars of a range among other operands.
+NAMES = ('range_scale', 'range_offset')
+
+
 class StaticRange(NamedTuple):
   """A range that is known: value = scale * code + offset, codes from -2^(bits-1) to 2^(bits-1) - 1.
 
@@ -17,6 +21,16 @@ class StaticRange(NamedTuple):
 
   scale: Any
   offset: Any = None
+
+
+def named(static: StaticRange | None) -> dict[str, Any]:
+  """The scalars of a range, or None for those that there are not, by names among other operands."""
+  return dict(zip(NAMES, (None, None) if static is None else static))
+
+
+def ends(static: StaticRange | None) -> list[Any]:
+  """The scale and the offset, as far as there are, as float32 [1]."""
+  return [end.reshape(1) for end in static or () if end is not None]
 
 
 def check(static) -> None:
@@ -30,7 +44,7 @@ def check(static) -> None:
 
 
 def codes(x, static: StaticRange, bits: int):
-  """The codes of floating x, int8, by a division, as the model's quantizers make them."""
+  """The codes of floating x, int8, by a division; one on an edge may be the neighbor of what a quantizer makes."""
   x = x.astype(jnp.float32)
   steps = (x if static.offset is None else x - static.offset) / static.scale
   most = 2 ** (bits - 1) - 1

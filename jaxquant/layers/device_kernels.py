@@ -154,10 +154,9 @@ def laid_out(params: dict) -> dict:
     params = _site_converted(params, site, kernels_of)
   for path, parent in list(trees.walk(params)):
     for name, parts in JOINED.items() if isinstance(parent, dict) else ():
-      if _alike(linears := [parent.get(part) for part in parts]):
-        joined = _join(linears, paired=name == _GATED)
-        parent = {key: value for key, value in parent.items() if key not in parts} | {name: joined}
-        params = trees.put(params, path, parent)
+      if _alike(linears := [parent.get(part) for part in parts], paired := name == _GATED):
+        rest = {key: value for key, value in parent.items() if key not in parts}
+        params = trees.put(params, path, parent := rest | {name: _join(linears, paired)})
   return params
 
 
@@ -184,14 +183,15 @@ def _site_converted(params: dict, site: str, readers: dict[str, DeviceKernel | N
   return trees.put(params, site, converted)
 
 
-def _alike(linears: list[dict | None]) -> bool:
-  """Whether linears are laid out in one way, and hold nothing but that and biases."""
+def _alike(linears: list[dict | None], paired: bool) -> bool:
+  """Whether linears are laid out in one way, of one width if paired, and hold nothing but that and biases."""
   def kind(linear):
     kernel = linear.get('kernel') if isinstance(linear, dict) else None
     if not isinstance(kernel, DeviceKernel) or set(linear) - {'kernel', 'bias'} or kernel.shape[1] % layouts.PADDING:
       return None
     return (kernel.layout, kernel.bits, kernel.special, kernel.shape[0], len(kernel.scale), kernel.offset is None,
-            kernel.column_sums is None, None if kernel.multiplier is None else len(kernel.multiplier), 'bias' in linear)
+            kernel.column_sums is None, kernel.multiplier is not None and len(kernel.multiplier), 'bias' in linear,
+            paired and kernel.shape[1])
 
   kinds = {kind(linear) for linear in linears}
   return len(kinds) == 1 and None not in kinds

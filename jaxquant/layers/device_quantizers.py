@@ -19,7 +19,7 @@ import kernels
 from jaxquant.layers import norms
 from jaxquant.numerics import codes as codes_lib
 from jaxquant.numerics import quantizers
-from kernels import gates
+from kernels import gates as gates_lib
 
 # Products sum the codes of so many inputs at a time, or of a part of them that divides a group.
 _STEP = 128
@@ -54,7 +54,7 @@ class DeviceQuantizer:
   run: int
 
   takes_norms: ClassVar[bool] = True
-  gates: ClassVar[frozenset[str]] = frozenset(gates.GATES)
+  gates: ClassVar[frozenset[str]] = frozenset(gates_lib.GATES)
 
   @property
   def has_offset(self) -> bool:
@@ -86,7 +86,7 @@ class DeviceQuantizer:
     return self.static is not None and self.shift is None and self.scale is None and self.hadamard == 1
 
   def made(self, x) -> codes_lib.Codes:
-    """Codes of an `inputs.Made`, if it `takes_made`."""
+    """Codes of an `inputs.Made`, if it `takes_made`; weights with offsets have the product sum them."""
     return codes_lib.Codes(x.make(self.static, self.bits), self.static.scale, None, self.bits)
 
   def __call__(self, x):

@@ -47,8 +47,8 @@ class Pending(NamedTuple):
 
   Attributes:
     function, arrays: see above.
-    gate: the name of a nonlinearity where the function is that of the first half of a single array times the second,
-      for a reader that can do that on the way to its codes.
+    gate: the name of a nonlinearity where the function is that of half of a single array times the other, which take
+      turns (kernels.gates), for a reader that can do that on the way to its codes.
   """
 
   function: Callable[..., Any]

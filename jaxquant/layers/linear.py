@@ -32,12 +32,12 @@ from jaxquant.layers import tap
 from jaxquant.numerics import codes as codes_lib
 from jaxquant.numerics import qtensor
 from jaxquant.numerics import quantize
-from kernels import behind
+from kernels import behind as behind_lib
 
 # Not exact, and much faster where scales are many: for calibration, whose inputs need not be right to the last bit.
 DEQUANTIZED = 'dequantized'
-# Tokens up to which products are bound by their weights.
-_FEW = 64
+# Tokens up to which a product computes its gate: of more, some are tiles of many tokens, which leave it to XLA.
+_FEW = 48
 _IMPLEMENTATIONS = (*kernels.IMPLEMENTATIONS, *kernels.DEVICE_IMPLEMENTATIONS, 'auto', DEQUANTIZED)
 
 
@@ -68,8 +68,8 @@ def linear(params: dict, x, *, implementation: str = 'simulated', transpose: boo
 def gated(params: dict, x, gate: str, implementation: str = 'auto') -> inputs.Made | inputs.Pending:
   """What the joined linear of a gate and of what it multiplies (layers.device_kernels) gives to a reader.
 
-  Of few tokens, the product computes the gate, and makes codes for a reader whose range is static; of many, whose
-  product is bound by the tensor cores, the reader computes it.
+  Of few tokens, the product computes the gate, and makes codes for a reader whose range is static; of many, the reader
+  computes it.
 
   Args:
     params: `kernel` and perhaps `bias`.
@@ -82,7 +82,7 @@ def gated(params: dict, x, gate: str, implementation: str = 'auto') -> inputs.Ma
   dtype = x.values.dtype
   if math.prod(x.values.shape[:-1]) <= _FEW:
     return inputs.Made(lambda static, bits: run(kernels.Behind(gate, static, bits)), dtype)
-  compute = lambda both: behind.apply(both, kernels.Behind(gate), dtype)
+  compute = lambda both: behind_lib.apply(both, kernels.Behind(gate), dtype)
   return inputs.Pending(compute, (run(kernels.Behind()),), gate)
 
 
@@ -113,6 +113,7 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
       raise ValueError('a kernel laid out for a device cannot be read transposed; leave the table as it is')
     if implementation != DEQUANTIZED:
       return kernel.in_order(_device_product(activation, kernel, bias, chosen))
+    bias = None if bias is None else kernel.in_order(bias)
     kernel = kernel.dense()
   if transpose:
     kernel = kernel.transposed() if isinstance(kernel, qtensor.QTensor) else kernel.T
@@ -200,7 +201,7 @@ class Linear(nn.Module):
     """Evaluates the layer.
 
     Args:
-      x: activation [..., in], an `inputs.Pending` one, or one that its site prepared already.
+      x: activation [..., in], one that is an `inputs.Pending` or an `inputs.Made`, or that its site prepared already.
       shared_kernel: [out, in], used instead of a kernel of its own.
 
     Returns:

@@ -13,6 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from kernels import before as preceding
+from kernels import static_ranges
 from kernels.mosaic import calls
 from kernels.mosaic import configs
 from kernels.mosaic import token_codes
@@ -49,7 +50,7 @@ def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, p
         f'it sums groups that divide {128 * width} features, or whole such runs, not of {group_size}')
   operands = {'x': x, 'addend': addend} | {name: getattr(before, name) for name in preceding.VECTORS}
   if static is not None:
-    operands |= {'range_scale': static.scale, 'range_offset': static.offset}
+    operands |= static_ranges.named(static)
 
   fixed = before._replace(**dict.fromkeys(preceding.VECTORS))
   call = functools.partial(
@@ -115,13 +116,13 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   from kernels.mosaic import (  # pylint: disable=g-import-not-at-top
       tiles, token_arithmetic, token_registers, token_transform)
   x, before = operands['x'], fixed._replace(**{name: operands[name] for name in preceding.VECTORS})
-  static = (operands['range_scale'], operands['range_offset']) if 'range_scale' in operands else None
+  static = static_ranges.StaticRange(*map(operands.get, static_ranges.NAMES)) if 'range_scale' in operands else None
   *batch, given = x.shape
   features, added = preceding.features(before, given), [] if operands['addend'] is None else [operands['addend']]
   tokens, groups = math.prod(batch), features // group_size
   places = token_registers.Places(features, _width(features), _inner(features, group_size, before.hadamard > 1))
   names = [name for name in preceding.VECTORS if getattr(before, name) is not None]
-  known = [] if static is None else [end for end in static if end is not None]
+  known = static_ranges.ends(static)
   dynamic = 0 if static is not None else 1 if symmetric else 2
   exchanged = places.exchanged(before.hadamard)
   means = {None: 0, 'rms': 1, 'layer': 2}[before.norm]
@@ -225,5 +226,5 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
       kernel_name=f'quantize_{features}',
   )(*(a.reshape(tokens, given) for a in (x, *added)),
     *(getattr(before, name).astype(jnp.float32) for name in names),
-    *(jnp.asarray(end, jnp.float32).reshape(1) for end in known))
+    *known)
   return tuple(a.reshape(*batch, -1) for a in results)

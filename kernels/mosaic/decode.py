@@ -4,7 +4,8 @@ Computes y^T = W x^T for 64 outputs a block of threads, or 128, or 32. The input
 warpgroups of a block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or
 to `fold` runs in the rows of the block. Each warpgroup sums its own steps from its own stages, which one more copies
 for all, or each for itself. The first warpgroup of a block adds up the block's sums, that of the first block the
-cluster's, which is exact in any order for integers; it stores results from its registers.
+cluster's, which is exact in any order for integers; it stores results from its registers, codes by way of shared
+memory.
 """
 
 import functools
@@ -16,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from kernels import behind as behind_lib
+from kernels import static_ranges
 from kernels.mosaic import configs
 from kernels.mosaic import epilogue
 from kernels.mosaic import partial_sums
@@ -56,7 +58,7 @@ def matmul(
   chunk = epilogue.Chunk(config.outputs, config.tile_m, 1, True)
   shape = config.tile_n, config.tile_m
   vectors, of_tokens = terms.vectors(), terms.of_tokens()
-  ends, out_type = behind.ends(), out_dtype if behind.static is None else jnp.int8
+  ends, out_type = static_ranges.ends(behind.static), out_dtype if behind.static is None else jnp.int8
 
   def kernel(*refs):
     gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]

@@ -23,6 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from kernels import behind as behind_lib
+from kernels import static_ranges
 from kernels.mosaic import attention
 from kernels.mosaic import attention_operands
 from kernels.mosaic import attention_parts
@@ -56,7 +57,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None, behind=behind_l
   held = [array for array in cache if array is not None]
   form, per_number = cache_codes if cache.quantized else cache_numbers, cache.keys.dtype.itemsize
   heads, dtype = qkv.shape[1] - 2 * kv_heads, qkv.dtype
-  ends = behind.ends()
+  ends = static_ranges.ends(behind.static)
   sharing, half = heads // kv_heads, dim // 2
   blocks, split = batch * kv_heads, 1
   while split < 8 and 2 * split * blocks <= _MOST_BLOCKS_SHARING and slots >= split * _LONG:

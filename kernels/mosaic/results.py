@@ -1,4 +1,4 @@
-"""Results of few tokens: from the registers that have the scaled sums of a tile to memory.
+"""Results of few tokens: from the registers that have the scaled sums of a tile to memory, codes through shared memory.
 
 Outputs of a gate and those that they multiply take turns in runs of `gates.RUN`, as the two halves of a warp's 16 rows
 do, so that each thread has both numbers of a pair and nothing is exchanged.

@@ -100,7 +100,7 @@ def half(token, places: Places, index: int):
     first = arith.subi(arith.shli(feature, threads.constant(1)), within)  # behind as many features of the other half
     kind, loaded = ir.VectorType.get((width,), element), []
     for i in range(registers.size):
-      # Whole runs: there are several loads next to each other of features enough for wide ones alone.
+      # Ahead are whole runs: several loads are next to each other only where each is one (`_inner` of activations).
       place = arith.addi(first, threads.constant(2 * _ahead(places, i) + index * run))
       loaded.append(vector.load(kind, token, [threads.index(place)]))
     registers.flat = loaded

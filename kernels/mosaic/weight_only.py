@@ -10,6 +10,7 @@ from kernels import behind as behind_lib
 from kernels import dispatch
 from kernels import layouts
 from kernels import problems
+from kernels import static_ranges
 from kernels import tuning
 from kernels import xla
 from kernels.mosaic import calls
@@ -53,7 +54,7 @@ def _run(operands: dict, *, layout, out_dtype, behind):
   (*batch, inputs), groups = operands['x'].shape, len(operands['w_scale'])
   if math.prod(batch) > MOST_TOKENS:  # those of a map together, which nothing knew of before
     whole = behind.join(operands)
-    rest = {name: operand for name, operand in operands.items() if name not in behind.split()[0]}
+    rest = {name: operand for name, operand in operands.items() if name not in static_ranges.NAMES}
     return xla.weight_only(**rest, w_bits=4, layout=layout, out_dtype=out_dtype, behind=whole)
   outputs = layouts.outputs(operands['w_codes'], operands['w_scale'], layout)
   group = calls.group_of(inputs, groups)

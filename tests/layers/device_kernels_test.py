@@ -229,6 +229,25 @@ class JoinedTest(parameterized.TestCase):
     sums = jnp.sum(jnp.concatenate(dense, axis=1), axis=0)
     np.testing.assert_allclose(got['qkv']['kernel'].column_sums, sums, rtol=1e-4, atol=1e-4)
 
+  @parameterized.product(
+      name=['int4', 'uint4', 'dint4', 'int8'], quantizer=[None, *_QUANTIZERS], bias=[False, True],
+      implementation=['simulated', 'xla', 'auto', linear.DEQUANTIZED])
+  def test_a_gate_and_what_it_multiplies_are_in_order_for_others(self, name, quantizer, bias, implementation):
+    parts = [{'kernel': quantize.quantize(_random(64, 128, seed=seed), formats.parse(name)),
+              **({'bias': _random(128, seed=seed)} if bias else {})} for seed in range(2)]
+    site = {'input': {'quantizer': _QUANTIZERS[quantizer]}} if quantizer else {}
+    got = device_kernels.laid_out(dict(zip(('gate', 'up'), parts)) | site)
+    x = _random(3, 64)
+    prepare = lambda tree: inputs.prepare(tree.get('input'), x)
+    values = lambda part: linear.linear(part, prepare(site), implementation='xla')
+    want = jnp.concatenate([values(part) for part in parts], axis=-1)
+    if 'gate_up' not in got:  # there are layouts for 4 bits beside plain activations
+      self.assertIn((name, quantizer), [('dint4', None), ('int8', None)])
+      return
+    self.assertTrue(got['gate_up']['kernel'].paired)
+    found = linear.linear(got['gate_up'], prepare(got), implementation=implementation)
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
   def test_two_level_scales_of_one_activation_become_one(self):
     site = {'quantizer': _QUANTIZERS['per token']}
     layers = [_two_level('int4', outputs=128 * seed, seed=seed) for seed in (2, 1, 3)]
@@ -248,7 +267,8 @@ class JoinedTest(parameterized.TestCase):
     kernel = lambda name, outputs=128: {'kernel': quantize.quantize(_random(64, outputs), formats.parse(name))}
     site = {'input': {'quantizer': _QUANTIZERS['per token']}}
     for other in (kernel('int8'), kernel('uint4'), kernel('int4', 96), kernel('int4') | {'bias': jnp.zeros(128)},
-                  kernel('int4') | {'input': {'scale': jnp.ones(64)}}, {'kernel': _random(64, 128)}):
+                  kernel('int4') | {'input': {'scale': jnp.ones(64)}}, {'kernel': _random(64, 128)},
+                  kernel('int4', 256)):
       got = device_kernels.laid_out({'gate': kernel('int4'), 'up': other} | site)
       self.assertEqual(set(got), {'gate', 'up', 'input'})
 

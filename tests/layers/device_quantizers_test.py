@@ -1,5 +1,6 @@
 """Quantizers that are laid out for a GPU give the codes of the originals, and the sums that the products ask for."""
 
+import dataclasses
 import itertools
 from unittest import mock
 
@@ -14,6 +15,7 @@ from jaxquant.layers import device_quantizers
 from jaxquant.layers import inputs
 from jaxquant.layers import linear
 from jaxquant.layers import norms
+from jaxquant.layers import tap
 from jaxquant.models import staging
 from jaxquant.numerics import formats
 from jaxquant.numerics import hadamard
@@ -116,6 +118,27 @@ class DeviceQuantizerTest(parameterized.TestCase):
     # One norm stands behind the blocks, or before them, and two in them.
     self.assertEqual(computed.call_count == 1, left)
     np.testing.assert_allclose(got, evaluate(params, 'xla'), rtol=1e-5, atol=1e-6)
+
+  @parameterized.product(
+      activation=['silu', 'gelu_tanh'], rows=[2, 12], tapped=[False, True], static=[False, True])
+  def test_gates_of_models_that_are_laid_out(self, activation, rows, tapped, static):
+    config = dataclasses.replace(networks.config('llama'), feed_forward=128, activation=activation)
+    params, taps = networks.noise(config), (tap.Tap('.*/gate_up/output', jnp.max),) if tapped else ()
+    specification = {'quantizer': quantizers.ClipQuantizer(jnp.float32(-3), jnp.float32(4), 8)} if static else (
+        _specification('int8'))
+    for name in ('mlp/input', 'mlp/down/input'):
+      params = trees.put(params, f'layers/0/{name}', specification)
+    for path in trees.matching('layers/0/mlp/.*', trees.linears(params)):
+      params = trees.put(params, f'{path}/kernel', quantize.quantize(
+          trees.get(params, path)['kernel'], formats.parse('uint4')))
+    laid_out, tokens = device_kernels.laid_out(params), networks.tokens(rows)
+    self.assertTrue(laid_out['layers']['0']['mlp']['gate_up']['kernel'].paired)
+    got, recorded = jax.jit(lambda params: staging.make(config, 'auto', taps).apply(
+        {'params': params}, tokens, mutable=[tap.COLLECTION]))(laid_out)
+    self.assertEqual(bool(recorded), tapped)
+    want = jax.jit(staging.make(config, 'xla').apply)({'params': params}, tokens)
+    # A code on an edge may be its neighbor.
+    self.assertLess(np.std(got - want), 0.01 * np.std(want))
 
   @parameterized.parameters(
       ([(512, 1)], 512), ([(512, 4)], 128), ([(512, 2)], 128), ([(384, 2)], 64), ([(512, 4), (512, 8)], 64),

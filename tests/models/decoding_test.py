@@ -196,8 +196,9 @@ class DecodingTest(parameterized.TestCase):
     for place in range(4, ids.shape[1]):
       logits, cache = decoding.extend(
           laid_out, cache, ids[:, place : place + 1], np.ones(2, np.int32), config=config, implementation='auto')
-      # Rounding alone, also of XLA, makes 0.03 to 0.08, since codes on an edge move.
-      self.assertLess(np.std(np.float32(logits) - want[:, place]), 0.15 * np.std(want))
+      # Rounding alone, also of XLA, makes 0.03, and of one range 0.08, since codes on an edge move.
+      limit = 0.08 if quantizer is _CODES else 0.15
+      self.assertLess(np.std(np.float32(logits) - want[:, place]), limit * np.std(want))
     self.assertEqual(cache.layers['layers']['0']['attention']['keys'].dtype, jnp.int8 if codes else jnp.bfloat16)
 
   def test_encoders_and_caches_beyond_the_context_are_refused(self):
