@@ -98,6 +98,8 @@ def every() -> list[Case]:
           ('int8 of a LayerNorm', dict(norm='layer', features=8192)),
           ('int8 of an RMSNorm of a sum', dict(norm='rms', tokens=16, added=True)),
           ('int8 behind a gate', dict(gate='silu')), ('int8 behind a gate', dict(gate='silu', tokens=16)),
+          ('int8 static of an RMSNorm of a sum', dict(norm='rms', tokens=16, added=True, static=True)),
+          ('int8 static behind a gate', dict(gate='silu', static=True, tokens=2048, features=11_008)),
           ('int8 of a shift and a scale', dict(channels=True)),
           ('int8 of a Hadamard transform of 64', dict(hadamard=64)),
           ('int8 of a Hadamard transform of 128', dict(hadamard=128)),
