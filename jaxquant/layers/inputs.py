@@ -109,8 +109,7 @@ def prepare(specification: dict | None, x) -> Activation:
     return jax.checkpoint(lambda *arrays: _apply(specification, x.function(*arrays)))(*x.arrays)
   if isinstance(x, Made):
     if set(specification) == {'quantizer'} and getattr(specification['quantizer'], 'takes_made', False):
-      codes = specification['quantizer'].made(x)
-      return Activation(codes_lib.values(codes).astype(x.dtype), codes)
+      return _of_codes(specification['quantizer'].made(x), x.dtype)
     x = x.compute()
   if isinstance(x, norms.Normed):
     if takes_norms(specification):
@@ -122,7 +121,7 @@ def prepare(specification: dict | None, x) -> Activation:
 def prepare_total(specification: dict, x: norms.Normed) -> tuple[Activation, Any]:
   """The normalized activation, prepared by what `takes_norms`, and the array, perhaps a sum, that the norm is of."""
   codes, total = specification['quantizer'].codes_and_total(x)
-  return Activation(codes_lib.values(codes).astype(total.dtype), codes), total
+  return _of_codes(codes, total.dtype), total
 
 
 def takes_norms(specification: dict | None) -> bool:
@@ -152,6 +151,10 @@ def _transformed(x, block: int):
     raise errors.UserError(f'a Hadamard transform takes blocks of a power of two that divides {x.shape[-1]} channels, '
                            f'not of {block}')
   return before.butterflies(x.astype(jnp.float32), block) * (1 / math.sqrt(block))
+
+
+def _of_codes(codes: codes_lib.Codes, dtype) -> Activation:
+  return Activation(codes_lib.values(codes).astype(dtype), codes)
 
 
 def _quantized(quantizer, x) -> Activation:

@@ -78,7 +78,7 @@ def gated(params: dict, x, gate: str, implementation: str = 'auto') -> inputs.Ma
     implementation: one of `device_kernels.OF_GPUS`.
   """
   run = lambda behind: _device_product(
-      x, params['kernel'], params.get('bias'), None if implementation == 'auto' else implementation, behind)
+      x, params['kernel'], params.get('bias'), _chosen(implementation), behind)
   dtype = x.values.dtype
   if math.prod(x.values.shape[:-1]) <= _FEW:
     return inputs.Made(lambda static, bits: run(kernels.Behind(gate, static, bits)), dtype)
@@ -107,7 +107,7 @@ def effective_kernel(params: dict):
 
 def _product(activation: inputs.Activation, kernel, bias, implementation: str, transpose: bool):
   dtype = activation.values.dtype
-  chosen = None if implementation == 'auto' else implementation
+  chosen = _chosen(implementation)
   if isinstance(kernel, device_kernels.DeviceKernel):
     if transpose:
       raise ValueError('a kernel laid out for a device cannot be read transposed; leave the table as it is')
@@ -126,6 +126,11 @@ def _product(activation: inputs.Activation, kernel, bias, implementation: str, t
     y = activation.values @ kernel
     return y if bias is None else y + bias.astype(dtype)
   return _integer_product(chosen, activation.values, activation.codes, kernel, bias)
+
+
+def _chosen(implementation: str) -> str | None:
+  """The implementation of `kernels`, None where that chooses."""
+  return None if implementation == 'auto' else implementation
 
 
 @contextlib.contextmanager

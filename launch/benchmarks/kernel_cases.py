@@ -150,8 +150,7 @@ def _gated(tokens, static) -> Case:
   operands = product(tokens, outputs, inputs, kernels.Layout.INT4) | {'range': _range(static)}
 
   def call(operands):
-    known = kernels.StaticRange(operands['range']) if static else None
-    rest = {name: operand for name, operand in operands.items() if name != 'range'}
+    rest, known = _split(operands)
     return matmul.lowered(rest, layout=kernels.Layout.INT4, x_bits=4, w_bits=4, out_dtype=jnp.bfloat16,
                           behind=kernels.Behind('silu', known, 4))
 
@@ -161,6 +160,13 @@ def _gated(tokens, static) -> Case:
 def _range(static):
   """The scale of a static range, if there is one."""
   return jax.ShapeDtypeStruct((), jnp.float32) if static else None
+
+
+def _split(operands: dict[str, Any]) -> tuple[dict[str, Any], kernels.StaticRange | None]:
+  """(the other operands, the static range if there is one)."""
+  scale = operands['range']
+  rest = {name: operand for name, operand in operands.items() if name != 'range'}
+  return rest, None if scale is None else kernels.StaticRange(scale)
 
 
 def _attention(shape, coded, static) -> Case:
@@ -173,8 +179,7 @@ def _attention(shape, coded, static) -> Case:
       positions=of((rows,), jnp.int32), angles=(of((rows, dim // 2), jnp.float32),) * 2, range=_range(static))
 
   def call(operands):
-    known = kernels.StaticRange(operands['range']) if static else None
-    rest = {name: operand for name, operand in operands.items() if name != 'range'}
+    rest, known = _split(operands)
     return attention.lowered(**rest, window=None, behind=kernels.Behind(static=known))
 
   name = f'attention of {rows} x {heads} heads over {kv_heads} x {slots}' + ' of codes' * coded + ' to codes' * static
@@ -198,7 +203,7 @@ def _quantization(name, options) -> Case:
   def call(operands):
     vectors = {name: operands[name] for name in ('gain', 'bias', 'shift', 'scale')}
     before = kernels.Before(norm, **vectors, hadamard=hadamard, gate=gate)
-    known = kernels.StaticRange(operands['range']) if static else None
+    known = _split(operands)[1]
     defaults = dict(bits=8, symmetric=True, group_size=features, packed=False, addend=operands['addend'])
     return activations.lowered(operands['x'], before=before, static=known, **defaults | options)
 
