@@ -110,7 +110,7 @@ def _xla(x, *, bits, symmetric, before, static, group_size, packed, addend):
     x = preceding.narrow(x.astype(jnp.float32) + addend.astype(jnp.float32), x.dtype)
   total = None if addend is None else x
   x = gates.halves(x) if before.gate else x
-  x = preceding.apply(x, before, preceding.butterflies).astype(jnp.float32)
+  x = preceding.apply(x, before).astype(jnp.float32)
   scale = offset = None
   most = 2 ** (bits - 1) - 1
   if static is not None:

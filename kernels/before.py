@@ -81,8 +81,21 @@ def check(before: Before, features: int) -> None:
     raise ValueError(f'a Hadamard transform takes blocks of a power of two that divides {features}, not of {block}')
 
 
+def rotated(x, block: int):
+  """Products of blocks of the last axis of [..., K] with the normalized Walsh-Hadamard matrix (Sylvester's order).
+
+  The fast transform: log2(block) rounds of sums and differences, of neighbors first, in float32.
+  """
+  x, shape = x.astype(jnp.float32), x.shape
+  for distance in (1 << power for power in range(block.bit_length() - 1)):
+    low, high = jnp.unstack(x.reshape(*shape[:-1], shape[-1] // (2 * distance), 2, distance), axis=-2)
+    x = jnp.stack([low + high, low - high], axis=-2)
+  return x.reshape(shape) * (1 / math.sqrt(block))
+
+
 def apply(
-    x, before: Before, transform: Callable[[Any, int], Any], load: Callable[[Any], Any] = lambda vector: vector,
+    x, before: Before, transform: Callable[[Any, int], Any] = rotated,
+    load: Callable[[Any], Any] = lambda vector: vector,
     narrow: Callable[[Any, Any], Any] = narrow,
     mean: Callable[[Any, int], Any] = lambda x, power: jnp.mean(x**power, axis=-1, keepdims=True),
     logistic: Callable[[Any], Any] = jax.lax.logistic, divide: Callable[[Any, Any], Any] = operator.truediv):
@@ -91,7 +104,7 @@ def apply(
   Args:
     x: floating [..., K], or, with a gate, both halves of it (`gates.halves`).
     before: what happens to it.
-    transform: (float32 [..., K], block) -> the blocks' butterflies without their scale, as `butterflies` computes them.
+    transform: (floating [..., K], block) -> float32 [..., K], as `rotated` computes it.
     load: makes an array of a vector of `before` when its turn comes.
     narrow: (float32 value, dtype) -> the value in the dtype, rounded.
     mean: (float32 [..., K], 1 or 2) -> the mean of each token's numbers to this power, in a shape that broadcasts.
@@ -114,17 +127,5 @@ def apply(
   if before.scale is not None:
     x = narrow(divide(wide(x), load(before.scale)), dtype)
   if before.hadamard > 1:
-    x = transform(wide(x), before.hadamard) * (1 / math.sqrt(before.hadamard))
+    x = transform(x, before.hadamard)
   return x
-
-
-def butterflies(x, block: int):
-  """Products of blocks of the last axis of float32 [..., K] with the Walsh-Hadamard matrix of +-1 (Sylvester's order).
-
-  The fast transform: log2(block) rounds of sums and differences, of neighbors first.
-  """
-  shape = x.shape
-  for distance in (1 << power for power in range(block.bit_length() - 1)):
-    low, high = jnp.unstack(x.reshape(*shape[:-1], shape[-1] // (2 * distance), 2, distance), axis=-2)
-    x = jnp.stack([low + high, low - high], axis=-2)
-  return x.reshape(shape)

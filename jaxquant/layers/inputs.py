@@ -11,7 +11,6 @@ A specification is a dict in the parameter tree with any of these entries, appli
 """
 
 from collections.abc import Callable
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -150,7 +149,7 @@ def _transformed(x, block: int):
   if block < 1 or block & (block - 1) or x.shape[-1] % block:
     raise errors.UserError(f'a Hadamard transform takes blocks of a power of two that divides {x.shape[-1]} channels, '
                            f'not of {block}')
-  return before.butterflies(x.astype(jnp.float32), block) * (1 / math.sqrt(block))
+  return before.rotated(x, block)
 
 
 def _of_codes(codes: codes_lib.Codes, dtype) -> Activation:

@@ -25,8 +25,9 @@
   threads             single threads and their registers
   tiles               shared memory, parameters of compilation
   token_arithmetic    a token in registers: roundings, and numbers that belong to all its features
+  token_blocks        how blocks take tokens: loads of a thread, blocks that stay
   token_codes         a token in registers: its codes
   token_registers     a token in registers: where its features lie, its groups, its codes packed
-  token_transform     a token in registers: its Hadamard transform
+  token_transform     a token in registers: its Hadamard transform, by the tensor cores
   weight_only         the implementation `mosaic_gpu` of kernels.weight_only_matmul
 """

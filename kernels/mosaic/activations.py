@@ -16,14 +16,12 @@ from kernels import before as preceding
 from kernels import static_ranges
 from kernels.mosaic import calls
 from kernels.mosaic import configs
+from kernels.mosaic import token_blocks
 from kernels.mosaic import token_codes
 
 # What the registers of 128 threads hold of a token in float32, alone and beside what a norm or a transform needs.
 MOST_FEATURES = 16_384
 MOST_TRANSFORMED = 12_288
-
-# Registers of a thread beside those of its token and of vectors, about.
-_OTHER_REGISTERS = 34
 
 
 def quantize(x, **options):
@@ -44,10 +42,8 @@ def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, p
   most = MOST_FEATURES if before.norm is None and before.hadamard == 1 else MOST_TRANSFORMED
   if features % 256 or features > most or not x.size:
     raise NotImplementedError(f'it takes tokens of a multiple of 256 features up to {most}, not {x.shape}')
-  width = _width(features)
-  if group_size != features and (group_size % 8 or 128 * width % group_size and group_size % (128 * width)):
-    raise NotImplementedError(
-        f'it sums groups that divide {128 * width} features, or whole such runs, not of {group_size}')
+  if group_size != features and (group_size % 8 or 256 % group_size and group_size % 256):
+    raise NotImplementedError(f'it sums groups that divide 256 features, or whole such runs, not of {group_size}')
   operands = {'x': x, 'addend': addend} | {name: getattr(before, name) for name in preceding.VECTORS}
   if static is not None:
     operands |= static_ranges.named(static)
@@ -59,44 +55,6 @@ def lowered(x, *, bits: int, symmetric: bool, before, static, group_size: int, p
   total = None if addend is None else rest.pop(0)
   scale, offset = (*rest, None, None)[:2]
   return codes, scale, offset, row_sums, total
-
-
-def _width(features: int) -> int:
-  """Neighbors that a thread loads at once."""
-  return next(width for width in (8, 4, 2) if features % (128 * width) == 0)
-
-
-def _inner(features: int, group_size: int, transformed: bool) -> int:
-  """Loads of a thread next to each other, of which only a transform makes use: its stores are narrower."""
-  def fits(inner):
-    run = 128 * _width(features) * inner
-    return features % run == 0 and not (run % group_size and group_size % run)
-
-  return next((inner for inner in (4, 2) if transformed and fits(inner)), 1)
-
-
-def _resident(features: int, rows: int, vectors: int, itemsize: int, exchanged: bool) -> tuple[int, int]:
-  """(blocks of a multiprocessor, vectors in registers) where blocks keep vectors and take tokens in turn; 0 for none.
-
-  A block has registers for a token in float32, the next one as it is, and some vectors; shared memory for the others.
-
-  Args:
-    features: of a token.
-    rows: that are read for each token.
-    vectors: float32 [K] that stay for all tokens.
-    itemsize: bytes of what is read.
-    exchanged: whether a transform has shared memory for a token.
-  """
-  def blocks(held):
-    registers = features // 128 * (1 + rows * itemsize / 4 + held) + _OTHER_REGISTERS
-    found = int(configs.REGISTERS / registers) if registers < 256 else 0
-    room = lambda count: 4 * features * (vectors - held + exchanged) <= configs.shared_memory_beside(count)
-    return next((count for count in range(found, 1, -1) if room(count)), 0)
-
-  # As many vectors in registers as fit, or one fewer if some stay there and that brings another block: to read more of
-  # them for every token takes longer than the block is worth.
-  most = next((held for held in range(vectors, -1, -1) if blocks(held)), 0)
-  return max((blocks(held), held) for held in (most, most - 1 if most > 1 else most))
 
 
 # Traced and lowered once for all activations of a model that are alike, and not once a layer.
@@ -120,7 +78,8 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   *batch, given = x.shape
   features, added = preceding.features(before, given), [] if operands['addend'] is None else [operands['addend']]
   tokens, groups = math.prod(batch), features // group_size
-  places = token_registers.Places(features, _width(features), _inner(features, group_size, before.hadamard > 1))
+  places = token_registers.Places(features, *token_blocks.loads(features, group_size, before.hadamard))
+  behind = places.behind(before.hadamard)
   names = [name for name in preceding.VECTORS if getattr(before, name) is not None]
   known = static_ranges.ends(static)
   dynamic = 0 if static is not None else 1 if symmetric else 2
@@ -132,8 +91,8 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   # that wait for the mean of a norm would cost blocks in flight.
   at_once = tokens <= configs.CORES and features * (1 + len(names)) <= MOST_FEATURES
   rows, itemsize, blocks, in_registers = len(added) + (2 if before.gate else 1), x.dtype.itemsize, 0, 0
-  if 4 * len(names) > (rows + len(added)) * itemsize + 1 or before.hadamard > 1 and not exchanged:
-    beside, in_registers = _resident(features, rows, len(names), itemsize, exchanged)
+  if 4 * len(names) > (rows + len(added)) * itemsize + 1 or before.hadamard > 1:
+    beside, in_registers = token_blocks.resident(features, rows, len(names), itemsize, before.hadamard, exchanged)
     blocks = configs.CORES * beside
   in_turn = 0 < 2 * blocks < tokens
   held = at_once or in_turn
@@ -148,7 +107,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
     means_smem, vectors_smem, scratch = refs[:means], refs[means : means + shared], refs[means + shared :]
     load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
     narrow = lambda values, dtype: token_arithmetic.narrow(values, dtype, places)
-    combined = lambda arrays, kinds, scratch: token_arithmetic.combined(arrays, kinds, places, scratch)
+    combined = lambda arrays, kinds, scratch: token_arithmetic.combined(arrays, kinds, behind, scratch)
 
     def read(token):
       """The token's halves, and what is added to it."""
@@ -172,7 +131,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
         total_gmem[token] = values
       values = preceding.apply(
           (values, *others) if before.gate else values, before._replace(**dict(zip(names, vectors))),
-          lambda values, block: token_transform.butterflies(values, places, block, *scratch),
+          lambda values, block: token_transform.rotated(values, places, block, *scratch),
           lambda vector: vector(), narrow,
           lambda values, power: token_arithmetic.total(values, power, places, next(of_means)) / features,
           lambda values: token_arithmetic.logistic(values, places.layout()),
@@ -185,7 +144,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
         codes, bias, *numbers = token_codes.symmetric(values, bits, top)
       else:
         codes, bias, *numbers = token_codes.affine(values, bits, *combined([values] * 2, ('min', 'max'), extremes_smem))
-      codes_gmem[token] = token_registers.pack(codes, places) if packed else codes.astype(jnp.int8)
+      codes_gmem[token] = token_registers.pack(codes, behind) if packed else codes.astype(jnp.int8)
       for ref, number in zip(numbers_gmem, numbers):
         ref[token] = number
       # Sums wrap around, and so does what the bias adds to them.
@@ -193,7 +152,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
       if groups == 1:
         sums_gmem[token] = combined([codes], ('sum',), sums_smem)[0] - excess
       else:
-        sums_gmem[token] = jnp.sum(token_registers.grouped(codes, places, group_size), axis=1) - excess
+        sums_gmem[token] = jnp.sum(token_registers.grouped(codes, behind, group_size), axis=1) - excess
 
     if not in_turn:
       quantize(first, values)

@@ -53,7 +53,7 @@ def multiply(sums, weights, x, first: int, fold: int):
   size, layout = jnp.dtype(x.dtype).itemsize, plgpu.Layout.WGMMA
   operand = layout if size > 1 else plgpu.Layout.WGMMA_8BIT
   (rows, inputs), (_, columns), tokens = x.shape, weights.shape, sums[0].shape[1]
-  swizzle, instruction = tiles.swizzle(inputs, x.dtype), _INSTRUCTIONS[jnp.dtype(x.dtype)]
+  swizzle, dtype = tiles.swizzle(inputs, x.dtype), x.dtype
 
   @plgpu.inline_mgpu(
       arg_types=(operand, plgpu.RefType(tiles.transforms(inputs, x.dtype)), *[layout] * len(sums)),
@@ -74,7 +74,7 @@ def multiply(sums, weights, x, first: int, fold: int):
         words = [utils.bitcast(register, threads.i32()) for register in operands[tile, 2 * i : 2 * i + 2].flat]
         pair = results[i % len(results)][tile, block]
         before = [threads.element(register, j) for register in pair for j in range(2)]
-        after = _mma(*instruction, words + loaded[block][2 * half : 2 * half + 2], before)
+        after = instruction(dtype, words + loaded[block][2 * half : 2 * half + 2], before)
         pair[:] = [vector.from_elements(pair[0].type, numbers) for numbers in (after[:2], after[2:])]
     return [mgpu.FragmentedArray(
         _registers=pairs.reshape(array.registers.shape), _layout=array.layout, _is_signed=array.is_signed)
@@ -108,8 +108,9 @@ def _load(base, block: int, column: int, swizzle: int):
   return threads.load_matrices(address)
 
 
-def _mma(shape: str, kinds: str, words, before):
-  """The instruction: 4 words of weights and 2 of tokens, added to 4 sums."""
+def instruction(dtype, words, before):
+  """The instruction: 16 rows of an operand, 4 words of a lane, by 8 columns, 2 words, added to 4 sums."""
+  shape, kinds = _INSTRUCTIONS[jnp.dtype(dtype)]
   kind = before[0].type
   letter = 'r' if isinstance(kind, ir.IntegerType) else 'f'
   found = utils.llvm.inline_asm(

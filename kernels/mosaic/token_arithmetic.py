@@ -38,14 +38,19 @@ def narrow(values, dtype, places: token_registers.Places):
     registers = array.registers.copy()
     vectors = []
     for register in array.registers.flat:
-      words = [_asm(f'cvt.rn.{_PACKED[jnp.dtype(dtype)]}.f32', threads.element(register, i + 1),
-                    threads.element(register, i)) for i in range(0, places.width, 2)]
+      words = [rounded(dtype, threads.element(register, i), threads.element(register, i + 1))
+               for i in range(0, places.width, 2)]
       joined = vector.from_elements(ir.VectorType.get((len(words),), threads.i32()), words)
       vectors.append(utils.bitcast(joined, ir.VectorType.get((places.width,), utils.dtype_to_ir_type(dtype))))
     registers.flat = vectors
     return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=None)
 
   return convert(values)
+
+
+def rounded(dtype, first, second):
+  """A word of two float32 numbers rounded to a dtype of 16 bits, the first in the lower half."""
+  return _asm(f'cvt.rn.{_PACKED[jnp.dtype(dtype)]}.f32', second, first)
 
 
 def logistic(values, layout):

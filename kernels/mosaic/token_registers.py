@@ -20,8 +20,7 @@ class Places:
   """Where the features of a token lie.
 
   From the lowest, the bits of a feature's index are: its place among the neighbors that a thread loads at once, the
-  lowest bit of the lane, the place among `inner` loads, the other bits of the lane, the warp, the run of all threads.
-  Two lanes share a sector of 32 bytes, and consecutive loads complete a line.
+  lane, the place among `inner` loads, the warp, the run of all threads.
 
   Attributes:
     features: of the token.
@@ -39,8 +38,8 @@ class Places:
     return threads.WARPGROUP * self.width * self.inner
 
   def _sizes(self) -> tuple[int, ...]:
-    """Features of all threads, of a warp, of two lanes, of their loads, of one load."""
-    return self.run, self.run // 4, 2 * self.width * self.inner, 2 * self.width, self.width
+    """Features of all threads, of a warp, of one of its loads, of a lane's."""
+    return self.run, self.run // threads.WARPS, threads.LANES * self.width, self.width
 
   def layout(self, per_byte: int = 1):
     """The layout of an array [features], or [features / per_byte] where that many share an entry."""
@@ -61,21 +60,26 @@ class Places:
         -rank * (len(tiles) - level) + axis for axis in range(rank)
         if tiles[level][axis] > tiles[level + 1][axis])
     return fragmented_array.TiledLayout(
-        fragmented_array.Tiling(tuple(tiles)), found(0), (*found(1), *found(3)), -1, _check_canonical=False
+        fragmented_array.Tiling(tuple(tiles)), found(0), found(2), -1, _check_canonical=False
     ).canonicalize()
 
   def exchanged(self, block: int) -> bool:
-    """Whether `butterflies` of such blocks go through shared memory."""
+    """Whether a transform of such blocks goes through shared memory."""
     return block > threads.LANES * self.width * self.inner
 
-  def rounds(self, block: int) -> list[tuple[str, int]]:
-    """For every round of a transform what pairs are apart: `neighbor`, `load`, `lane` or `thread`, and how many."""
+  def behind(self, block: int) -> 'Places':
+    """Where a transform leaves them: of four inner loads that go through shared memory, each warp has one."""
+    return dataclasses.replace(self, inner=1) if self.inner == threads.WARPS and self.exchanged(block) else self
+
+  def distances(self, block: int) -> dict[str, list[int]]:
+    """What pairs of a transform are apart: `number`s of a thread, from its first load's on, `lane`s and `thread`s."""
     powers = lambda kind, first, end: [(kind, 1 << bit) for bit in range(first, end)]
     bits = lambda count: count.bit_length() - 1
-    inner = bits(self.inner)
-    order = [*powers('neighbor', 0, bits(self.width)), ('lane', 1), *powers('load', 0, inner), *powers('lane', 1, 5),
-             *powers('thread', 5, 7), *powers('load', inner, 32)]
-    return order[: bits(block)]
+    neighbors, numbers = bits(self.width), bits(self.width * self.inner)
+    order = [*powers('number', 0, neighbors), *powers('lane', 0, 5), *powers('number', neighbors, numbers),
+             *powers('thread', 5, 7), *powers('number', numbers, 32)]
+    found = order[: bits(block)]
+    return {kind: [distance for other, distance in found if other == kind] for kind in ('number', 'lane', 'thread')}
 
 
 def half(token, places: Places, index: int):
@@ -100,7 +104,6 @@ def half(token, places: Places, index: int):
     first = arith.subi(arith.shli(feature, threads.constant(1)), within)  # behind as many features of the other half
     kind, loaded = ir.VectorType.get((width,), element), []
     for i in range(registers.size):
-      # Ahead are whole runs: several loads are next to each other only where each is one (`_inner` of activations).
       place = arith.addi(first, threads.constant(2 * _ahead(places, i) + index * run))
       loaded.append(vector.load(kind, token, [threads.index(place)]))
     registers.flat = loaded
@@ -112,14 +115,14 @@ def half(token, places: Places, index: int):
 def _feature(places: Places):
   """The first feature of a thread, a word."""
   thread = threads.number()
-  return arith.addi(
-      arith.muli(arith.shrui(thread, threads.constant(1)), threads.constant(2 * places.width * places.inner)),
-      arith.muli(arith.andi(thread, threads.constant(1)), threads.constant(places.width)))
+  warp, lane = arith.shrui(thread, threads.constant(5)), arith.andi(thread, threads.constant(threads.LANES - 1))
+  return arith.addi(arith.muli(warp, threads.constant(places.run // threads.WARPS)),
+                    arith.muli(lane, threads.constant(places.width)))
 
 
 def _ahead(places: Places, i: int) -> int:
   """How many features behind its first one the load `i` of a thread begins."""
-  return i // places.inner * places.run + i % places.inner * 2 * places.width
+  return i // places.inner * places.run + i % places.inner * threads.LANES * places.width
 
 
 def fetch(token) -> None:
@@ -142,9 +145,8 @@ def keep(values, places: Places, scratch) -> None:
   @plgpu.inline_mgpu(arg_types=(places.layout(), plgpu.RefType()))
   def store(ctx, array, scratch):
     del ctx
-    thread = threads.number()
-    for i, register in enumerate(array.registers.flat):
-      store_numbers([threads.element(register, place) for place in range(places.width)], scratch, thread, i)
+    numbers = [threads.element(register, i) for register in array.registers.flat for i in range(places.width)]
+    store_numbers(numbers, at_once(places.width), scratch, threads.number())
 
   store(values, scratch)
 
@@ -160,9 +162,11 @@ def kept(places: Places, scratch):
     del ctx
     zeros = mgpu.FragmentedArray.splat(mgpu.c(0.0, ir.F32Type.get()), (places.features,), layout.to_mgpu())
     registers, thread = zeros.registers.copy(), threads.number()
-    registers.flat = [
-        vector.from_elements(register.type, load_numbers(scratch, thread, i, 0, places.width, places.width))
-        for i, register in enumerate(registers.flat)]
+    size, width = at_once(places.width), places.width
+    numbers = [number for first in range(0, registers.size * width, size)
+               for number in load_numbers(scratch, thread, first, size)]
+    registers.flat = [vector.from_elements(register.type, numbers[i * width : (i + 1) * width])
+                      for i, register in enumerate(registers.flat)]
     return mgpu.FragmentedArray(_registers=registers, _layout=zeros.layout, _is_signed=None)
 
   return read(scratch)
@@ -173,31 +177,27 @@ def at_once(width: int) -> int:
   return min(4, width)
 
 
-def store_numbers(numbers, scratch, thread, i: int) -> None:
-  """Writes the float32 numbers of a thread's load `i` to shared memory, 4 at a time, those of threads side by side."""
-  size = at_once(len(numbers))
+def store_numbers(numbers, size: int, scratch, thread) -> None:
+  """Writes the float32 numbers of a thread to shared memory, so many at a time, those of threads side by side."""
   for first in range(0, len(numbers), size):
-    part = numbers[first : first + size]
-    vector.store(vector.from_elements(_words(size), part), scratch, [_index(thread, i, first, len(numbers))])
+    vector.store(vector.from_elements(_words(size), numbers[first : first + size]), scratch,
+                 [_index(thread, first, size)])
 
 
-def load_numbers(scratch, thread, i: int, first: int, count: int, width: int):
-  """`count` numbers from the place `first` on of a thread's load `i` of `width`, that `store_numbers` has written."""
-  found, size = [], at_once(width)
-  for place in range(first, first + count, size):
-    loaded = vector.load(_words(size), scratch, [_index(thread, i, place, width)])
-    found += [threads.element(loaded, element) for element in range(size)]
-  return found
+def load_numbers(scratch, thread, first: int, size: int):
+  """`size` numbers from a thread's number `first` on, that `store_numbers` has written."""
+  loaded = vector.load(_words(size), scratch, [_index(thread, first, size)])
+  return [threads.element(loaded, element) for element in range(size)]
 
 
 def _words(count: int):
   return ir.VectorType.get((count,), ir.F32Type.get())
 
 
-def _index(thread, i: int, first: int, width: int):
-  """Where numbers of a thread's load `i` lie, from the place `first` on."""
-  offset = i * threads.WARPGROUP * width + first * threads.WARPGROUP
-  return threads.index(arith.addi(arith.muli(thread, threads.constant(at_once(width))), threads.constant(offset)))
+def _index(thread, first: int, size: int):
+  """Where a thread's numbers from `first` on lie."""
+  return threads.index(arith.addi(
+      arith.muli(thread, threads.constant(size)), threads.constant(first * threads.WARPGROUP)))
 
 
 def grouped(codes, places: Places, group_size: int):

@@ -1,11 +1,11 @@
 """The Walsh-Hadamard transform of a token that a warpgroup holds in registers.
 
-It works on the bits of a feature's index. Rounds over bits that count what a thread holds are sums in its registers,
-those over bits of the lane one exchange (`shfl`) each, and the two over bits of the warp go through shared memory
-together. It is exact float32 for every dtype and takes any block. `Places` gives a thread as many low bits as whole
-sectors of memory allow, so that 2 exchanges a number are left for blocks of 128, less than the memory takes. A product
-with the matrix of +-1 on the tensor cores would need operands of 16 bits, tokens in tiles of 64 blocks, and a second
-pass for blocks larger than 256.
+It works on the bits of a feature's index, each of which is a bit of the lane, of the warp, or of the place among a
+thread's numbers. The tensor cores do eight of them at once: 8 numbers of each lane of a warp are a matrix of 16 by 16,
+which one product with a matrix of +-1 transforms along one side and a second one along the other; the sums of a product
+lie as the other operand of the next does, and those of the second where the numbers were. Operands have 16 bits, so
+that a number of more is the sum of up to three bfloat16. Of further bits, those of a thread's numbers are sums and
+differences in its registers, and those of the warp go through shared memory together.
 """
 
 import itertools
@@ -19,92 +19,202 @@ from jax.extend.mlir.dialects import math
 from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
+from kernels.mosaic import mma
 from kernels.mosaic import threads
+from kernels.mosaic import token_arithmetic
 from kernels.mosaic import token_registers
 
+# Numbers of a lane in a tile: 3 bits of their place, 5 of the lane.
+_TILE = 8
+# Significant bits of bfloat16, of which float32 has three times as many.
+_BITS = 8
+# By side of a tile, the bits that a product sums over: an operand has the lowest bit of the place, two of the lane and
+# another of the place along it; other lanes' bits lie beside, and change places with these in the sums.
+_SIDES = ((('number', 1), ('lane', 1), ('lane', 2), ('number', 2)),
+          (('lane', 4), ('lane', 8), ('lane', 16), ('number', 4)))
 
-def butterflies(x, places: token_registers.Places, block: int, scratch=None):
-  """Products of blocks with the Walsh-Hadamard matrix of +-1, summed in the order of `kernels.before.butterflies`.
+
+def rotated(x, places: token_registers.Places, block: int, scratch=None):
+  """Products of blocks with the normalized Walsh-Hadamard matrix (`kernels.before.rotated`).
+
+  Between the products of a tile numbers have at least 16 significant bits, and 24 of float32; all sums are of float32.
 
   Args:
-    x: float32 [K] in the layout of `places`.
+    x: bfloat16, float16 or float32 [K] in the layout of `places`.
     places: where the features lie.
     block: a power of two that divides K.
-    scratch: float32 [K] of shared memory, where `exchanged`.
+    scratch: float32 [K] of shared memory, where `places.exchanged(block)`.
 
   Returns:
-    float32 [K] in the same layout.
+    float32 [K] in the layout of `places.behind(block)`.
   """
-  layout, rounds = places.layout(), places.rounds(block)
-  across = [distance for kind, distance in rounds if kind == 'thread']
+  behind, width = places.behind(block).layout(), places.width
+  terms = -(-(jnp.finfo(x.dtype).nmant + 1) // _BITS)
 
   @plgpu.inline_mgpu(
-      arg_types=(layout, *(() if scratch is None else (plgpu.RefType(),))),
-      return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.float32, layout=layout))
+      arg_types=(places.layout(), *(() if scratch is None else (plgpu.RefType(),))),
+      return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.float32, layout=behind))
   def transform(ctx, array, *refs):
     del ctx
-    thread = threads.number()
-    values = [[threads.element(register, i) for i in range(places.width)] for register in array.registers.flat]
-    for kind, distance in rounds:
-      if kind == 'neighbor':
-        values = [_local(numbers, distance) for numbers in values]
-      elif kind == 'load':
-        values = _local(values, distance)
-      elif kind == 'lane':
-        sign = _sign(thread, distance)
-        values = [[math.fma(v, sign, utils.shfl_bfly(v, distance)) for v in numbers] for numbers in values]
-      elif distance == across[0]:  # the other one goes with it
-        values = _across_warps(values, refs[0], thread, across)
-    vectors = [vector.from_elements(array.registers.flat[0].type, numbers) for numbers in values]
-    registers = array.registers.copy()
-    registers.flat = vectors
-    return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=None)
+    numbers = _transformed(_tiles(array, width, x.dtype, terms), places, block, terms, *refs)
+    result = mgpu.FragmentedArray.splat(_number(0.0), x.shape, behind.to_mgpu())
+    registers = result.registers.copy()
+    registers.flat = [vector.from_elements(register.type, numbers[i * width : (i + 1) * width])
+                      for i, register in enumerate(registers.flat)]
+    return mgpu.FragmentedArray(_registers=registers, _layout=result.layout, _is_signed=None)
 
   return transform(x, *(() if scratch is None else (scratch,)))
 
 
-def _local(values, distance: int):
-  """Sums and differences of entries `distance` apart: of numbers, or of lists of them."""
-  def pair(low, high):
-    if isinstance(low, list):
-      return tuple(list(part) for part in zip(*(pair(*both) for both in zip(low, high))))
-    return arith.addf(low, high), arith.subf(low, high)
+def _transformed(tiles, places, block: int, terms: int, scratch=None):
+  """The numbers of a thread behind the transform, from the words of `_tiles`."""
+  distances, width = places.distances(block), places.width
+  halvings, odd = divmod(block.bit_length() - 1, 2)
+  # The matrices' entries have as much of 1 / sqrt(block) as is a power of two, each a half, since like ones are one.
+  first, second = (_matrix([distance in distances[kind] for kind, distance in side], (halvings + i) // 2)
+                   for i, side in enumerate(_SIDES))
+  numbers = [number for tile in tiles for number in _tile(tile, first, second, max(2, terms))]
+  numbers = numbers[: places.features // threads.WARPGROUP]  # the last tile may have been filled up
+  for distance in distances['number']:
+    numbers = numbers if distance < _TILE else _sums(numbers, distance)
+  if scratch is not None:
+    exchange = _transposed if places.behind(block) != places else _across_warps
+    numbers = exchange(numbers, token_registers.at_once(width), scratch, distances['thread'], width)
+  return [arith.mulf(number, _number(0.5**0.5)) for number in numbers] if odd else numbers
 
-  result = list(values)
-  for i in range(len(values)):
+
+def _tiles(array, width: int, dtype, terms: int):
+  """For every 8 numbers of a lane the bfloat16 whose sums they are, as `_bfloat16` has them; bfloat16 as it is."""
+  count = -(-array.registers.size * width // _TILE)
+  if jnp.dtype(dtype) == jnp.bfloat16:
+    pairs = ir.VectorType.get((width // 2,), threads.i32())
+    words = [threads.element(utils.bitcast(register, pairs), i)
+             for register in array.registers.flat for i in range(width // 2)]
+    words += [threads.constant(0)] * (count * _TILE // 2 - len(words))
+    return [[words[first : first + _TILE // 2]] for first in range(0, len(words), _TILE // 2)]
+  numbers = [threads.element(register, i) for register in array.registers.flat for i in range(width)]
+  if jnp.dtype(dtype) != jnp.float32:
+    numbers = [arith.extf(ir.F32Type.get(), number) for number in numbers]
+  numbers += [_number(0.0)] * (count * _TILE - len(numbers))
+  return [_bfloat16(numbers[first : first + _TILE], terms) for first in range(0, len(numbers), _TILE)]
+
+
+def _tile(words, first, second, terms: int):
+  """The numbers of a tile behind both products."""
+  halves = range(2)
+  sums = [_product(first, [of_term[2 * half : 2 * half + 2] for of_term in words]) for half in halves]
+  words = _bfloat16([sums[half][2 * row + i] for row, half, i in itertools.product(halves, repeat=3)], terms)
+  sums = [_product(second, [of_term[2 * row : 2 * row + 2] for of_term in words]) for row in halves]
+  return [sums[row][2 * half + i] for half, row, i in itertools.product(halves, repeat=3)]
+
+
+def _matrix(transformed, halvings: int):
+  """A matrix of 16 by 16 as an operand, four words: for each bit of its index that of the transform, or of identity.
+
+  Args:
+    transformed: for each of the four bits whether it is the transform's.
+    halvings: how often it is halved.
+  """
+  constant = threads.constant
+  row = arith.andi(arith.shrui(threads.number(), constant(2)), constant(7))
+  *low, last = transformed
+  mask = sum(1 << bit for bit, of_transform in enumerate(low) if of_transform)
+  entries = []
+  for i in range(2):
+    column = arith.ori(arith.shli(arith.andi(threads.number(), constant(3)), constant(1)), constant(i))
+    odd = arith.andi(math.ctpop(arith.andi(arith.andi(row, column), constant(mask))), constant(1))
+    entry = arith.ori(constant(0x3F80 - (halvings << 7)), arith.shli(odd, constant(15)))  # the bits of a bfloat16
+    other = arith.andi(arith.xori(row, column), constant(7 - mask))
+    entries.append(arith.select(arith.cmpi(arith.CmpIPredicate.eq, other, constant(0)), entry, constant(0)))
+  word = arith.ori(entries[0], arith.shli(entries[1], constant(16)))
+  if not last:
+    return [word, constant(0), constant(0), word]
+  return [word, word, word, arith.xori(word, constant(0x80008000))]
+
+
+def _product(matrix, terms):
+  """Four sums of a product with two words of each term, the least first."""
+  sums = [_number(0.0)] * 4
+  for words in reversed(terms):
+    sums = mma.instruction(jnp.bfloat16, matrix + words, sums)
+  return sums
+
+
+def _bfloat16(numbers, terms: int):
+  """For each term the words of pairs of numbers: their highest 8 bits, the next 8, and so on, the last ones rounded."""
+  result = []
+  for _ in range(terms - 1):
+    words = [utils.bitcast(number, threads.i32()) for number in numbers]
+    # Both words' upper halves.
+    result.append([utils.prmt(*pair, threads.constant(0x7632)) for pair in zip(words[::2], words[1::2])])
+    above = [utils.bitcast(arith.andi(word, threads.constant(0xFFFF0000)), ir.F32Type.get()) for word in words]
+    numbers = [arith.subf(*both) for both in zip(numbers, above)]
+  return [*result, [token_arithmetic.rounded(jnp.bfloat16, *pair) for pair in zip(numbers[::2], numbers[1::2])]]
+
+
+def _sums(numbers, distance: int):
+  """Sums and differences of numbers `distance` apart."""
+  result = list(numbers)
+  for i in range(len(numbers)):
     if not i & distance:
-      result[i], result[i + distance] = pair(values[i], values[i + distance])
+      low, high = numbers[i], numbers[i + distance]
+      result[i], result[i + distance] = arith.addf(low, high), arith.subf(low, high)
   return result
 
 
-def _across_warps(values, scratch, thread, distances):
-  """The rounds across warps, from what all warps have written to shared memory: 4 numbers at a time, side by side."""
-  width = len(values[0])
-  part = token_registers.at_once(width)
-  for i, numbers in enumerate(values):
-    token_registers.store_numbers(numbers, scratch, thread, i)
+def _transposed(numbers, size: int, scratch, distances, width: int):
+  """The rounds across warps: each takes one of four loads of all warps, whose bits and those of the warp change places.
+
+  Args:
+    numbers: of a thread, whole runs of four loads.
+    size: numbers that are moved at once.
+    scratch: shared memory for all of them.
+    distances: of threads.
+    width: numbers of a load.
+  """
+  token_registers.store_numbers(numbers, size, scratch, threads.number())
+  utils.warpgroup_barrier()
+  lane, warp = (operation(threads.number(), threads.constant(value))
+                for operation, value in ((arith.remui, threads.LANES), (arith.divui, threads.LANES)))
+  # A load's numbers lie as if they were those of so many other threads.
+  source = arith.addi(lane, arith.muli(warp, threads.constant(width // size * threads.WARPGROUP)))
+  result = list(numbers)
+  for run, place in itertools.product(range(0, len(numbers), threads.WARPS * width), range(0, width, size)):
+    loaded = [number for other in range(threads.WARPS) for number in token_registers.load_numbers(
+        scratch, arith.addi(source, threads.constant(other * threads.LANES)), run + place, size)]
+    for distance in distances:
+      loaded = _sums(loaded, distance // threads.LANES * size)
+    for other in range(threads.WARPS):
+      first = run + other * width + place
+      result[first : first + size] = loaded[other * size : (other + 1) * size]
+  return result
+
+
+def _across_warps(numbers, size: int, scratch, distances, width: int):
+  """The rounds across warps where no thread has four loads: each reads what it adds of all warps."""
+  del width
+  thread = threads.number()
+  token_registers.store_numbers(numbers, size, scratch, thread)
   utils.warpgroup_barrier()
   signs = [_sign(thread, distance) for distance in distances]
-  read = lambda of_thread, i, first: token_registers.load_numbers(scratch, of_thread, i, first, part, width)
-
-  def other(of, distance):
-    return arith.xori(of, threads.constant(distance))
-
-  result = [list(numbers) for numbers in values]
   combine = lambda mine, yours, sign: [math.fma(a, sign, b) for a, b in zip(mine, yours)]
-  for i, first in itertools.product(range(len(values)), range(0, width, part)):
-    window = slice(first, first + part)
-    mine = combine(values[i][window], read(other(thread, distances[0]), i, first), signs[0])
+  other = lambda of, distance: arith.xori(of, threads.constant(distance))
+  result = []
+  for first in range(0, len(numbers), size):
+    read = lambda of_thread, first=first: token_registers.load_numbers(scratch, of_thread, first, size)
+    mine = combine(numbers[first : first + size], read(other(thread, distances[0])), signs[0])
     if len(distances) > 1:
       far = other(thread, distances[1])
-      theirs = combine(read(far, i, first), read(other(far, distances[0]), i, first), signs[0])
-      mine = combine(mine, theirs, signs[1])
-    result[i][window] = mine
+      mine = combine(mine, combine(read(far), read(other(far, distances[0])), signs[0]), signs[1])
+    result += mine
   return result
 
 
 def _sign(thread, distance: int):
   """-1.0 where the thread is the upper one of two that are `distance` apart, else 1.0."""
   upper = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(thread, threads.constant(distance)), threads.constant(0))
-  number = lambda value: mgpu.c(value, ir.F32Type.get())
-  return arith.select(upper, number(-1.0), number(1.0))
+  return arith.select(upper, _number(-1.0), _number(1.0))
+
+
+def _number(value: float):
+  return mgpu.c(value, ir.F32Type.get())

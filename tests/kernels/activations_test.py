@@ -128,7 +128,7 @@ class InterpretTest(activation_cases.LikeXlaCases):
         half=lambda token, places, index: gates.halves(token[...])[index],
         keep=lambda values, places, ref: ref.__setitem__(..., values), kept=lambda places, ref: ref[...])
     transform = mock.patch.object(
-        token_transform, 'butterflies', lambda x, places, block, *scratch: before.butterflies(x, block))
+        token_transform, 'rotated', lambda x, places, block, *scratch: before.rotated(x, block))
     alone = mock.patch.multiple(
         token_arithmetic, narrow=lambda values, dtype, places: values.astype(dtype),
         logistic=lambda values, layout: jax.lax.logistic(values),

@@ -1,4 +1,4 @@
-"""A token's places in registers: every round of a transform pairs the features that it should, wherever they lie."""
+"""A token's places in registers: a transform pairs the features that it should, wherever they lie."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -24,16 +24,21 @@ def _features(layout, *shape):
 class PlacesTest(parameterized.TestCase):
 
   @parameterized.parameters(*_PLACES)
-  def test_rounds_pair_features_that_differ_in_one_bit(self, places):
+  def test_distances_pair_features_that_differ_in_one_bit(self, places):
     features = _features(places.tiled(places.features), places.features)
     largest = places.features & -places.features
-    rounds = places.rounds(largest)
-    self.assertLen(rounds, largest.bit_length() - 1)
-    for bit, (kind, distance) in enumerate(rounds):
-      axis = {'thread': 0, 'lane': 0, 'load': 1, 'neighbor': 2}[kind]
-      self.assertLess(distance, 32 if kind == 'lane' else features.shape[axis])
-      others = np.take(features, np.arange(features.shape[axis]) ^ distance, axis)
-      np.testing.assert_array_equal(others, features ^ (1 << bit))
+    distances = places.distances(largest)
+    self.assertEqual(sum(map(len, distances.values())), largest.bit_length() - 1)
+    bits = []
+    for kind, distance in ((kind, distance) for kind, found in distances.items() for distance in found):
+      self.assertLess(distance, {'lane': 32, 'thread': 128, 'number': features[0].size}[kind])
+      if kind == 'number':
+        others = features.reshape(128, -1)[:, np.arange(features[0].size) ^ distance].reshape(features.shape)
+      else:
+        others = features[np.arange(128) ^ distance]
+      bit, = set((others ^ features).flat)
+      bits.append(int(bit))
+    self.assertCountEqual(bits, [1 << bit for bit in range(largest.bit_length() - 1)])
 
   @parameterized.parameters(*_PLACES)
   def test_groups_are_the_same_places(self, places):
@@ -50,8 +55,7 @@ class PlacesTest(parameterized.TestCase):
   @parameterized.parameters(*_PLACES)
   def test_shared_memory_is_for_blocks_that_cross_warps(self, places):
     for block in (2, 64, 256, 512, 1024):
-      kinds = [kind for kind, _ in places.rounds(block)]
-      self.assertEqual(places.exchanged(block), 'thread' in kinds)
+      self.assertEqual(places.exchanged(block), bool(places.distances(block)['thread']))
 
 
 if __name__ == '__main__':
