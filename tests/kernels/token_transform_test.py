@@ -114,14 +114,13 @@ class TransformTest(parameterized.TestCase):
   @parameterized.parameters(
       *((4096, block) for block in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)), (8192, 8192), (8192, 4096),
       (2048, 2048), (5120, 512), (5120, 1024), (6144, 2048), (1536, 64), (1536, 512), (768, 64), (768, 128), (768, 256),
-      (11_008, 256))
-  def test_it_is_that_of_xla(self, features, block):
-    x = np.random.default_rng(0).normal(size=features)
+      (11_008, 256), (4096, 64, jnp.float16), (768, 256, jnp.float16), *((*shape, jnp.float32) for shape in (
+          (4096, 8), (4096, 2048), (768, 128), (11_008, 256))))
+  def test_it_is_that_of_xla(self, features, block, dtype=jnp.bfloat16):
+    token = jnp.asarray(np.random.default_rng(0).normal(size=features), dtype)
     places = token_registers.Places(features, *token_blocks.loads(features, features, block))
-    for dtype, bits in ((jnp.bfloat16, 16), (jnp.float16, 16), (jnp.float32, 22)):
-      token = jnp.asarray(x, dtype)
-      want = before.rotated(token, block)
-      np.testing.assert_allclose(_transform(np.asarray(token), places, block), want, rtol=0, atol=2.0**-bits * 4)
+    got, want = _transform(np.asarray(token), places, block), before.rotated(token, block)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2.0 ** (-20 if dtype == jnp.float32 else -14))
 
   @parameterized.parameters(*(
       (features, block) for features in range(1024, 12_289, 1024) for block in (512, 1024, 2048)
