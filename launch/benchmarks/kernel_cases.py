@@ -17,6 +17,7 @@ from kernels.mosaic import matmul
 from kernels.mosaic import weight_only
 
 _SIZES = ((4096, 4096), (14336, 4096), (4096, 14336))  # outputs, inputs
+_GATE = 22_016, 4096  # a gate and what it multiplies
 _TOKENS = (1, 16, 64, 256, 8192)
 # Bits of the integers that codes of a layout stand for.
 BITS = {kernels.Layout.INT4: 4, kernels.Layout.ROWS: 8, kernels.Layout.DINT4: 6}
@@ -88,7 +89,9 @@ def every() -> list[Case]:
       *itertools.starmap(_two_level, itertools.product([small], [few, many], [64, 32])),
       *itertools.starmap(_plain, itertools.product([small], [1, 16, 64, 128], [None, 128], [False, True])),
       *itertools.starmap(_plain, itertools.product(_SIZES[1:], [1, 16, 64, 128], [128], [True])),
-      *itertools.starmap(_gated, itertools.product([1, 16, 64, 2048], [False, True])),
+      *itertools.starmap(_gated, itertools.product([
+          *(_codes(_GATE, tokens, int4) for tokens in (1, few, 64, 2048)), _codes(_GATE, few, dint4),
+          _codes(_GATE, few, int4, 128), _two_level(_GATE, few, 128), _plain(_GATE, few, 128, False)], [False, True])),
       *itertools.starmap(_attention, itertools.product(
           [(1, 32, 32, 128), (1, 32, 8, 8192), (16, 32, 32, 2048), (16, 32, 8, 2048)], [False, True], [False, True])),
       *itertools.starmap(_quantization, [
@@ -103,7 +106,10 @@ def every() -> list[Case]:
           ('int8 of a shift and a scale', dict(channels=True)),
           ('int8 of a Hadamard transform of 64', dict(hadamard=64)),
           ('int8 of a Hadamard transform of 128', dict(hadamard=128)),
-          ('int8 of a Hadamard transform of 4096', dict(hadamard=4096))])]
+          ('int8 of a Hadamard transform of 4096', dict(hadamard=4096)),
+          ('int8 of a Hadamard transform of 256 behind a gate',
+           dict(hadamard=256, gate='silu', tokens=2048, features=11_008)),
+          ('int8 of a Hadamard transform of 4096 of an RMSNorm', dict(hadamard=4096, norm='rms', features=12_288))])]
 
 
 def of_problem(problem: problems.Problem) -> Case:
@@ -144,17 +150,13 @@ def _plain(size, tokens, group, w_offset) -> Case:
   return Case(_name('W4A16', size, tokens, group, w_offset), call, operands)
 
 
-def _gated(tokens, static) -> Case:
-  """Codes by codes of a gate and what it multiplies, the result as numbers or as codes."""
-  outputs, inputs = size = 22_016, 4096
-  operands = product(tokens, outputs, inputs, kernels.Layout.INT4) | {'range': _range(static)}
-
+def _gated(case: Case, static: bool) -> Case:
+  """A product of a gate and what it multiplies, the result as numbers or as codes."""
   def call(operands):
     rest, known = _split(operands)
-    return matmul.lowered(rest, layout=kernels.Layout.INT4, x_bits=4, w_bits=4, out_dtype=jnp.bfloat16,
-                          behind=kernels.Behind('silu', known, 4))
+    return case.call(rest, behind=kernels.Behind('silu', known, 4))
 
-  return Case(_name('W4A4', size, tokens, None, False) + ', gated' + ' to codes' * static, call, operands)
+  return Case(f'{case.name}, gated' + ' to codes' * static, call, case.operands | {'range': _range(static)})
 
 
 def _range(static):
