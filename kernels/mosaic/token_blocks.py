@@ -19,13 +19,13 @@ def loads(features: int, group_size: int, block: int) -> tuple[int, int]:
   def fits(run):
     return features % run == 0 and not (run % group_size and group_size % run)
 
-  def hardship(loads):
-    width, inner = loads
+  def hardship(found):
+    width, inner = found
     return 0 if block <= 32 * width * inner else 2 - (inner == 4)
 
-  found = [(width, inner) for width in (8, 4, 2) for inner in ((4, 2, 1) if block > 1 else (1,))
-           if fits(128 * width) and fits(128 * width * inner)]
-  return min(found, key=hardship)
+  fitting = [(width, inner) for width in (8, 4, 2) for inner in ((4, 2, 1) if block > 1 else (1,))
+             if fits(128 * width) and fits(128 * width * inner)]
+  return min(fitting, key=hardship)
 
 
 def resident(features: int, rows: int, vectors: int, itemsize: int, block: int, exchanged: bool) -> tuple[int, int]:

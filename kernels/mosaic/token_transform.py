@@ -49,10 +49,10 @@ def rotated(x, places: token_registers.Places, block: int, scratch=None):
     float32 [K] in the layout of `places.behind(block)`.
   """
   behind, width = places.behind(block).layout(), places.width
-  terms = -(-(jnp.finfo(x.dtype).nmant + 1) // _BITS)
+  terms, references = -(-(jnp.finfo(x.dtype).nmant + 1) // _BITS), [] if scratch is None else [scratch]
 
   @plgpu.inline_mgpu(
-      arg_types=(places.layout(), *(() if scratch is None else (plgpu.RefType(),))),
+      arg_types=(places.layout(), *[plgpu.RefType()] * len(references)),
       return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.float32, layout=behind))
   def transform(ctx, array, *refs):
     del ctx
@@ -63,7 +63,7 @@ def rotated(x, places: token_registers.Places, block: int, scratch=None):
                       for i, register in enumerate(registers.flat)]
     return mgpu.FragmentedArray(_registers=registers, _layout=result.layout, _is_signed=None)
 
-  return transform(x, *(() if scratch is None else (scratch,)))
+  return transform(x, *references)
 
 
 def _transformed(tiles, places, block: int, terms: int, scratch=None):
@@ -78,8 +78,13 @@ def _transformed(tiles, places, block: int, terms: int, scratch=None):
   for distance in distances['number']:
     numbers = numbers if distance < _TILE else _sums(numbers, distance)
   if scratch is not None:
-    exchange = _transposed if places.behind(block) != places else _across_warps
-    numbers = exchange(numbers, token_registers.at_once(width), scratch, distances['thread'], width)
+    size = token_registers.at_once(width)
+    token_registers.store_numbers(numbers, size, scratch, threads.number())
+    utils.warpgroup_barrier()
+    if places.behind(block) != places:
+      numbers = _transposed(len(numbers), size, scratch, distances['thread'], width)
+    else:
+      numbers = _across_warps(numbers, size, scratch, distances['thread'])
   return [arith.mulf(number, _number(0.5**0.5)) for number in numbers] if odd else numbers
 
 
@@ -109,7 +114,7 @@ def _tile(words, first, second, terms: int):
 
 
 def _matrix(transformed, halvings: int):
-  """A matrix of 16 by 16 as an operand, four words: for each bit of its index that of the transform, or of identity.
+  """A matrix of 16 by 16 as an operand, four words: for each bit of an index that of the transform, or of identity.
 
   Args:
     transformed: for each of the four bits whether it is the transform's.
@@ -162,24 +167,22 @@ def _sums(numbers, distance: int):
   return result
 
 
-def _transposed(numbers, size: int, scratch, distances, width: int):
+def _transposed(count: int, size: int, scratch, distances, width: int):
   """The rounds across warps: each takes one of four loads of all warps, whose bits and those of the warp change places.
 
   Args:
-    numbers: of a thread, whole runs of four loads.
-    size: numbers that are moved at once.
-    scratch: shared memory for all of them.
+    count: numbers of a thread, of whole runs of four loads.
+    size: numbers that are read at once.
+    scratch: shared memory that has those of all threads.
     distances: of threads.
     width: numbers of a load.
   """
-  token_registers.store_numbers(numbers, size, scratch, threads.number())
-  utils.warpgroup_barrier()
   lane, warp = (operation(threads.number(), threads.constant(value))
                 for operation, value in ((arith.remui, threads.LANES), (arith.divui, threads.LANES)))
   # A load's numbers lie as if they were those of so many other threads.
   source = arith.addi(lane, arith.muli(warp, threads.constant(width // size * threads.WARPGROUP)))
-  result = list(numbers)
-  for run, place in itertools.product(range(0, len(numbers), threads.WARPS * width), range(0, width, size)):
+  result = [None] * count
+  for run, place in itertools.product(range(0, count, threads.WARPS * width), range(0, width, size)):
     loaded = [number for other in range(threads.WARPS) for number in token_registers.load_numbers(
         scratch, arith.addi(source, threads.constant(other * threads.LANES)), run + place, size)]
     for distance in distances:
@@ -190,12 +193,9 @@ def _transposed(numbers, size: int, scratch, distances, width: int):
   return result
 
 
-def _across_warps(numbers, size: int, scratch, distances, width: int):
+def _across_warps(numbers, size: int, scratch, distances):
   """The rounds across warps where no thread has four loads: each reads what it adds of all warps."""
-  del width
   thread = threads.number()
-  token_registers.store_numbers(numbers, size, scratch, thread)
-  utils.warpgroup_barrier()
   signs = [_sign(thread, distance) for distance in distances]
   combine = lambda mine, yours, sign: [math.fma(a, sign, b) for a, b in zip(mine, yours)]
   other = lambda of, distance: arith.xori(of, threads.constant(distance))
