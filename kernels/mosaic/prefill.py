@@ -15,12 +15,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kernels.mosaic import configs
 from kernels.mosaic import epilogue
 from kernels.mosaic import products
+from kernels.mosaic import results
 from kernels.mosaic import steps as steps_lib
 from kernels.mosaic import sums as sums_lib
 from kernels.mosaic import tiles
 
 
-# Tokens of a tile up to which the vectors of its terms are loaded first.
+# Tokens of a tile up to which the vectors of its terms are loaded first, and results of 16 bits stored from registers.
 _EARLY = 64
 # Stages from which on steps overlap, which keeps one more of them occupied: with three, 256 tokens of 4096 x 14336 took
 # 28.4 us instead of 25.4.
@@ -46,12 +47,13 @@ def matmul(
   clusters = min(configs.CORES // config.cluster, grid[0] * grid[1])
   shared = 'member' if config.cluster > 1 else None
   chunk = epilogue.Chunk.of(out_dtype, config.tile_n, config.tile_m)
+  if direct := chunk.transposed and config.tile_m <= _EARLY:
+    chunk = epilogue.Chunk(config.tile_n, config.tile_m, 1, True)
   vectors = terms.vectors()
 
-  def kernel(*refs):
+  def kernel(*refs, smems, out_smem, full, free, barriers):
     gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
-    vector_refs, (out_gmem, *refs) = refs[: len(vectors)], refs[len(vectors) :]
-    *smems, out_smem, full, free, barriers = refs
+    vector_refs, (out_gmem,) = refs[: len(vectors)], refs[len(vectors) :]
     group = lax.axis_index('group')
 
     def each_tile(body):
@@ -108,7 +110,11 @@ def matmul(
         tile = sums_lib.Tile(
             product, smems, pl.ds(mine, config.tile_n), (config.tile_n, config.tile_m), held)
         sums = sums_lib.over(steps_lib.Steps(steps, arrive, leave, overlap=stages >= _OVERLAPPING), tile, turns)
-        epilogue.store(sums, loaded or load(), out_gmem, out_smem.at[group], chunk, n + mine, m)
+        if direct:
+          scaled = epilogue.apply(sums, loaded, chunk, 0).astype(out_dtype)
+          results.store(scaled, out_gmem, None, fold=1, gated=False, n=n + mine, m=m)
+        else:
+          epilogue.store(sums, loaded or load(), out_gmem, out_smem.at[group], chunk, n + mine, m)
 
       each_tile(compute_tile)
       pl.when(group == 0)(turns.wait)
@@ -121,12 +127,12 @@ def matmul(
   call = plgpu.kernel(
       kernel,
       out_type=jax.ShapeDtypeStruct(chunk.shape(tokens, outputs, config.tile_m), out_dtype),
-      scratch_types=(
-          *product.buffers(stages, config.outputs, config.tile_m),
-          tiles.smem((config.warpgroups, *chunk.buffer), out_dtype),
-          plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages),
-          consumed(num_arrivals=config.warpgroups, num_barriers=stages),
-          plgpu.Barrier(num_arrivals=1, num_barriers=config.warpgroups)),
+      scratch_types=dict(
+          smems=product.buffers(stages, config.outputs, config.tile_m),
+          out_smem=None if direct else tiles.smem((config.warpgroups, *chunk.buffer), out_dtype),
+          full=plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages),
+          free=consumed(num_arrivals=config.warpgroups, num_barriers=stages),
+          barriers=plgpu.Barrier(num_arrivals=1, num_barriers=config.warpgroups)),
       grid=(clusters,), grid_names=('cluster',), cluster=(config.cluster,), cluster_names=('member',),
       num_threads=config.warpgroups + 1, thread_name='group', compiler_params=tiles.PARAMS,
       kernel_name=f'prefill_{outputs}x{inputs}')

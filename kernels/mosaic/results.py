@@ -4,6 +4,8 @@ Outputs of a gate and those that they multiply take turns in runs of `gates.RUN`
 do, so that each thread has both numbers of a pair and nothing is exchanged.
 """
 
+from typing import Any, NamedTuple
+
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import fragmented_array
 from jax.experimental.mosaic.gpu import utils
@@ -12,6 +14,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 from jax.extend.mlir.dialects import memref
 from jax.extend.mlir.dialects import scf
+from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
 from kernels import behind as behind_lib
@@ -21,7 +24,8 @@ from kernels.mosaic import threads
 from kernels.mosaic import token_arithmetic
 from kernels.mosaic import token_codes
 
-_WARP_ROWS = 16
+# Tokens from which on results are transposed in registers before they are stored.
+_TRANSPOSED = 8
 # Bytes that a thread copies at once.
 _UNIT = 16
 
@@ -85,45 +89,110 @@ def store(values, out, smem, fold: int, gated: bool, n, m) -> None:
   Args:
     values: as `finished` returns them.
     out: reference to [M, N] of their dtype; tokens from M on are not stored.
-    smem: reference to shared memory of `partial_sums.buffer`, which nobody needs any more, for codes.
+    smem: reference to shared memory of `partial_sums.buffer`, which nobody needs any more, for codes; else unused.
     fold: runs of inputs.
     gated: whether there was a gate.
     n, m: first output and first token.
   """
-  splat, tokens, columns, coded = plgpu.Layout.WG_SPLAT, out.shape[0], values.shape[1], values.dtype == jnp.int8
-  rows, halves = (gates.RUN, 1) if gated else (_WARP_ROWS, 2)  # of a warp, and of a thread in them
+  splat, coded, wide = plgpu.Layout.WG_SPLAT, values.dtype == jnp.int8, jnp.dtype(values.dtype).itemsize > 2
+  references = [out, smem] if coded else [out]
+  # For fewer tokens, and for the few outputs that a block of two runs has, a transpose takes more than it saves.
+  numbers = _store_numbers if wide or fold > 1 or out.shape[0] < _TRANSPOSED else _store_pairs
 
-  @plgpu.inline_mgpu(arg_types=(layout(fold, gated), plgpu.RefType(), plgpu.RefType(), splat, splat))
-  def write(ctx, array, out, smem, *scalars):
+  @plgpu.inline_mgpu(arg_types=(layout(fold, gated), *[plgpu.RefType()] * len(references), splat, splat))
+  def write(ctx, array, *rest):
     del ctx
-    n, m = (scalar.registers.item() for scalar in scalars)
-    thread, width = threads.number(), array.shape[0]
-    warp, lane = arith.divui(thread, threads.constant(32)), arith.remui(thread, threads.constant(32))
-    if coded:
-      utils.warpgroup_barrier()  # all have read the sums
-    # Of warps that have the same, the first ones store.
-    mine = arith.cmpi(arith.CmpIPredicate.ult, warp, threads.constant(threads.WARPS // fold))
-    row = arith.addi(arith.muli(warp, threads.constant(rows)), arith.divui(lane, threads.constant(4)))
-    column = arith.muli(arith.remui(lane, threads.constant(4)), threads.constant(2))
-    for index, register in enumerate(array.registers.flat):
-      block, half = divmod(index, halves)
-      tile, block = divmod(block, columns // 8)
-      for i in range(2):
-        token = arith.addi(column, threads.constant(8 * block + i))
-        output = arith.addi(row, threads.constant(threads.WARPS * rows * tile + 8 * half))
-        number = threads.element(register, i)
-        if coded:
-          place = arith.addi(arith.muli(token, threads.constant(width)), output)
-          _when(mine, lambda: utils.llvm.store(number, _address(smem, place)))
-        else:
-          token, output = arith.addi(m, token), arith.addi(n, output)
-          _when(arith.andi(mine, arith.cmpi(arith.CmpIPredicate.ult, token, threads.constant(tokens))),
-                lambda: memref.store(number, out, [threads.index(token), threads.index(output)]))
-    if coded:
-      utils.warpgroup_barrier()
-      _copy(smem, out, array.shape, thread, n, m)
+    *references, n, m = rest
+    part = _Part.of(fold, gated, n.registers.item(), m.registers.item())
+    (_store_codes if coded else numbers)(array, part, *references)
 
-  write(values, out, smem, n, m)
+  write(values, *references, n, m)
+
+
+class _Part(NamedTuple):
+  """What a thread has of a tile of results.
+
+  Attributes:
+    warp, lane: of its warpgroup, and in its warp.
+    stores: whether it does: of warps that have the same, the first ones.
+    rows: outputs of a warp that lie together.
+    halves: of them, that a thread has an output of.
+    n, m: the tile's first output and first token.
+  """
+
+  warp: Any
+  lane: Any
+  stores: Any
+  rows: int
+  halves: int
+  n: Any
+  m: Any
+
+  @classmethod
+  def of(cls, fold: int, gated: bool, n, m) -> '_Part':
+    """That of the thread which runs this."""
+    thread = threads.number()
+    warp, lane = (of(thread, threads.constant(threads.LANES)) for of in (arith.divui, arith.remui))
+    stores = arith.cmpi(arith.CmpIPredicate.ult, warp, threads.constant(threads.WARPS // fold))
+    return cls(warp, lane, stores, *((gates.RUN, 1) if gated else (2 * gates.RUN, 2)), n, m)
+
+  def blocks(self, array):
+    """[(first row of the tile of a warp, first token, registers)] by blocks of 8 tokens: one register for each half."""
+    of_tile = array.shape[1] // 8
+    registers = list(array.registers.flat)
+    found = [registers[first : first + self.halves] for first in range(0, len(registers), self.halves)]
+    return [(threads.WARPS * self.rows * (i // of_tile), 8 * (i % of_tile), pair) for i, pair in enumerate(found)]
+
+  def numbers(self, array):
+    """[(number, token, output)] of all its numbers, as the tile counts them."""
+    row = arith.addi(arith.muli(self.warp, threads.constant(self.rows)), arith.divui(self.lane, threads.constant(4)))
+    column = arith.muli(arith.remui(self.lane, threads.constant(4)), threads.constant(2))
+    return [(threads.element(register, i), arith.addi(column, threads.constant(token + i)),
+             arith.addi(row, threads.constant(output + gates.RUN * half)))
+            for output, token, pair in self.blocks(array) for half, register in enumerate(pair) for i in range(2)]
+
+
+def _store_numbers(array, part: _Part, out) -> None:
+  """Stores each number where it belongs."""
+  for number, token, output in part.numbers(array):
+    token, output = arith.addi(part.m, token), arith.addi(part.n, output)
+    there = arith.cmpi(arith.CmpIPredicate.ult, token, threads.constant(out.type.shape[0]))
+    _when(arith.andi(part.stores, there),
+          lambda: memref.store(number, out, [threads.index(token), threads.index(output)]))
+
+
+def _store_pairs(array, part: _Part, out) -> None:
+  """Stores numbers of 16 bits behind a transpose, by which a thread has outputs that are next to each other.
+
+  Where it has both halves of a warp's rows, neighbors exchange so that each has four outputs of one half: the warp
+  stores a whole sector of each of 8 tokens.
+  """
+  bit = lambda value: arith.andi(part.lane, threads.constant(value))
+  scaled = lambda word, factor: arith.muli(word, threads.constant(factor))
+  even = arith.cmpi(arith.CmpIPredicate.eq, bit(1), threads.constant(0))
+  column = arith.addi(scaled(bit(1), 8), scaled(bit(2), 2)) if part.halves > 1 else scaled(bit(3), 2)
+  column = arith.addi(arith.addi(part.n, column), scaled(part.warp, part.rows))
+  kind = ir.VectorType.get((part.halves,), threads.i32())
+  for output, token, pair in part.blocks(array):
+    words = [threads.transposed(utils.bitcast(register, threads.i32())) for register in pair]
+    if part.halves > 1:
+      other = utils.shfl_bfly(arith.select(even, words[1], words[0]), 1)
+      words = [arith.select(even, words[0], other), arith.select(even, other, words[1])]
+    token = arith.addi(part.m, arith.addi(arith.divui(part.lane, threads.constant(4)), threads.constant(token)))
+    there = arith.cmpi(arith.CmpIPredicate.ult, token, threads.constant(out.type.shape[0]))
+    place = _place(out, token, arith.addi(column, threads.constant(output)))
+    _when(arith.andi(part.stores, there), lambda: utils.llvm.store(vector.from_elements(kind, words), place))
+
+
+def _store_codes(array, part: _Part, out, smem) -> None:
+  """Stores codes through shared memory."""
+  outputs = array.shape[0]
+  utils.warpgroup_barrier()  # all have read the sums
+  for number, token, output in part.numbers(array):
+    place = arith.addi(arith.muli(token, threads.constant(outputs)), output)
+    _when(part.stores, lambda: utils.llvm.store(number, _address(smem, place)))
+  utils.warpgroup_barrier()
+  _copy(smem, out, array.shape, threads.number(), part.n, part.m)
 
 
 def _copy(smem, out, shape: tuple[int, int], thread, n, m) -> None:
@@ -142,11 +211,19 @@ def _copy(smem, out, shape: tuple[int, int], thread, n, m) -> None:
     there = arith.cmpi(arith.CmpIPredicate.ult, token, threads.constant(out.type.shape[0]))
 
     def copy():
-      place = arith.addi(arith.muli(token, threads.constant(out.type.shape[1])), output)
       loaded = utils.llvm.load(kind, _address(smem, arith.muli(unit, threads.constant(_UNIT))))
-      utils.llvm.store(loaded, _address(out, place))
+      utils.llvm.store(loaded, _place(out, token, output))
 
     _when(arith.andi(mine, there), copy)
+
+
+def _place(out, token, output):
+  """The address of a number in memory, which may have more than 2 GB."""
+  i64 = ir.IntegerType.get_signless(64)
+  token, output = (arith.extui(i64, word) for word in (token, output))
+  size = utils.bytewidth(out.type.element_type)
+  place = arith.addi(arith.muli(token, utils.c(out.type.shape[1], i64)), output)
+  return _address(out, arith.muli(place, utils.c(size, i64)))
 
 
 def _address(ref, place):

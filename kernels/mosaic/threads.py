@@ -2,9 +2,11 @@
 
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 from jax.extend.mlir.dialects import vector
+import jax.numpy as jnp
 
 LANES, WARPS, WARPGROUP = 32, 4, 128
 
@@ -70,7 +72,35 @@ def load_matrices(address, transposed: bool = False):
   return [utils.llvm.extractvalue(i32(), found, [i]) for i in range(4)]
 
 
+def transposed(word):
+  """The transpose of 8 by 8 units of 16 bits, of which lane l has 2 (l % 4) and the one behind it of row l / 4."""
+  return utils.llvm.inline_asm(i32(), [word], 'movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;', '=r,r')
+
+
 def multiply_add_pairs(word, factor: int, addend: int):
   """A word of two bfloat16 times a pair of them plus another, rounded once; subnormal numbers count."""
   return utils.llvm.inline_asm(
       i32(), [word, constant(factor), constant(addend)], 'fma.rn.bf16x2 $0, $1, $2, $3;', '=r,r,r,r')
+
+
+def nothing(index, end: int):
+  """A word of zeros, for an index below `end`, which no compiler knows: what it masks has to be there."""
+  return arith.shrsi(arith.subi(constant(end - 1), _hidden(index)), constant(31))
+
+
+def unknown(count: int, index, end: int):
+  """The scalar `count`, for an index below `end`, which no compiler knows: it leaves a loop as it is."""
+  splat = plgpu.Layout.WG_SPLAT
+
+  @plgpu.inline_mgpu(arg_types=(splat,), return_type=plgpu.ShapeDtypeStruct((), jnp.int32, layout=splat))
+  def find(ctx, index):
+    del ctx
+    beyond = arith.subi(_hidden(index.registers.item()), constant(end))
+    return mgpu.FragmentedArray.splat(arith.maxsi(constant(count), beyond), (), is_signed=True)
+
+  return find(index)
+
+
+def _hidden(index):
+  """An index of a block of threads, of whose range a compiler learns nothing; an assembler knows of none."""
+  return utils.llvm.inline_asm(i32(), [index], 'mov.b32 $0, $1;', '=r,r')

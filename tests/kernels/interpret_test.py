@@ -22,6 +22,7 @@ from kernels import tuning
 from kernels.mosaic import configs
 from kernels.mosaic import matmul
 from kernels.mosaic import results
+from kernels.mosaic import threads
 from kernels.mosaic import token_arithmetic
 from tests import behind_cases
 from tests import interpreting
@@ -31,10 +32,11 @@ from tests import product_cases
 def _store(values, out, smem, fold, gated, n, m):
   """What `results.store` does, in arrays."""
   del smem, fold, gated
-  for token in range(values.shape[1]):
-    @pl.when(m + token < out.shape[0])
-    def _(token=token):
-      out[m + token, pl.ds(n, values.shape[0])] = values[:, token]
+  outputs, whole = values.shape
+  for tokens in {whole, out.shape[0] % whole} - {0}:
+    @pl.when((out.shape[0] - m >= whole) == (tokens == whole))
+    def _(tokens=tokens):
+      out[pl.ds(m, tokens), pl.ds(n, outputs)] = values.T[:tokens]
 
 
 def _interpreted(config, detect_races=False):
@@ -42,6 +44,7 @@ def _interpreted(config, detect_races=False):
   stack = contextlib.ExitStack()
   for context in (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
                   mock.patch.object(results, 'store', _store),
+                  mock.patch.object(threads, 'unknown', lambda count, index, end: count),
                   mock.patch.object(results, '_halves', lambda values, fold: gates.halves(values, axis=0)),
                   mock.patch.object(token_arithmetic, 'logistic', lambda values, layout: jax.lax.logistic(values)),
                   interpreting.kernels(detect_races)):

@@ -1,23 +1,20 @@
 """A transform in registers, by an emulation of the instructions that it emits, is that of XLA, wherever tokens lie."""
 
 import contextlib
-import types
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith
 import jax.numpy as jnp
 import numpy as np
 
 from kernels import before
 from kernels.mosaic import mma
-from kernels.mosaic import threads
 from kernels.mosaic import token_arithmetic
 from kernels.mosaic import token_blocks
 from kernels.mosaic import token_registers
 from kernels.mosaic import token_transform
+from tests import emulation
 
 _LANES = np.arange(32)
 
@@ -44,11 +41,6 @@ def _instruction(dtype, words, sums):
   return [before + total[:, group + 8 * (i // 2), pair + i % 2].reshape(128) for i, before in enumerate(sums)]
 
 
-def _upper_halves(low, high, places):
-  assert places == 0x7632
-  return (np.asarray(low, np.uint32) >> 16) | (np.asarray(high, np.uint32) & np.uint32(0xFFFF0000))
-
-
 def _rounded(dtype, first, second):
   bits = [np.asarray(number).astype(dtype).view(np.uint16).astype(np.uint32) for number in (first, second)]
   return bits[0] | bits[1] << 16
@@ -66,27 +58,11 @@ def _load(scratch, thread, first, size):
 
 @contextlib.contextmanager
 def _emulated():
-  """Lets what emits instructions work with arrays of 128 threads' numbers."""
-  operations = types.SimpleNamespace(
-      andi=np.bitwise_and, ori=np.bitwise_or, xori=np.bitwise_xor, shrui=np.right_shift, shli=np.left_shift,
-      addi=np.add, muli=np.multiply, divui=np.floor_divide, remui=np.remainder, select=np.where, addf=np.add,
-      subf=np.subtract, mulf=np.multiply, CmpIPredicate=arith.CmpIPredicate,
-      cmpi=lambda predicate, a, b: a == b if predicate == arith.CmpIPredicate.eq else a != b)
-  machine = types.SimpleNamespace(
-      prmt=_upper_halves, warpgroup_barrier=lambda: None,
-      bitcast=lambda value, kind: np.asarray(value).view(np.float32 if kind == ir.F32Type.get() else np.uint32))
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(ir.Context())
-    for module, names in (
-        (threads, {'constant': lambda value: np.uint32(value % 2**32),
-                   'number': lambda: np.arange(128, dtype=np.uint32)}),
-        (mma, {'instruction': _instruction}), (token_arithmetic, {'rounded': _rounded}),
-        (token_registers, {'store_numbers': _store, 'load_numbers': _load}),
-        (token_transform, {
-            'arith': operations, 'utils': machine, '_number': lambda value: np.full(128, value, np.float32),
-            'math': types.SimpleNamespace(ctpop=np.bitwise_count, fma=lambda a, b, c: a * b + c)})):
-      stack.enter_context(mock.patch.multiple(module, **names))
-    yield
+  """What the transform emits, done to arrays."""
+  with mock.patch.object(mma, 'instruction', _instruction), mock.patch.object(token_arithmetic, 'rounded', _rounded):
+    with mock.patch.multiple(token_registers, store_numbers=_store, load_numbers=_load):
+      with emulation.emulated(token_transform, _number=lambda value: np.full(128, value, np.float32)):
+        yield
 
 
 def _features(places):
