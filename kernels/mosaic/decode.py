@@ -25,6 +25,7 @@ from kernels.mosaic import products
 from kernels.mosaic import results
 from kernels.mosaic import steps as steps_lib
 from kernels.mosaic import sums as sums_lib
+from kernels.mosaic import threads
 from kernels.mosaic import tiles
 
 
@@ -60,13 +61,17 @@ def matmul(
   vectors, of_tokens = terms.vectors(), terms.of_tokens()
   ends, out_type = static_ranges.ends(behind.static), out_dtype if behind.static is None else jnp.int8
 
-  def kernel(*refs):
+  first = min(stages, pl.cdiv(steps, lanes))  # turns for which there is room at once
+  more = steps > first * lanes
+
+  def barrier(arrivals, count: int = 1):
+    """Barriers, or None without arrivals: each that is made delays the first copy."""
+    return plgpu.Barrier(num_arrivals=int(arrivals), num_barriers=count) if arrivals else None
+
+  def kernel(*refs, smems, tokens_smem, sums_smem, full, free, summed, scales, blocks_smem, gathered):
     gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
     vector_refs, refs = refs[: len(vectors)], refs[len(vectors) :]
-    end_refs, (out_gmem, *refs) = refs[: len(ends)], refs[len(ends) :]
-    if config.split > 1:
-      *refs, blocks_smem, gathered = refs
-    *smems, tokens_smem, sums_smem, full, free, summed, scales = refs
+    end_refs, (out_gmem,) = refs[: len(ends)], refs[len(ends) :]
     group, block = lax.axis_index('group'), lax.axis_index('split') if config.split > 1 else 0
     n, m = lax.axis_index('outputs') * config.outputs, lax.axis_index('tokens') * config.tile_m
 
@@ -83,6 +88,17 @@ def matmul(
       found = slot(turn, i)
       product.copy(gmems, smems, found, full.at[found], turn * lanes + block * warpgroups + i, n, m)
 
+    def start_first(groups):
+      """Starts the copies of the first turns of warpgroups."""
+      # A compiler that knows how many makes the addresses of all in front of the first copy.
+      @pl.loop(0, threads.unknown(first, lax.axis_index('outputs'), outputs // config.outputs))
+      def _(turn):
+        for i in groups:
+          if steps >= first * lanes:
+            start(turn, i)
+          else:
+            pl.when(turn < turns(block * warpgroups + i))(functools.partial(start, turn, i))
+
     def start_tokens():
       # Read by a copy, for which the vectors need not cover a whole tile.
       for i, index in enumerate(of_tokens):
@@ -92,16 +108,16 @@ def matmul(
       if not config.shared:
         plgpu.set_max_registers(tiles.COPYING, action='decrease')
       start_tokens()
+      start_first(range(warpgroups))
+      if not more:
+        return
 
-      @pl.loop(0, pl.cdiv(steps, lanes))
+      @pl.loop(first, pl.cdiv(steps, lanes))
       def _(turn):
         for i in range(warpgroups):
           @pl.when(turn < turns(block * warpgroups + i))
           def _():
-            @pl.when(turn >= stages)
-            def _():
-              plgpu.barrier_wait(free.at[slot(turn, i)])
-
+            plgpu.barrier_wait(free.at[slot(turn, i)])
             start(turn, i)
 
       # The last arrivals are waited for too, so that no barrier is left between two phases.
@@ -117,9 +133,8 @@ def matmul(
         plgpu.set_max_registers(tiles.registers(warpgroups), action='increase')
       lane = block * warpgroups + group
       if not config.copying:
-        for turn in range(stages):
-          pl.when(turn < turns(lane))(functools.partial(start, turn, group))
         pl.when(group == 0)(start_tokens)
+        start_first([group])
       if of_tokens:
         plgpu.barrier_wait(scales)
       found = {index: tokens_smem.at[i] for i, index in enumerate(of_tokens)}
@@ -133,6 +148,8 @@ def matmul(
         return found
 
       def leave(turn):
+        if not more:
+          return
         if config.copying:
           plgpu.barrier_arrive(free.at[slot(turn, group)])
           return
@@ -145,11 +162,11 @@ def matmul(
       tile = sums_lib.Tile(product, smems, pl.ds(0, config.tile_n), shape, held)
       sums = sums_lib.over(steps_lib.Steps(turns(lane), arrive, leave), tile)
       if config.partial_sums:
-        first = warpgroups - config.partial_sums  # of one run, the first warpgroup's stay in its registers
+        kept = warpgroups - config.partial_sums  # of one run, the first warpgroup's stay in its registers
 
-        @pl.when(group >= first)
+        @pl.when(group >= kept)
         def _():
-          partial_sums.publish(sums, sums_smem.at[group - first])
+          partial_sums.publish(sums, sums_smem.at[group - kept])
           plgpu.barrier_arrive(summed)
 
       @pl.when(group == 0)
@@ -181,16 +198,16 @@ def matmul(
   call = plgpu.kernel(
       kernel,
       out_type=jax.ShapeDtypeStruct((tokens, behind.outputs(outputs)), out_type),
-      scratch_types=(
-          *product.buffers(stages * warpgroups, *shape),
-          plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
-          partial_sums.buffer(config.partial_sums, config.tile_n * config.tile_m, product.dtype),
-          plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
-          plgpu.Barrier(num_arrivals=1, num_barriers=stages * warpgroups),
-          plgpu.Barrier(num_arrivals=max(1, config.partial_sums)),
-          plgpu.Barrier(num_arrivals=max(1, len(of_tokens))),
-          *((plgpu.SMEM((config.split - 1, *shape), product.dtype), plgpu.Barrier(num_arrivals=config.split - 1))
-            if config.split > 1 else ())),
+      scratch_types=dict(
+          smems=product.buffers(stages * warpgroups, *shape),
+          tokens_smem=plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
+          sums_smem=partial_sums.buffer(config.partial_sums, config.tile_n * config.tile_m, product.dtype),
+          full=plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
+          free=barrier(config.copying and more, stages * warpgroups),
+          summed=barrier(config.partial_sums),
+          scales=barrier(len(of_tokens)),
+          blocks_smem=plgpu.SMEM((config.split - 1, *shape), product.dtype) if config.split > 1 else None,
+          gathered=barrier(config.split - 1)),
       grid=(outputs // config.outputs, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
       num_threads=warpgroups + config.copying, thread_name='group', compiler_params=tiles.PARAMS,
       kernel_name=f'decode_{outputs}x{x.shape[1]}',
