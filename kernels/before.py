@@ -96,7 +96,7 @@ def rotated(x, block: int):
 def apply(
     x, before: Before, transform: Callable[[Any, int], Any] = rotated,
     load: Callable[[Any], Any] = lambda vector: vector,
-    narrow: Callable[[Any, Any], Any] = narrow,
+    narrow: Callable[[Any, Any], Any] = narrow, wide: Callable[[Any], Any] = lambda a: a.astype(jnp.float32),
     mean: Callable[[Any, int], Any] = lambda x, power: jnp.mean(x**power, axis=-1, keepdims=True),
     logistic: Callable[[Any], Any] = jax.lax.logistic, divide: Callable[[Any, Any], Any] = operator.truediv):
   """The activation that is quantized, in the dtype of `x` or in float32: the arithmetic that every implementation runs.
@@ -107,13 +107,13 @@ def apply(
     transform: (floating [..., K], block) -> float32 [..., K], as `rotated` computes it.
     load: makes an array of a vector of `before` when its turn comes.
     narrow: (float32 value, dtype) -> the value in the dtype, rounded.
+    wide: (floating value) -> float32.
     mean: (float32 [..., K], 1 or 2) -> the mean of each token's numbers to this power, in a shape that broadcasts.
     logistic: of float32 numbers, for a gate.
     divide: (float32 [..., K], float32 [K]) -> the quotients.
   """
-  wide = lambda a: a.astype(jnp.float32)
   if before.gate is not None:
-    x = gates.apply(before.gate, *x, narrow, logistic)
+    x = gates.apply(before.gate, *x, narrow, logistic, wide)
   dtype = x.dtype
   if before.norm:
     x = wide(x)

@@ -41,7 +41,8 @@ def halves(x, axis: int = -1):
 
 
 def apply(
-    gate: str, x, others, narrow: Callable[[Any, Any], Any], logistic: Callable[[Any], Any] = jax.lax.logistic):
+    gate: str, x, others, narrow: Callable[[Any, Any], Any], logistic: Callable[[Any], Any] = jax.lax.logistic,
+    wide: Callable[[Any], Any] = lambda a: a.astype(jnp.float32)):
   """The product in the dtype of the operands, each step rounded as a model has it, which multiplies arrays.
 
   Args:
@@ -49,7 +50,7 @@ def apply(
     x, others: of one floating dtype.
     narrow: (float32 value, dtype) -> the value in the dtype, rounded.
     logistic: of float32 numbers.
+    wide: (floating value) -> float32.
   """
-  wide = lambda a: a.astype(jnp.float32)
   rounded = lambda value: wide(narrow(value, others.dtype))
   return narrow(GATES[gate](wide(x), rounded, logistic) * wide(others), others.dtype)

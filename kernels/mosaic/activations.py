@@ -72,7 +72,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
   """
   from jax.experimental.pallas import mosaic_gpu as plgpu  # pylint: disable=g-import-not-at-top
   from kernels.mosaic import (  # pylint: disable=g-import-not-at-top
-      tiles, token_arithmetic, token_registers, token_transform)
+      tiles, token_arithmetic, token_loads, token_registers, token_transform)
   x, before = operands['x'], fixed._replace(**{name: operands[name] for name in preceding.VECTORS})
   static = static_ranges.StaticRange(*map(operands.get, static_ranges.NAMES)) if 'range_scale' in operands else None
   *batch, given = x.shape
@@ -107,16 +107,18 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
     means_smem, vectors_smem, scratch = refs[:means], refs[means : means + shared], refs[means + shared :]
     load = lambda ref: tiles.load(ref, places.layout(), optimized=False)
     narrow = lambda values, dtype: token_arithmetic.narrow(values, dtype, places)
+    widen = lambda values: token_arithmetic.widened(values, places)
     combined = lambda arrays, kinds, scratch: token_arithmetic.combined(arrays, kinds, behind, scratch)
 
     def read(token):
       """The token's halves, and what is added to it."""
       if before.gate:
-        return tuple(token_registers.half(x_gmem.at[token], places, index) for index in range(2))
+        return tuple(token_loads.half(x_gmem.at[token], places, index) for index in range(2))
       return load(x_gmem.at[token]), *(load(addend_gmem.at[token]) for addend_gmem in addend_gmems)
 
     first, ends = lax.axis_index('token'), [ref[0] for ref in known_refs]
     values, vectors = read(first), [functools.partial(load, ref) for ref in vector_refs]
+    loaded = []
     if held:  # of the scale the inverse, so that nothing is divided for each token; else it is made, for the same codes
       loaded = [1 / load(ref) if name == 'scale' else load(ref) for name, ref in zip(names, vector_refs)]
       vectors = [lambda vector=vector: vector for vector in loaded[: len(names) - shared]]
@@ -127,23 +129,26 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
     def quantize(token, values):
       (values, *others), of_means = values, iter(means_smem)
       for addend, total_gmem in zip(others, total_gmems):
-        values = narrow(values.astype(jnp.float32) + addend.astype(jnp.float32), x.dtype)
+        values = narrow(widen(values) + widen(addend), x.dtype)
         total_gmem[token] = values
+      if at_once and before.norm and (loaded or ends):  # which come behind a mean
+        values = token_loads.together(values, [*loaded, *ends], places, first, tokens)
       values = preceding.apply(
           (values, *others) if before.gate else values, before._replace(**dict(zip(names, vectors))),
           lambda values, block: token_transform.rotated(values, places, block, *scratch),
-          lambda vector: vector(), narrow,
+          lambda vector: vector(), narrow, widen,
           lambda values, power: token_arithmetic.total(values, power, places, next(of_means)) / features,
           lambda values: token_arithmetic.logistic(values, places.layout()),
           lambda values, scale: values * (scale if held else 1 / scale))
+      wide = token_arithmetic.widened(values, behind)
       if static is not None:
-        codes, bias = token_codes.static(values, bits, *ends)
+        codes, bias = token_codes.static(wide, bits, *ends)
         numbers = ()
       elif symmetric:
-        top, = combined([jnp.abs(values)], ('max',), extremes_smem)
-        codes, bias, *numbers = token_codes.symmetric(values, bits, top)
+        top, = combined([values], ('magnitude',), extremes_smem)
+        codes, bias, *numbers = token_codes.symmetric(wide, bits, top)
       else:
-        codes, bias, *numbers = token_codes.affine(values, bits, *combined([values] * 2, ('min', 'max'), extremes_smem))
+        codes, bias, *numbers = token_codes.affine(wide, bits, *combined([values] * 2, ('min', 'max'), extremes_smem))
       codes_gmem[token] = token_registers.pack(codes, behind) if packed else codes.astype(jnp.int8)
       for ref, number in zip(numbers_gmem, numbers):
         ref[token] = number
@@ -164,7 +169,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
       if names:  # fewer blocks have registers; the cache reads further ahead for them
         later = lax.min(token + 2 * blocks, tokens - 1)
         for ref in (x_gmem, *addend_gmems):
-          token_registers.fetch(ref.at[later])
+          token_loads.fetch(ref.at[later])
       quantize(token, values)
       plgpu.commit_smem()  # all have read what the next token's numbers replace
       return following

@@ -23,7 +23,9 @@ _LOG2_E = 1.4426950408889634
 _PACKED = {jnp.dtype(jnp.bfloat16): 'bf16x2', jnp.dtype(jnp.float16): 'f16x2'}
 # By kind of number: how words of lanes are combined, and those of warps.
 _KINDS = {'sum': (utils.ReductionKind.ADD, arith.addi), 'max': (utils.ReductionKind.MAX, arith.maxsi),
-          'min': (utils.ReductionKind.MIN, arith.minsi)}
+          'min': (utils.ReductionKind.MIN, arith.minsi), 'magnitude': (utils.ReductionKind.MAX, arith.maxsi)}
+# By kind of extreme: how numbers of a thread are. That of magnitudes has any sign.
+_EXTREMES = {'max': 'max.NaN', 'min': 'min.NaN', 'magnitude': 'max.NaN.xorsign.abs'}
 
 
 def narrow(values, dtype, places: token_registers.Places):
@@ -42,6 +44,31 @@ def narrow(values, dtype, places: token_registers.Places):
                for i in range(0, places.width, 2)]
       joined = vector.from_elements(ir.VectorType.get((len(words),), threads.i32()), words)
       vectors.append(utils.bitcast(joined, ir.VectorType.get((places.width,), utils.dtype_to_ir_type(dtype))))
+    registers.flat = vectors
+    return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=None)
+
+  return convert(values)
+
+
+def widened(values, places: token_registers.Places):
+  """float32 of [K]; of a word of two bfloat16, each takes one instruction."""
+  if values.dtype != jnp.bfloat16:
+    return values.astype(jnp.float32)
+  layout = places.layout()
+
+  @plgpu.inline_mgpu(
+      arg_types=(layout,), return_type=plgpu.ShapeDtypeStruct(values.shape, jnp.float32, layout=layout))
+  def convert(ctx, array):
+    del ctx
+    registers = array.registers.copy()
+    words = ir.VectorType.get((places.width // 2,), threads.i32())
+    kind = ir.VectorType.get((places.width,), ir.F32Type.get())
+    vectors = []
+    for register in array.registers.flat:
+      pairs = [threads.element(utils.bitcast(register, words), i) for i in range(places.width // 2)]
+      bits = [half for pair in pairs for half in (arith.shli(pair, threads.constant(16)),
+                                                  arith.andi(pair, threads.constant(0xFFFF0000)))]
+      vectors.append(vector.from_elements(kind, [utils.bitcast(word, ir.F32Type.get()) for word in bits]))
     registers.flat = vectors
     return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=None)
 
@@ -115,7 +142,7 @@ def combined(arrays, kinds: tuple[str, ...], places: token_registers.Places, scr
 
   Args:
     arrays: [K] each, of bfloat16, float16 or float32 for an extreme, of int32 for a sum.
-    kinds: `max`, `min` or `sum`.
+    kinds: `max`, `min`, `magnitude` or `sum`.
     places: where the features lie.
     scratch: int32 [len(arrays), 4] of shared memory that nobody else uses.
 
@@ -148,7 +175,7 @@ def _of_thread(array, kind, places):
     return functools.reduce(
         arith.addi, [threads.element(register, i) for register in array.registers.flat for i in range(places.width)])
   registers = list(array.registers.flat)
-  wide = functools.partial(_asm, f'{kind}.NaN.f32')
+  wide = functools.partial(_asm, f'{_EXTREMES[kind]}.f32')
   if array.mlir_dtype == ir.F32Type.get():
     vectors = functools.reduce(
         lambda a, b: [wide(*pair) for pair in zip(a, b)],
@@ -159,11 +186,12 @@ def _of_thread(array, kind, places):
     words = ir.VectorType.get((places.width // 2,), threads.i32())
     split = [utils.bitcast(register, words) for register in registers]
     packed = functools.reduce(
-        functools.partial(_asm, f'{kind}.NaN.{name}'),
+        functools.partial(_asm, f'{_EXTREMES[kind]}.{name}'),
         [threads.element(register, i) for register in split for i in range(places.width // 2)])
     pair = utils.bitcast(packed, ir.VectorType.get((2,), array.mlir_dtype))
     number = wide(*(arith.extf(ir.F32Type.get(), threads.element(pair, i)) for i in range(2)))
-  return _inverted(utils.bitcast(number, threads.i32()))
+  bits = utils.bitcast(number, threads.i32())
+  return arith.andi(bits, threads.constant(0x7FFFFFFF)) if kind == 'magnitude' else _inverted(bits)
 
 
 def _inverted(bits):

@@ -11,7 +11,6 @@ from jax.extend.mlir.dialects import arith
 from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
-from kernels import gates
 from kernels.mosaic import threads
 
 
@@ -80,64 +79,6 @@ class Places:
              *powers('thread', 5, 7), *powers('number', numbers, 32)]
     found = order[: bits(block)]
     return {kind: [distance for other, distance in found if other == kind] for kind in ('number', 'lane', 'thread')}
-
-
-def half(token, places: Places, index: int):
-  """A half of a token whose features are in pairs of runs (`gates.paired`): an array [K] of a reference to [2 K].
-
-  Args:
-    token: reference to memory.
-    places: of the half.
-    index: 0 for the gate, 1 for the others.
-  """
-  layout, width, run = places.layout(), places.width, gates.RUN
-
-  @plgpu.inline_mgpu(
-      arg_types=(plgpu.RefType(),),
-      return_type=plgpu.ShapeDtypeStruct((places.features,), token.dtype, layout=layout))
-  def read(ctx, token):
-    del ctx
-    element, feature = token.type.element_type, _feature(places)
-    zeros = mgpu.FragmentedArray.splat(utils.c(0, element), (places.features,), layout.to_mgpu())
-    registers = zeros.registers.copy()
-    within = arith.andi(feature, threads.constant(run - 1))
-    first = arith.subi(arith.shli(feature, threads.constant(1)), within)  # behind as many features of the other half
-    kind, loaded = ir.VectorType.get((width,), element), []
-    for i in range(registers.size):
-      place = arith.addi(first, threads.constant(2 * _ahead(places, i) + index * run))
-      loaded.append(vector.load(kind, token, [threads.index(place)]))
-    registers.flat = loaded
-    return mgpu.FragmentedArray(_registers=registers, _layout=zeros.layout, _is_signed=None)
-
-  return read(token)
-
-
-def _feature(places: Places):
-  """The first feature of a thread, a word."""
-  thread = threads.number()
-  warp, lane = arith.shrui(thread, threads.constant(5)), arith.andi(thread, threads.constant(threads.LANES - 1))
-  return arith.addi(arith.muli(warp, threads.constant(places.run // threads.WARPS)),
-                    arith.muli(lane, threads.constant(places.width)))
-
-
-def _ahead(places: Places, i: int) -> int:
-  """How many features behind its first one the load `i` of a thread begins."""
-  return i // places.inner * places.run + i % places.inner * threads.LANES * places.width
-
-
-def fetch(token) -> None:
-  """Lets the GPU's cache read a token: a reference to memory [K], of a multiple of 16 bytes."""
-  size = token.shape[0] * jnp.dtype(token.dtype).itemsize
-
-  @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
-  def start(ctx, token):
-    del ctx
-    utils.llvm.inline_asm(
-        None, [utils.memref_ptr(token), threads.constant(size), threads.number()],
-        '{ .reg .pred first; setp.eq.u32 first, $2, 0; @first cp.async.bulk.prefetch.L2.global [$0], $1; }', 'l,r,r',
-        has_side_effects=True)
-
-  start(token)
 
 
 def keep(values, places: Places, scratch) -> None:
