@@ -26,6 +26,7 @@ class Product:
   """The operands of a product, the same for many tokens and for few.
 
   Attributes:
+    MOVED: of `arrays`, those whose steps are rows of inputs, in the order in which they are copied.
     arrays: the operands in memory, those of the groups and the unpacking behind x and w.
     copied: of these arrays, all but what unpacking needs of whole outputs.
     steps: of all inputs.
@@ -39,6 +40,8 @@ class Product:
     unpack: makes operands of packed weights; `unpacking`, if there is any, makes them by vectors.
     sums: the dtype of an instruction's, int32 or float32.
   """
+
+  MOVED = 1, 0
 
   def __init__(self, x, w, groups: factors.Groups | None, layout: layouts.Layout, tile_k: int,
                unpacking: factors.Unpacking | None = None, fold: int = 1, warps: bool = False):
@@ -61,7 +64,7 @@ class Product:
   def copies(self) -> int:
     """Transfers of a step, which its barrier counts."""
     rest = self.arrays[2 : self.copied]
-    return 2 * self.fold + sum(self._transfers(array) * self.fold for array in rest)
+    return len(self.MOVED) * self.fold + sum(self._transfers(array) * self.fold for array in rest)
 
   @property
   def dtype(self):
@@ -86,15 +89,16 @@ class Product:
 
     Activations go to all blocks of the cluster's axis `shared`, each of which reads a part of them.
     """
-    (x, w, *rest), (x_smem, w_smem, *rest_smem) = gmems[: self.copied], smems
-    for gmem, smem, row in ((w, w_smem, n), (x, x_smem, m)):
+    (_, _, *rest), (_, _, *rest_smem) = gmems[: self.copied], smems
+    for index in self.MOVED:
+      gmem, smem, row = gmems[index], smems[index], (m, n)[index]
       _, rows, width = smem.shape
       rows //= self.fold
       for run in range(self.fold):
         first = (run * self.steps + step) * width
         plgpu.copy_gmem_to_smem(
             gmem.at[pl.ds(row, rows), pl.ds(first, width)], smem.at[slot, pl.ds(run * rows, rows)], barrier,
-            collective_axes=shared if gmem is x else None)
+            collective_axes=None if index else shared)
     for array, gmem, smem in zip(self.arrays[2:], rest, rest_smem):
       *_, parts, size = smem.shape
       for run in range(self.fold):

@@ -2,11 +2,13 @@
 
   python -m launch.benchmark kernels [--sizes=4096x4096 --tokens=1,16 --columns=bf16,w4a8] [--output=FILE]
   python -m launch.benchmark kernels --sweep=w4a8 --tuning_file=kernels/data/nvidia_h200.json
+  python -m launch.benchmark kernels --limits [--tokens=1,16,64 --columns=w4a8]
   python -m launch.benchmark kernels --rows=FILE --plot=FILE.svg
 
 Times are those of the device's kernels (CUPTI), so that launches do not count, medians over repetitions, and weights
 rotate through copies larger than the L2 cache. Everything that is compared runs in the same call. `--plot` draws a
-roofline of it; that of an earlier run, whose `--output` is the file of `--rows`, is drawn on any machine.
+roofline of it; that of an earlier run, whose `--output` is the file of `--rows`, is drawn on any machine. `--limits`
+times kernels that leave a part of their work out.
 """
 
 import functools
@@ -23,6 +25,7 @@ import kernels
 from launch import workdir
 from launch.benchmarks import count_flag
 from launch.benchmarks import kernel_columns
+from launch.benchmarks import kernel_limits
 from launch.benchmarks import kernel_programs
 from launch.benchmarks import kernel_roofline
 from launch.benchmarks import kernel_sweep
@@ -36,6 +39,7 @@ _COLUMNS = flags.DEFINE_list('columns', [], 'What to measure, or to plot; none: 
 _REPETITIONS = count_flag.DEFINE('repetitions', 10, 'Repetitions; the median counts.')
 _DIFFERENCES = flags.DEFINE_bool('differences', True, 'Compare results with the product of the values, too.')
 _SWEEP = flags.DEFINE_list('sweep', [], 'Columns whose configurations to try instead.')
+_LIMITS = flags.DEFINE_bool('limits', False, 'Time kernels that leave out copies, or products, instead.')
 _TUNING_FILE = flags.DEFINE_string('tuning_file', None, 'JSON file of configurations, to which a sweep adds the best.')
 _PLOT = flags.DEFINE_string('plot', None, 'SVG file of a roofline to write.')
 _ROWS = flags.DEFINE_string('rows', None, 'JSON file of an earlier run, to plot instead of measuring.')
@@ -56,8 +60,10 @@ def run() -> dict:
 
 def _check_plot() -> None:
   """Refuses, before anything is measured, what could not be plotted afterwards."""
-  if _SWEEP.value and (_PLOT.value or _ROWS.value):
-    raise errors.UserError('--plot and --rows are of measurements, not of a --sweep')
+  if (_SWEEP.value or _LIMITS.value) and (_PLOT.value or _ROWS.value):
+    raise errors.UserError('--plot and --rows are of measurements, not of a --sweep or of --limits')
+  if _SWEEP.value and _LIMITS.value:
+    raise errors.UserError('--limits are those of configurations that are in use, not of a --sweep')
   if _ROWS.value and not _PLOT.value:
     raise errors.UserError('--rows=FILE is what to plot; --plot=FILE.svg says where')
   if _PLOT.value and not pathlib.Path(_PLOT.value).absolute().parent.is_dir():
@@ -66,7 +72,7 @@ def _check_plot() -> None:
 
 def _measured() -> dict:
   every = [*kernel_columns.COLUMNS, *kernel_torch.COLUMNS]
-  if _SWEEP.value:
+  if _SWEEP.value or _LIMITS.value:
     every = list(kernel_columns.TUNED)
   names = _known(_SWEEP.value or _COLUMNS.value or every, every)
   sizes = [_integers(size, 2, '--sizes', 'OUTPUTSxINPUTS') for size in _SIZES.value]
@@ -79,6 +85,9 @@ def _measured() -> dict:
     return {'environment': environment,
             'sweep': kernel_sweep.sweep(problems, names, _REPETITIONS.value, _TUNING_FILE.value)}
   bandwidth = kernel_timing.copy_bandwidth()
+  if _LIMITS.value:
+    return {'environment': environment, 'copy_bytes_per_second': bandwidth,
+            'limits': kernel_limits.measure(problems, names, _REPETITIONS.value, bandwidth)}
   ours = [name for name in names if name in kernel_columns.COLUMNS]
   programs = dict(kernel_programs.compiled(
       ((problem, name), functools.partial(kernel_columns.COLUMNS[name].lowered, problem))

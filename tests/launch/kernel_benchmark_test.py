@@ -19,9 +19,12 @@ class KernelsTest(parameterized.TestCase):
       ('--tokens=16x2', "--tokens: '16x2' is not a number, of positive integers"),
       ('--tokens=-1', "--tokens: '-1' is not a number"),
       ('--columns=w5a8', 'no column w5a8; there are bf16'),
-      ('--sweep=bf16', 'no column bf16; there are w8a8, w4a8'))
+      ('--sweep=bf16', 'no column bf16; there are w8a8, w4a8'),
+      ('--limits --columns=reading', 'no column reading; there are w8a8, w4a8'),
+      ('--limits --sweep=w4a8', '--limits are those of configurations that are in use'),
+      ('--limits --rows=a.json --plot=a.svg', '--plot and --rows are of measurements, not'))
   def test_flags(self, flag, message):
-    finished = launching.run('benchmark', 'kernels', flag)
+    finished = launching.run('benchmark', 'kernels', *flag.split())
     self.assertEqual(finished.code, 2, finished)
     self.assertStartsWith(finished.error, message)
     self.assertLen(finished.error.splitlines(), 1)
