@@ -118,7 +118,6 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
 
     first, ends = lax.axis_index('token'), [ref[0] for ref in known_refs]
     values, vectors = read(first), [functools.partial(load, ref) for ref in vector_refs]
-    loaded = []
     if held:  # of the scale the inverse, so that nothing is divided for each token; else it is made, for the same codes
       loaded = [1 / load(ref) if name == 'scale' else load(ref) for name, ref in zip(names, vector_refs)]
       vectors = [lambda vector=vector: vector for vector in loaded[: len(names) - shared]]
@@ -131,8 +130,8 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
       for addend, total_gmem in zip(others, total_gmems):
         values = narrow(widen(values) + widen(addend), x.dtype)
         total_gmem[token] = values
-      if at_once and before.norm and (loaded or ends):  # which come behind a mean
-        values = token_loads.together(values, [*loaded, *ends], places, first, tokens)
+      if at_once and before.norm:  # behind whose mean they come
+        values = token_loads.together(values, [*loaded, *ends], places, first)
       values = preceding.apply(
           (values, *others) if before.gate else values, before._replace(**dict(zip(names, vectors))),
           lambda values, block: token_transform.rotated(values, places, block, *scratch),
@@ -140,7 +139,7 @@ def _call(operands: dict, *, bits, symmetric, fixed, group_size, packed):
           lambda values, power: token_arithmetic.total(values, power, places, next(of_means)) / features,
           lambda values: token_arithmetic.logistic(values, places.layout()),
           lambda values, scale: values * (scale if held else 1 / scale))
-      wide = token_arithmetic.widened(values, behind)
+      wide = widen(values)  # a transform, which may move them, has done that
       if static is not None:
         codes, bias = token_codes.static(wide, bits, *ends)
         numbers = ()

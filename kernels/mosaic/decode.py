@@ -91,7 +91,7 @@ def matmul(
     def start_first(groups):
       """Starts the copies of the first turns of warpgroups."""
       # A compiler that knows how many makes the addresses of all in front of the first copy.
-      @pl.loop(0, threads.unknown(first, lax.axis_index('outputs'), outputs // config.outputs))
+      @pl.loop(0, threads.unknown(first, lax.axis_index('outputs')))
       def _(turn):
         for i in groups:
           if steps >= first * lanes:

@@ -94,17 +94,18 @@ def store(values, out, smem, fold: int, gated: bool, n, m) -> None:
     gated: whether there was a gate.
     n, m: first output and first token.
   """
-  splat, coded, wide = plgpu.Layout.WG_SPLAT, values.dtype == jnp.int8, jnp.dtype(values.dtype).itemsize > 2
-  references = [out, smem] if coded else [out]
-  # For fewer tokens, and for the few outputs that a block of two runs has, a transpose takes more than it saves.
-  numbers = _store_numbers if wide or fold > 1 or out.shape[0] < _TRANSPOSED else _store_pairs
+  splat, wide = plgpu.Layout.WG_SPLAT, jnp.dtype(values.dtype).itemsize > 2
+  references, emit = [out], _store_pairs
+  if values.dtype == jnp.int8:
+    references, emit = [out, smem], _store_codes
+  elif wide or fold > 1 or out.shape[0] < _TRANSPOSED:
+    emit = _store_numbers  # a transpose takes more than it saves for few tokens, or outputs, as blocks of two runs have
 
   @plgpu.inline_mgpu(arg_types=(layout(fold, gated), *[plgpu.RefType()] * len(references), splat, splat))
   def write(ctx, array, *rest):
     del ctx
     *references, n, m = rest
-    part = _Part.of(fold, gated, n.registers.item(), m.registers.item())
-    (_store_codes if coded else numbers)(array, part, *references)
+    emit(array, _Part.of(fold, gated, n.registers.item(), m.registers.item()), *references)
 
   write(values, *references, n, m)
 

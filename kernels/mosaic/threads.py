@@ -21,14 +21,20 @@ def constant(value: int):
   return mgpu.c(value - (1 << 32) if value >> 31 > 0 else value, i32())
 
 
+def zero(number):
+  """A word of zeros that is none to a compiler, which knows bits of a sum, but not that a product of neighbors is even.
+
+  So it cannot do without what the word masks, or a loop whose count it belongs to.
+  """
+  return arith.andi(arith.muli(number, arith.addi(number, constant(1))), constant(1))
+
+
 def held(value: int):
   """The same in a register. To a compiler it is no constant, which it would move into a register before each use.
 
-  A product, since a compiler knows bits of a sum, and then splits operations of three operands.
+  A product, since a sum, of which it knows bits, splits operations of three operands.
   """
-  thread = utils.thread_idx()
-  even = arith.muli(thread, arith.addi(thread, constant(1)))
-  return arith.muli(constant(value), arith.addi(constant(1), arith.andi(even, constant(1))))
+  return arith.muli(constant(value), arith.addi(constant(1), zero(utils.thread_idx())))
 
 
 def number():
@@ -83,24 +89,14 @@ def multiply_add_pairs(word, factor: int, addend: int):
       i32(), [word, constant(factor), constant(addend)], 'fma.rn.bf16x2 $0, $1, $2, $3;', '=r,r,r,r')
 
 
-def nothing(index, end: int):
-  """A word of zeros, for an index below `end`, which no compiler knows: what it masks has to be there."""
-  return arith.shrsi(arith.subi(constant(end - 1), _hidden(index)), constant(31))
-
-
-def unknown(count: int, index, end: int):
-  """The scalar `count`, for an index below `end`, which no compiler knows: it leaves a loop as it is."""
+def unknown(count: int, index):
+  """The scalar `count`, for any index, which a compiler does not know: it leaves a loop as it is."""
   splat = plgpu.Layout.WG_SPLAT
 
   @plgpu.inline_mgpu(arg_types=(splat,), return_type=plgpu.ShapeDtypeStruct((), jnp.int32, layout=splat))
   def find(ctx, index):
     del ctx
-    beyond = arith.subi(_hidden(index.registers.item()), constant(end))
-    return mgpu.FragmentedArray.splat(arith.maxsi(constant(count), beyond), (), is_signed=True)
+    found = arith.muli(constant(count), arith.addi(constant(1), zero(index.registers.item())))
+    return mgpu.FragmentedArray.splat(found, (), is_signed=True)
 
   return find(index)
-
-
-def _hidden(index):
-  """An index of a block of threads, of whose range a compiler learns nothing; an assembler knows of none."""
-  return utils.llvm.inline_asm(i32(), [index], 'mov.b32 $0, $1;', '=r,r')

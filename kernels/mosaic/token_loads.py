@@ -71,7 +71,7 @@ def fetch(token) -> None:
   start(token)
 
 
-def together(values, others, places: token_registers.Places, token, tokens: int):
+def together(values, others, places: token_registers.Places, token):
   """The same values, of which no thread has one before it has the others, too.
 
   A compiler moves loads behind a reduction, in front of what needs them, and memory is waited for twice. Here it cannot
@@ -81,8 +81,7 @@ def together(values, others, places: token_registers.Places, token, tokens: int)
     values: [K] of 16 or 32 bits that were loaded.
     others: float32 [K], and scalars, that were loaded.
     places: where the features lie.
-    token: that of the block, an index.
-    tokens: more than any index.
+    token: the index of the block's.
 
   Returns:
     [K], the values.
@@ -95,7 +94,7 @@ def together(values, others, places: token_registers.Places, token, tokens: int)
   def tie(ctx, array, *rest):
     del ctx
     *others, token = rest
-    nothing = threads.nothing(token.registers.item(), tokens)
+    nothing = threads.zero(token.registers.item())
     # A number of each load, of 16 bytes.
     numbers = [threads.element(register, i) if other.shape else register
                for other in others for register in other.registers.flat

@@ -21,8 +21,20 @@ PARTS = {'nothing': ((*_WEIGHTS, *_ACTIVATIONS), True), 'activations': (_WEIGHTS
          'weights, products': (_ACTIVATIONS, False)}
 
 
-def measure(shapes: Sequence[kernel_columns.Problem], names: Sequence[str], repetitions: int, bandwidth: float):
-  """Measures every part of every problem, prints a table, and returns a row for each problem and column."""
+def measure(
+    shapes: Sequence[kernel_columns.Problem], names: Sequence[str], repetitions: int, bandwidth: float,
+) -> list[dict[str, Any]]:  # pyformat: disable
+  """Measures every problem without each part, and prints a table in microseconds.
+
+  Args:
+    shapes: the problems.
+    names: columns of `kernel_columns.TUNED`.
+    repetitions: of which the median counts.
+    bandwidth: bytes a second of a copy.
+
+  Returns:
+    A row for each problem and column: by part the seconds or the error, and the seconds of a copy of the bytes.
+  """
   cases = list(itertools.product(shapes, names))
   programs = dict(kernel_programs.compiled(
       ((problem, name, part), functools.partial(_lowered, kernel_columns.COLUMNS[name], problem, part))

@@ -50,7 +50,7 @@ _INT8_PEAK = 1979e12
 
 def run() -> dict:
   """Measures every column at every size and number of tokens, or takes what was measured, and plots it if asked to."""
-  _check_plot()
+  _check_flags()
   result = kernel_roofline.read(pathlib.Path(_ROWS.value)) if _ROWS.value else _measured()
   if _PLOT.value:
     names = _known(_COLUMNS.value, kernel_roofline.columns(result))
@@ -58,8 +58,8 @@ def run() -> dict:
   return result
 
 
-def _check_plot() -> None:
-  """Refuses, before anything is measured, what could not be plotted afterwards."""
+def _check_flags() -> None:
+  """Refuses, before anything is measured, flags of two things at once, and what could not be plotted afterwards."""
   if (_SWEEP.value or _LIMITS.value) and (_PLOT.value or _ROWS.value):
     raise errors.UserError('--plot and --rows are of measurements, not of a --sweep or of --limits')
   if _SWEEP.value and _LIMITS.value:

@@ -44,7 +44,7 @@ def _interpreted(config, detect_races=False):
   stack = contextlib.ExitStack()
   for context in (tuning.forced(lambda _: config), mock.patch.object(configs, 'CORES', 2),
                   mock.patch.object(results, 'store', _store),
-                  mock.patch.object(threads, 'unknown', lambda count, index, end: count),
+                  mock.patch.object(threads, 'unknown', lambda count, index: count),
                   mock.patch.object(results, '_halves', lambda values, fold: gates.halves(values, axis=0)),
                   mock.patch.object(token_arithmetic, 'logistic', lambda values, layout: jax.lax.logistic(values)),
                   interpreting.kernels(detect_races)):
