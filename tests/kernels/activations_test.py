@@ -16,6 +16,7 @@ from kernels.mosaic import activations as mosaic
 from kernels.mosaic import configs
 from kernels.mosaic import token_arithmetic
 from kernels.mosaic import token_codes
+from kernels.mosaic import token_loads
 from kernels.mosaic import token_registers
 from kernels.mosaic import token_transform
 from jaxquant.numerics import formats
@@ -25,6 +26,10 @@ from tests import gpus
 from tests import poisoning
 from tests import interpreting
 
+_COMBINED = {  # what the kernels' instructions make of arrays, extremes of any type in float32
+    'sum': jnp.sum, 'min': lambda array: jnp.min(array).astype(jnp.float32),
+    'max': lambda array: jnp.max(array).astype(jnp.float32),
+    'magnitude': lambda array: jnp.max(jnp.abs(array)).astype(jnp.float32)}
 _DEFAULTS = dict(bits=8, symmetric=True, before=kernels.Before(), static=None, group_size=None, packed=False)
 
 
@@ -124,22 +129,23 @@ class InterpretTest(activation_cases.LikeXlaCases):
   def quantize(self, x, options):
     known = mock.patch.multiple(
         token_registers, grouped=lambda codes, places, group_size: codes.reshape(-1, group_size),
-        pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)), fetch=lambda token: None,
-        half=lambda token, places, index: gates.halves(token[...])[index],
+        pack=lambda codes, places: activations.pack(codes.astype(jnp.int8)),
         keep=lambda values, places, ref: ref.__setitem__(..., values), kept=lambda places, ref: ref[...])
+    loads = mock.patch.multiple(
+        token_loads, fetch=lambda token: None, together=lambda values, others, places, token: values,
+        half=lambda token, places, index: gates.halves(token[...])[index])
     transform = mock.patch.object(
         token_transform, 'rotated', lambda x, places, block, *scratch: before.rotated(x, block))
     alone = mock.patch.multiple(
         token_arithmetic, narrow=lambda values, dtype, places: values.astype(dtype),
+        widened=lambda values, places: values.astype(jnp.float32),
         logistic=lambda values, layout: jax.lax.logistic(values),
         total=lambda values, power, *_: jnp.sum(values**power),
-        combined=lambda arrays, kinds, *_: [
-            jnp.sum(array) if kind == 'sum' else getattr(jnp, kind)(array).astype(jnp.float32)
-            for array, kind in zip(arrays, kinds)])
+        combined=lambda arrays, kinds, *_: [_COMBINED[kind](array) for array, kind in zip(arrays, kinds)])
     # Else XLA, which fuses them into what is stored and into the sums, may round a code once one way and once another.
     once = mock.patch.object(
         token_codes, '_rounded', lambda values: jax.lax.optimization_barrier(values.view(jnp.int32)))
-    with known, transform, alone, once, interpreting.kernels():
+    with known, loads, transform, alone, once, interpreting.kernels():
       result = activations.QuantizedActivations(*_lowered(x, options))
     static = options.get('static')
     return result if static is None else result._replace(scale=static.scale, offset=static.offset)
