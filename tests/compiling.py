@@ -1,11 +1,13 @@
 """How tests have XLA compile: fast, since most of their time goes into that, and their programs run for a moment.
 
-Without LLVM's optimizations, and by the emitters of loops that XLA had before it lowered every fusion through MLIR,
-whose passes took more than half the time of a compilation. What does not know the second option ignores it.
+Without LLVM's optimizations, in one piece, since there are no cores left for others, and by the emitters of loops that
+XLA had before it lowered every fusion through MLIR, whose passes took more than half the time of a compilation. What
+does not know the last option ignores it.
 """
 
 UNOPTIMIZED = '--xla_backend_optimization_level=0'  # by the emitters that users have
-FAST = f'{UNOPTIMIZED} --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters'
+FAST = (f'{UNOPTIMIZED} --xla_cpu_parallel_codegen_split_count=1 '
+        '--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters')
 
 
 def on_devices(count: int) -> str:

@@ -30,6 +30,7 @@ def pytest_configure(config):
   if config.option.markexpr == 'not gpu':
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     os.environ.setdefault('XLA_FLAGS', compiling.FAST)
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # NumPy's threads would only wait, and take time for it
     # Set by the first process, whose folder goes last.
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{_SCRATCH}/programs')
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxquant import errors
@@ -16,10 +17,12 @@ from jaxquant.numerics import formats
 from jaxquant.numerics import quantizers
 from jaxquant.numerics import trees
 from jaxquant.report import tables
-from jaxquant.transforms import round_to_nearest
+from jaxquant.transforms import grids
 
 MODES = ('none', 'static', 'dynamic')
 
+# One program a shape of kernels; operation by operation, they took a fourth of what a small comparison takes.
+_quantized = jax.jit(quantizers.WeightQuantizer.quantized)
 _NAME = re.compile('W([2-8]|16)A(?:(16)|([2-8]) (static|dynamic))')
 
 
@@ -106,8 +109,10 @@ def rewrite(
   params = trees.without(params, 'kernel_quantizer')
   if precision.weights < 16:
     linears = trees.matching(weight_pattern, trees.linears(params))
-    grid = quantizers.WeightQuantizer(formats.IntFormat(precision.weights), group_size=group_size)
-    params, _, _ = round_to_nearest.round_linears(params, linears, grid)
+    weight = quantizers.WeightQuantizer(formats.IntFormat(precision.weights), group_size=group_size)
+    for path in linears:
+      kernel = _quantized(grids.grid(params, path, weight), trees.get(params, path)['kernel'])
+      params = grids.put_kernel(params, path, kernel)
   return params
 
 

@@ -92,8 +92,13 @@ def check_finite(tree: Any) -> None:
   # One array at a time: dozens of collectives under way can lock up devices that are threads of a CPU of few cores.
   floats = {k: v for k, v in arrays(tree).items()
             if jnp.issubdtype(v.dtype, jnp.floating) and not isinstance(v, jax.core.Tracer)}
-  if bad := [path for path, v in floats.items() if not jnp.all(jnp.isfinite(v))]:
+  if bad := [path for path, v in floats.items() if not _finite(v)]:
     raise errors.NonFiniteError(f'non-finite values in {", ".join(bad)}')
+
+
+@jax.jit
+def _finite(array):
+  return jnp.all(jnp.isfinite(array))
 
 
 def size(tree: Any) -> int:
