@@ -13,12 +13,17 @@ from jaxquant.numerics import quantizers
 from jaxquant.transforms import recipes
 from tests import model_directories
 
+_rounded = {}  # the trees of `quantized`, each made once
+
 
 def quantized(folder: pathlib.Path, weights: str = 'uint4', group_size: int | None = 16, *, family: str = 'llama',
               activations: str | None = None, pattern: str = r'layers/.*', **changes):
-  """Writes a model of `family` to `folder`: (its source, its tree rounded to the nearest codes)."""
+  """Writes a model of `family` to `folder`: (its source, its tree rounded to the nearest codes, not to be changed)."""
   opened = source.DirectorySource(model_directories.write(folder, family, **changes))
-  return opened, rounded(opened.config, opened, weights, group_size, activations, pattern)
+  made = family, repr(changes), weights, group_size, activations, pattern
+  if made not in _rounded:
+    _rounded[made] = rounded(opened.config, opened, weights, group_size, activations, pattern)
+  return opened, _rounded[made]
 
 
 def rounded(model: model_config.TransformerConfig, params, weights: str, group_size: int | None = 16,

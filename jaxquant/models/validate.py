@@ -1,5 +1,7 @@
 """Does a tree fit a model? Compared by path and logical shape before the first apply: Linen's own check is off."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +22,11 @@ _NODES = {'quantizer': quantizers.INPUT_QUANTIZERS, 'hadamard': hadamard.Hadamar
 
 def abstract_params(config: model_config.TransformerConfig):
   """Shapes and dtypes of the model's float tree, as `jax.ShapeDtypeStruct`s."""
+  return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # a tree of the caller's own
+
+
+@functools.cache
+def _abstract_params(config):
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   return jax.eval_shape(staging.make(config).init, jax.random.key(0), ids)['params']
 
