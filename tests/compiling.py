@@ -1,8 +1,8 @@
 """How tests have XLA compile: fast, since most of their time goes into that, and their programs run for a moment.
 
-Without LLVM's optimizations, in one piece, since there are no cores left for others, and by the emitters of loops that
-XLA had before it lowered every fusion through MLIR, whose passes took more than half the time of a compilation. What
-does not know the last option ignores it.
+Without LLVM's optimizations; a program in one piece, since no core is left that could compile others beside it; and by
+the emitters of loops that XLA had before it lowered every fusion through MLIR, whose passes took more than half the
+time of a compilation. What does not know the last option ignores it.
 """
 
 UNOPTIMIZED = '--xla_backend_optimization_level=0'  # by the emitters that users have

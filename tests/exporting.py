@@ -13,7 +13,7 @@ from jaxquant.numerics import quantizers
 from jaxquant.transforms import recipes
 from tests import model_directories
 
-_rounded = {}  # the trees of `quantized`, each made once
+_trees = {}  # what `quantized` has made, by its arguments
 
 
 def quantized(folder: pathlib.Path, weights: str = 'uint4', group_size: int | None = 16, *, family: str = 'llama',
@@ -21,9 +21,9 @@ def quantized(folder: pathlib.Path, weights: str = 'uint4', group_size: int | No
   """Writes a model of `family` to `folder`: (its source, its tree rounded to the nearest codes, not to be changed)."""
   opened = source.DirectorySource(model_directories.write(folder, family, **changes))
   made = family, repr(changes), weights, group_size, activations, pattern
-  if made not in _rounded:
-    _rounded[made] = rounded(opened.config, opened, weights, group_size, activations, pattern)
-  return opened, _rounded[made]
+  if made not in _trees:
+    _trees[made] = rounded(opened.config, opened, weights, group_size, activations, pattern)
+  return opened, _trees[made]
 
 
 def rounded(model: model_config.TransformerConfig, params, weights: str, group_size: int | None = 16,
