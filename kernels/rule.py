@@ -23,34 +23,29 @@ def configuration(problem: problems.Problem):
 
 def _few(problem: problems.Problem):
   """Few tokens: enough blocks for every multiprocessor, and as much memory in flight as is worth it."""
-  wide = problem.layout is layouts.Layout.INT4_WIDE
+  wide, plain = problem.layout is layouts.Layout.INT4_WIDE, _plain(problem)
   blocks = math.ceil(problem.outputs / configs.Decode.tile_n)
-  integers = problem.layout in (layouts.Layout.INT4, layouts.Layout.ROWS)
   # Up to 16 tokens, or 32 where their registers hold no scales of groups, warps multiply them at once.
   most = 16 if problem.scaled is not None or wide or problem.layout is layouts.Layout.ROWS else 32
-  # To unpack plain codes twice costs little; that of others limits long sums, which the blocks of a cluster share.
-  twice = integers and not problem.two_level or problem.inputs <= _FEW_INPUTS
+  if found := _cluster(problem, blocks, most):
+    return found
+  # To read and unpack the same weights twice costs two blocks less than a cluster's exchange of sums where these are
+  # short. What takes more to unpack limits long ones.
+  twice = plain or problem.layout is layouts.Layout.ROWS or problem.inputs <= _FEW_INPUTS
   halved = most < problem.tokens <= _FEW and 2 * blocks <= configs.CORES and twice
   # As few as are there: copies of rows beyond the last take time.
   tile_m = min(_FEW, configs.whole_tile(problem.tokens))
   if halved:
-    # Two blocks read and unpack the same weights, which costs less than a cluster's exchange of sums.
     tile_m, blocks = configs.whole_tile(math.ceil(problem.tokens / 2)), 2 * blocks
   config = configs.Decode(tile_m, warpgroups=2)
   found = None
   if blocks > configs.CORES:
     found = _one_wave(problem, config) or _beside(problem, config, blocks)
   elif 2 * blocks <= configs.CORES and tile_m <= most and problem.scaled != 32:
-    # One warpgroup that has all steps in flight needs no others' sums.
-    alone = problem.layout is layouts.Layout.INT4 and problem.scaled is None and problem.inputs <= _ALONE
-    # dINT's tables change with the group, and with fewer inputs a block less often. So do the scales of products with
-    # plain activations, of which warps multiply up to 8 tokens faster.
-    cluster = problem.scaled is not None and problem.inputs > _FEW_INPUTS and (
-        problem.layout is layouts.Layout.DINT4 or wide and tile_m > 8)
-    way = dict(split=2) if cluster else dict(fold=2)
+    found = _folded(problem, config)
+  elif halved and plain:
     found = _deepest(
-        problem, dataclasses.replace(config, warpgroups=1 if alone else 2, shared=True, **way), _long(problem),
-        range(2, 5 if alone else 3))
+        problem, dataclasses.replace(config, warpgroups=4, shared=True, copying=False), (256,), range(2, 4))
   if found is not None:
     return found
   # Long steps: what a step costs beside its bytes is then paid less often.
@@ -66,6 +61,46 @@ def _few(problem: problems.Problem):
     if found is not None:
       return found
   raise NotImplementedError(f'no configuration of a product of {problem.tokens} tokens fits shared memory')
+
+
+def _plain(problem: problems.Problem) -> bool:
+  """Whether weights are codes of 4 bits with a scale an output, which take least to unpack."""
+  return problem.layout is layouts.Layout.INT4 and problem.scaled is None and not problem.two_level
+
+
+def _cluster(problem: problems.Problem, blocks: int, most: int) -> configs.Decode | None:
+  """17 to 64 tokens by two blocks that have half of the inputs each, where that leaves few multiprocessors without one.
+
+  Each weight is read and unpacked once, and multiplied by all tokens, which takes an instruction of a warpgroup no
+  longer than half of them.
+  """
+  dint = problem.layout is layouts.Layout.DINT4
+  short = problem.inputs <= _ALONE and (_plain(problem) or problem.tokens <= most)
+  if (not dint and problem.layout is not layouts.Layout.INT4 or problem.tokens <= 16 or short
+      or not configs.CORES // 4 < blocks <= configs.CORES // 2):
+    return None
+  config = configs.Decode(
+      configs.whole_tile(problem.tokens), warpgroups=2, split=2, shared=True, copying=dint)
+  long = _deepest(problem, config, (512,), range(2, 3))
+  if dint:
+    return long
+  shorter = _deepest(problem, config, (256,), range(2, 5))
+  return shorter or long if _plain(problem) and problem.tokens > 32 else long or shorter
+
+
+def _folded(problem: problems.Problem, config: configs.Decode) -> configs.Decode | None:
+  """Tokens that warps multiply, by two runs of the inputs, in the rows of a block or in two blocks."""
+  wide = problem.layout is layouts.Layout.INT4_WIDE
+  # One warpgroup that has all steps in flight needs no others' sums, and nobody who copies.
+  alone = problem.layout is layouts.Layout.INT4 and problem.scaled is None and problem.inputs <= _ALONE
+  # dINT's tables change with the group, and with fewer inputs a block less often. So do the scales of products with
+  # plain activations, of which warps multiply up to 8 tokens faster.
+  cluster = problem.scaled is not None and problem.inputs > _FEW_INPUTS and (
+      problem.layout is layouts.Layout.DINT4 or wide and config.tile_m > 8)
+  way = dict(split=2) if cluster else dict(fold=2)
+  return _deepest(
+      problem, dataclasses.replace(config, warpgroups=1 if alone else 2, shared=True, copying=not alone, **way),
+      _long(problem), range(2, 5 if alone else 3))
 
 
 def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Decode | configs.Prefill | None:

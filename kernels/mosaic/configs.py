@@ -33,6 +33,11 @@ def whole_tile(tokens: int) -> int:
   return math.ceil(tokens / part) * part
 
 
+def whole_row(tokens: int) -> int:
+  """Of so many tokens' 32-bit numbers, what a row in shared memory has: copies land on multiples of 128 bytes."""
+  return math.ceil(tokens / 32) * 32
+
+
 def chunks(tokens: int) -> int:
   """Parts of a tile's results that are on their way to memory at once: one of few tokens, so that more stages fit."""
   return 1 if tokens <= 64 else 2
@@ -53,7 +58,7 @@ def _scales(outputs: int, tokens: int, groups: float, two_level: bool) -> int:
   That is a multiplier for each output, or scales, offsets or zero points, and row sums.
   """
   of = lambda numbers: math.ceil(4 * numbers * groups / 1024) * 1024
-  return of(outputs) if two_level else 2 * of(outputs) + of(max(32, tokens))
+  return of(outputs) if two_level else 2 * of(outputs) + of(whole_row(tokens))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,14 +153,20 @@ class Decode:
     """Tiles of sums that others read: of a block's warpgroups, of its first one only where it is folded."""
     return self.warpgroups - (self.fold == 1)
 
+  @property
+  def shares(self) -> int:
+    """Blocks of a cluster that finish equal shares of the tokens, whole eights of them."""
+    return math.gcd(self.tile_m // 8, self.split)
+
   def shared_memory(self, layout: layouts.Layout, group: int | None = None, two_level: bool = False) -> int:
     """Bytes of shared memory for weights of a layout with scales, or multipliers, for each `group` inputs."""
     step = (self.fold * self.tile_m * _of_token(layout) + self.tile_n // _per_byte(layout)) * self.tile_k
     steps = self.stages * self.warpgroups
     scales = _scales(
-        self.tile_n, self.fold * max(32, self.tile_m), steps * self.tile_k / group if group else 0, two_level)
+        self.tile_n, self.fold * whole_row(self.tile_m), steps * self.tile_k / group if group else 0, two_level)
     partial = 4 * self.tile_n * self.tile_m
-    return steps * step + scales + partial * (max(1, self.partial_sums) + self.split - 1)
+    others = (self.split - 1) * partial // self.shares
+    return steps * step + scales + partial * max(1, self.partial_sums) + others
 
 
 _KINDS = {'prefill': Prefill, 'decode': Decode}

@@ -3,9 +3,9 @@
 Computes y^T = W x^T for 64 outputs a block of threads, or 128, or 32. The inputs are dealt out in steps to the
 warpgroups of a block and, where the blocks are too few to keep the memory busy, to the `split` blocks of a cluster, or
 to `fold` runs in the rows of the block. Each warpgroup sums its own steps from its own stages, which one more copies
-for all, or each for itself. The first warpgroup of a block adds up the block's sums, that of the first block the
-cluster's, which is exact in any order for integers; it stores results from its registers, codes by way of shared
-memory.
+for all, or each for itself. The first warpgroup of a block adds up the block's sums. Blocks of a cluster then have a
+share of its tokens each, of which the others send them theirs. Either is exact in any order for integers. Results are
+stored from registers, codes by way of shared memory.
 """
 
 import functools
@@ -18,6 +18,8 @@ import jax.numpy as jnp
 
 from kernels import behind as behind_lib
 from kernels import static_ranges
+from kernels.mosaic import cluster_sums
+from kernels.mosaic import clusters
 from kernels.mosaic import configs
 from kernels.mosaic import epilogue
 from kernels.mosaic import partial_sums
@@ -56,7 +58,7 @@ def matmul(
       x, w, groups, layout, config.tile_k, unpacking, config.fold, config.of_warps(layout))
   warpgroups, stages, fold = config.warpgroups, config.stages, config.fold
   steps, lanes = product.steps, warpgroups * config.split
-  chunk = epilogue.Chunk(config.outputs, config.tile_m, 1, True)
+  chunk = epilogue.Chunk(config.outputs, config.tile_m // config.shares, 1, True)
   shape = config.tile_n, config.tile_m
   vectors, of_tokens = terms.vectors(), terms.of_tokens()
   ends, out_type = static_ranges.ends(behind.static), out_dtype if behind.static is None else jnp.int8
@@ -68,12 +70,14 @@ def matmul(
     """Barriers, or None without arrivals: each that is made delays the first copy."""
     return plgpu.Barrier(num_arrivals=int(arrivals), num_barriers=count) if arrivals else None
 
-  def kernel(*refs, smems, tokens_smem, sums_smem, full, free, summed, scales, blocks_smem, gathered):
+  def kernel(*refs, smems, tokens_smem, sums_smem, full, free, summed, scales, mail):
     gmems, refs = refs[: len(product.arrays)], refs[len(product.arrays) :]
     vector_refs, refs = refs[: len(vectors)], refs[len(vectors) :]
     end_refs, (out_gmem,) = refs[: len(ends)], refs[len(ends) :]
     group, block = lax.axis_index('group'), lax.axis_index('split') if config.split > 1 else 0
     n, m = lax.axis_index('outputs') * config.outputs, lax.axis_index('tokens') * config.tile_m
+    if config.split > 1:
+      clusters.expect(mail)
 
     def turns(lane):
       """Steps of a warpgroup: every `lanes`-th one."""
@@ -138,10 +142,13 @@ def matmul(
       if of_tokens:
         plgpu.barrier_wait(scales)
       found = {index: tokens_smem.at[i] for i, index in enumerate(of_tokens)}
-      loaded = epilogue.load(terms, [found.get(i, ref) for i, ref in enumerate(vector_refs)], chunk, n, 0,
+      mine = lax.rem(block, config.shares) * chunk.tokens if config.shares > 1 else 0
+      loaded = epilogue.load(terms, [found.get(i, ref) for i, ref in enumerate(vector_refs)], chunk, n, mine,
                              partial_sums.layout(fold))
       held = product.held(gmems, n, config.tile_n)
       known = [ref[0] for ref in end_refs]
+      if config.split > 1:
+        pl.when(group == 0)(clusters.meet)
 
       def arrive(turn):
         plgpu.barrier_wait(full.at[found := slot(turn, group)])
@@ -175,20 +182,17 @@ def matmul(
         if config.partial_sums:
           plgpu.barrier_wait(summed)
           total = partial_sums.add_up(sums, sums_smem, fold, config.partial_sums)
-        if config.split > 1:
-          pl.when(block > 0)(lambda: plgpu.async_store_smem(
-              total, blocks_smem.at[block - 1], gathered, cluster_idx=0, cluster_dim='split', optimized=False))
 
-        @pl.when(block == 0)
-        def _():
-          whole = total
-          if config.split > 1:
-            plgpu.barrier_wait(gathered)
-            for other in range(config.split - 1):
-              whole += tiles.load(blocks_smem.at[other], plgpu.Layout.WGMMA, optimized=False)
-          scaled = epilogue.apply(whole, loaded, chunk, 0)
+        def finish(sums):
+          scaled = epilogue.apply(sums, loaded, chunk, 0)
           result = results.finished(scaled, behind, known, fold, out_dtype)
-          results.store(result, out_gmem, sums_smem, fold, bool(behind.gate), behind.outputs(n), m)
+          results.store(result, out_gmem, sums_smem, fold, bool(behind.gate), behind.outputs(n), m + mine)
+
+        if config.split == 1:
+          finish(total)
+          return
+        share = cluster_sums.exchange(total, mail, block, config.shares)
+        pl.when(block < config.shares)(lambda: finish(share()))
 
     if config.copying:
       lax.cond(group == warpgroups, copy, compute)
@@ -200,14 +204,13 @@ def matmul(
       out_type=jax.ShapeDtypeStruct((tokens, behind.outputs(outputs)), out_type),
       scratch_types=dict(
           smems=product.buffers(stages * warpgroups, *shape),
-          tokens_smem=plgpu.SMEM((max(1, len(of_tokens)), max(32, config.tile_m)), jnp.float32),
+          tokens_smem=plgpu.SMEM((max(1, len(of_tokens)), configs.whole_row(config.tile_m)), jnp.float32),
           sums_smem=partial_sums.buffer(config.partial_sums, config.tile_n * config.tile_m, product.dtype),
           full=plgpu.Barrier(num_arrivals=product.copies, num_barriers=stages * warpgroups),
           free=barrier(config.copying and more, stages * warpgroups),
           summed=barrier(config.partial_sums),
           scales=barrier(len(of_tokens)),
-          blocks_smem=plgpu.SMEM((config.split - 1, *shape), product.dtype) if config.split > 1 else None,
-          gathered=barrier(config.split - 1)),
+          mail=cluster_sums.mailbox(config.split, config.shares, shape, product.dtype) if config.split > 1 else None),
       grid=(outputs // config.outputs, pl.cdiv(tokens, config.tile_m)), grid_names=('outputs', 'tokens'),
       num_threads=warpgroups + config.copying, thread_name='group', compiler_params=tiles.PARAMS,
       kernel_name=f'decode_{outputs}x{x.shape[1]}',

@@ -29,6 +29,7 @@ from kernels.mosaic import attention_operands
 from kernels.mosaic import attention_parts
 from kernels.mosaic import cache_codes
 from kernels.mosaic import cache_numbers
+from kernels.mosaic import clusters
 from kernels.mosaic import column_numbers
 from kernels.mosaic import configs
 from kernels.mosaic import tiles
@@ -79,13 +80,15 @@ def attend(qkv, cache, positions, angles, *, window: int | None, behind=behind_l
     angle_gmems, refs = refs[: len(angles or ())], refs[len(angles or ()) :]
     end_refs, refs = refs[: len(ends)], refs[len(ends) :]
     held_gmems, (out_gmem, *refs) = refs[: len(held)], refs[len(held) :]
-    tiles_smem, queries_smem, weights_smem, full, scales_smem, numbers_smem, codes_smem, others, *of_cluster = refs
+    tiles_smem, queries_smem, weights_smem, full, scales_smem, numbers_smem, codes_smem, others, mail = refs
     other_smem, other_stored = others
     row, head, block = lax.axis_index('row'), lax.axis_index('head'), lax.axis_index('part') if split > 1 else 0
     group = lax.axis_index('group') if groups > 1 else 0
     rank, position = block * groups + group, positions_gmem[row]
     if groups > 1:
       queries_smem, weights_smem = queries_smem.at[group], weights_smem.at[group]
+    if split > 1:
+      clusters.expect(mail)
     memory = lambda index: numbers_smem.at[group * _REDUCTIONS + index]
     place = lambda item: group * stages + lax.rem(item, stages)
 
@@ -188,20 +191,16 @@ def attend(qkv, cache, positions, angles, *, window: int | None, behind=behind_l
       whole = sums
       if groups > 1:
         plgpu.barrier_wait(other_stored)
-        whole = attention_parts.joined(sums, attention_parts.load(other_smem.at[0]))
+        whole = attention_parts.joined(sums, attention_parts.load(other_smem))
       if split > 1:
-        parts_smem, sent = of_cluster
-        send = lambda array, ref: plgpu.async_store_smem(
-            array, ref, sent, cluster_idx=0, cluster_dim='part', optimized=False)
-        pl.when(block > 0)(lambda: attention_parts.store(whole, parts_smem.at[block - 1], send))
+        clusters.meet()
+        pl.when(block > 0)(lambda: attention_parts.send(whole, mail, block - 1, 0))
 
       @pl.when(block == 0)
       def _():
         found = whole
         if split > 1:
-          plgpu.barrier_wait(sent)
-          received = (attention_parts.load(parts_smem.at[i]) for i in range(split - 1))
-          found = functools.reduce(attention_parts.joined, received, whole)
+          found = functools.reduce(attention_parts.joined, attention_parts.received(mail, whole), whole)
         mixed, _, total = found
         mixed /= total
         for i in range(sharing):
@@ -212,7 +211,7 @@ def attend(qkv, cache, positions, angles, *, window: int | None, behind=behind_l
     if groups > 1:
       @pl.when(group > 0)
       def _():
-        attention_parts.store(sums, other_smem.at[0], cache_numbers.store)
+        attention_parts.store(sums, other_smem)
         plgpu.barrier_arrive(other_stored)
 
     pl.when(group == 0)(finish)
@@ -227,9 +226,8 @@ def attend(qkv, cache, positions, angles, *, window: int | None, behind=behind_l
       plgpu.SMEM((groups * stages if cache.quantized else 1, tile), jnp.float32),
       column_numbers.memory(groups * _REDUCTIONS),
       None if behind.static is None else plgpu.SMEM((dim,), jnp.int8),
-      [attention_parts.memory(1, dim, _COLUMNS), plgpu.Barrier()] if groups > 1 else [None, None]]
-  if split > 1:
-    scratch += [attention_parts.memory(split - 1, dim, _COLUMNS), plgpu.Barrier(num_arrivals=3 * (split - 1))]
+      [attention_parts.memory(dim, _COLUMNS), plgpu.Barrier()] if groups > 1 else [None, None],
+      attention_parts.mailbox(split - 1, dim, _COLUMNS) if split > 1 else None]
   call = pl.kernel(
       lambda *refs: pl.run_scoped(
           functools.partial(kernel, *refs), *scratch, **dict(collective_axes='group') if groups > 1 else {}),

@@ -45,7 +45,8 @@ def publish(sums, buffer) -> None:
     thread = threads.number()
     for block, pair in enumerate(array.registers.reshape(-1, 2)):  # by 8 columns and half of the rows
       numbers = [threads.element(register, i) for register in pair for i in range(2)]
-      vector.store(vector.from_elements(_vector(array), numbers), buffer, [_place(thread, block)])
+      vector.store(vector.from_elements(_vector(array), numbers), buffer,
+                   [threads.index(threads.quad(thread, block))])
 
   write(sums, buffer)
 
@@ -77,7 +78,7 @@ def add_up(sums, buffer, fold: int, count: int):
       found = [] if fold > 1 else [[threads.element(register, i) for register in pair for i in range(2)]]
       for source in range(count):
         for run in range(fold):
-          index = _place(arith.addi(first, threads.constant(run * of_run)), block)
+          index = threads.index(threads.quad(arith.addi(first, threads.constant(run * of_run)), block))
           row = arith.constant(ir.IndexType.get(), source)
           loaded = vector.load(_vector(array), buffer, [row, index])
           found.append([threads.element(loaded, i) for i in range(4)])
@@ -141,10 +142,5 @@ def of_runs(vectors, shape):
   return choose(*vectors)
 
 
-def _place(thread, block: int):
-  """Where a thread's four numbers of a block of 8 columns are: side by side, as those of neighbors."""
-  return threads.index(arith.muli(arith.addi(thread, threads.constant(block * threads.WARPGROUP)), threads.constant(4)))
-
-
 def _vector(array):
-  return ir.VectorType.get((4,), array.mlir_dtype)
+  return ir.VectorType.get((threads.QUAD,), array.mlir_dtype)

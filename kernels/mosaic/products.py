@@ -7,13 +7,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from kernels import layouts
+from kernels.mosaic import configs
 from kernels.mosaic import factors
 from kernels.mosaic import partial_sums
 from kernels.mosaic import registers
 from kernels.mosaic import tiles
 
-# Copies land on multiples of 128 bytes.
-_LEAST = 32
 # Of a row of operands of a matrix instruction, one of which is in registers.
 _LEAST_BYTES = 64
 
@@ -80,7 +79,7 @@ class Product:
                         None if self.packed else columns)]
     for array in rest:
       parts = self._parts_of(array)
-      shape = (self.fold, parts, max(tokens, _LEAST)) if self._of_tokens(array) else (parts, outputs)
+      shape = (self.fold, parts, configs.whole_row(tokens)) if self._of_tokens(array) else (parts, outputs)
       found.append(plgpu.SMEM((stages, *shape), array.dtype))
     return found
 

@@ -9,6 +9,8 @@ from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
 LANES, WARPS, WARPGROUP = 32, 4, 128
+# Numbers of 32 bits that a thread stores, sends or loads at once.
+QUAD = 4
 
 
 def i32():
@@ -40,6 +42,11 @@ def held(value: int):
 def number():
   """The number of a thread in its warpgroup, a word."""
   return arith.remui(utils.thread_idx(), constant(WARPGROUP))
+
+
+def quad(thread, which: int):
+  """Where four numbers of a thread of a warpgroup lie, a word: side by side, and those of its neighbors beside them."""
+  return arith.muli(arith.addi(thread, constant(which * WARPGROUP)), constant(QUAD))
 
 
 def index(word):

@@ -28,7 +28,7 @@ _MOST_SUMS = 64 * 256 * 2
 # Of few tokens: `split`, `fold`, `shared`, `copying` and `tile_n`.
 _BLOCKS = ((1, 1, False, True, 64), (1, 1, True, True, 64), (1, 1, True, False, 64), (1, 2, False, True, 64),
            (1, 2, True, True, 64), (1, 2, True, False, 64), (2, 1, False, True, 64), (2, 1, True, True, 64),
-           (4, 1, False, True, 64), (1, 1, True, True, 128), (1, 1, True, False, 128))
+           (2, 1, True, False, 64), (4, 1, False, True, 64), (1, 1, True, True, 128), (1, 1, True, False, 128))
 
 
 def sweep(shapes, names, repetitions: int, file: str | None) -> list[dict[str, Any]]:

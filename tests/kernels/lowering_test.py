@@ -48,7 +48,8 @@ class LoweringTest(parameterized.TestCase):
       configs.Decode(64, 128, 2, 1, shared=True), configs.Decode(8, 256, 4, 2, fold=2, shared=True),
       configs.Decode(16, 128, 2, 1, fold=2), configs.Decode(16, 256, 2, 2, shared=True, copying=False),
       configs.Decode(8, 256, 2, 2, shared=True, tile_n=128), configs.Decode(24, 256, 2, 2, fold=2, shared=True),
-      configs.Decode(48, 128, 2, 2), configs.Prefill(64, 48, 256, 3))
+      configs.Decode(48, 128, 2, 2), configs.Decode(48, 128, 2, 2, 2, shared=True, copying=False),
+      configs.Decode(64, 128, 2, 1, 8), configs.Prefill(64, 48, 256, 3))
   def test_configurations_that_a_sweep_tries(self, config):
     tokens, outputs = config.tile_m * 2, 1536
     with tuning.forced(lambda _: config):

@@ -19,15 +19,17 @@ from tests import product_cases
 _DECODE = [
     configs.Decode(tile_m=tile_m, tile_k=tile_k, stages=2, warpgroups=warpgroups, split=split)
     for tile_m, tile_k, warpgroups, split in (
-        (8, 256, 4, 1), (8, 128, 4, 4), (16, 256, 2, 2), (32, 256, 1, 8), (64, 128, 2, 1), (64, 256, 1, 2))
+        (8, 256, 4, 1), (8, 128, 4, 4), (16, 256, 2, 2), (32, 256, 1, 8), (48, 128, 2, 2), (64, 128, 2, 1),
+        (64, 256, 1, 2))
 ] + [
     configs.Decode(tile_m, tile_k, 2, warpgroups, fold=fold, shared=shared)
     for tile_m, tile_k, warpgroups, fold, shared in (
         (8, 256, 1, 1, True), (16, 128, 4, 2, True), (8, 128, 1, 2, False), (16, 256, 2, 2, True),
         (24, 256, 2, 2, True), (32, 256, 2, 2, True), (48, 256, 2, 1, True))
 ] + [
-    configs.Decode(tile_m, tile_k, 2, warpgroups, fold=fold, shared=True, copying=False)
-    for tile_m, tile_k, warpgroups, fold in ((8, 256, 1, 1), (16, 128, 2, 2), (64, 128, 4, 1))
+    configs.Decode(tile_m, tile_k, 2, warpgroups, split, fold=fold, shared=True, copying=False)
+    for tile_m, tile_k, warpgroups, split, fold in (
+        (8, 256, 1, 1, 1), (16, 128, 2, 1, 2), (64, 128, 4, 1, 1), (64, 256, 2, 2, 1))
 ] + [
     configs.Decode(tile_m, tile_k, 2, warpgroups, split, shared=True, tile_n=128)
     for tile_m, tile_k, warpgroups, split in ((8, 256, 1, 1), (16, 128, 2, 2), (16, 256, 3, 1))]
@@ -97,6 +99,25 @@ class MosaicTest(product_cases.TilingCases, integer_weight_cases.IntegerWeightCa
       got = self.run_problem(coded | unit, (8, 4), layout=layout)
     want = plain['x_codes'].astype(np.int64) @ plain['w_codes']
     np.testing.assert_array_equal(got, want.astype(np.float32))
+
+  @parameterized.product(
+      config=[config for config in _DECODE if config.split > 1], groups=[1, 8], offsets=['none', 'both, per token'])
+  def test_blocks_of_a_cluster_scale_their_own_tokens(self, config, groups, offsets):
+    layout, shape = kernels.Layout.INT4, (70, 1024, 384)
+    config = self._fitting(config, layout, shape)
+    arguments = product_cases.problem(bits=(8, 4), groups=(1, groups), offsets=offsets, bias=True, shape=shape)
+    with tuning.forced(lambda _: config):
+      self.check(arguments, (8, 4), layout=layout, out_dtype=jnp.bfloat16)
+
+  @parameterized.product(
+      config=[configs.Decode(48, 128, 3, 2), configs.Prefill(64, 48, 128, 3), configs.Prefill(64, 112, 128, 3)],
+      groups=[1, 8])
+  def test_numbers_of_tokens_land_where_copies_may(self, config, groups):
+    """Rows of which are no multiple of 128 bytes."""
+    arguments = product_cases.problem(
+        bits=(8, 4), groups=(1, groups), offsets='both, per token', bias=True, shape=(130, 1024, 384))
+    with tuning.forced(lambda _: config):
+      self.check(arguments, (8, 4), layout=kernels.Layout.INT4)
 
   @parameterized.parameters((1, 512, 2), (16, 256, 2), (40, 512, 1))
   def test_the_last_step_may_go_beyond_the_inputs(self, tokens, tile_k, fold):
