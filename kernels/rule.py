@@ -29,8 +29,8 @@ def _few(problem: problems.Problem):
   most = 16 if problem.scaled is not None or wide or problem.layout is layouts.Layout.ROWS else 32
   if found := _cluster(problem, blocks, most):
     return found
-  # To read and unpack the same weights twice costs two blocks less than a cluster's exchange of sums where these are
-  # short. What takes more to unpack limits long ones.
+  # To read and unpack the same weights twice costs two blocks less than a cluster's exchange of short sums. What takes
+  # more to unpack limits long ones; others that are long come here where blocks are too few for a cluster.
   twice = plain or problem.layout is layouts.Layout.ROWS or problem.inputs <= _FEW_INPUTS
   halved = most < problem.tokens <= _FEW and 2 * blocks <= configs.CORES and twice
   # As few as are there: copies of rows beyond the last take time.
@@ -69,10 +69,10 @@ def _plain(problem: problems.Problem) -> bool:
 
 
 def _cluster(problem: problems.Problem, blocks: int, most: int) -> configs.Decode | None:
-  """17 to 64 tokens by two blocks that have half of the inputs each, where that leaves few multiprocessors without one.
+  """17 to 64 tokens by two blocks that have half of the inputs each, or None where others are faster, or none fits.
 
   Each weight is read and unpacked once, and multiplied by all tokens, which takes an instruction of a warpgroup no
-  longer than half of them.
+  longer than half of them. Of single blocks there have to be enough for a fourth of the multiprocessors, at most half.
   """
   dint = problem.layout is layouts.Layout.DINT4
   short = problem.inputs <= _ALONE and (_plain(problem) or problem.tokens <= most)
@@ -81,11 +81,11 @@ def _cluster(problem: problems.Problem, blocks: int, most: int) -> configs.Decod
     return None
   config = configs.Decode(
       configs.whole_tile(problem.tokens), warpgroups=2, split=2, shared=True, copying=dint)
+  if _plain(problem) and problem.tokens > 32:
+    return _deepest(problem, config, (256,), range(2, 5))
   long = _deepest(problem, config, (512,), range(2, 3))
-  if dint:
-    return long
-  shorter = _deepest(problem, config, (256,), range(2, 5))
-  return shorter or long if _plain(problem) and problem.tokens > 32 else long or shorter
+  # dINT's groups take less time by long steps of one warpgroup.
+  return long if dint or long is not None else _deepest(problem, config, (256,), range(2, 5))
 
 
 def _folded(problem: problems.Problem, config: configs.Decode) -> configs.Decode | None:

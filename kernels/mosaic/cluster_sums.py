@@ -20,7 +20,7 @@ def mailbox(blocks: int, shares: int, shape: tuple[int, int], dtype) -> clusters
 
 
 def exchange(sums, mail: clusters.Mailbox, block, shares: int):
-  """Sends shares of a block's sums to the blocks that finish them, and waits for what it gets.
+  """Sends shares of a block's sums to the blocks that finish them.
 
   Args:
     sums: int32 or float32 [rows, tokens] in the layout of an accumulator.
@@ -29,7 +29,8 @@ def exchange(sums, mail: clusters.Mailbox, block, shares: int):
     shares: the first blocks of the cluster, which have equal shares of the tokens, whole eights of them, in order.
 
   Returns:
-    A function for blocks that have a share, of no arguments: the cluster's sums of it, [rows, tokens / shares].
+    A function of no arguments, for blocks that have a share: waits, and returns the cluster's sums of it, [rows, tokens
+    / shares].
   """
   parts = _parts(sums, shares)
   for i, part in enumerate(parts):

@@ -12,6 +12,8 @@ CORES = 132
 SHARED_MEMORY = 232_448 - 2048
 # Bytes that a multiprocessor has for its blocks, each of which takes some beside its own.
 _OF_MULTIPROCESSOR, _OF_BLOCK = 233_472, 1024 + 2048
+# And beside what others of its cluster send: what waits for it, in a buffer of a whole kilobyte.
+_OF_BLOCK_IN_CLUSTER = 1024
 # Registers of a multiprocessor for each of the 128 threads of a warpgroup, and blocks of threads that it has some for.
 REGISTERS, MOST_BLOCKS = 65_536 // 128, 4
 # Tokens of a tile up to which instructions of single warps take less time than those of warpgroups, by two runs of the
@@ -165,7 +167,7 @@ class Decode:
     scales = _scales(
         self.tile_n, self.fold * whole_row(self.tile_m), steps * self.tile_k / group if group else 0, two_level)
     partial = 4 * self.tile_n * self.tile_m
-    others = (self.split - 1) * partial // self.shares
+    others = (self.split - 1) * partial // self.shares + _OF_BLOCK_IN_CLUSTER * (self.split > 1)
     return steps * step + scales + partial * max(1, self.partial_sums) + others
 
 

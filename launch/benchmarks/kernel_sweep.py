@@ -89,7 +89,7 @@ def candidates(problem: problems.Problem) -> list[Any]:
     # The longest two steps: shorter ones have won nothing.
     longest = [size for size in _STEPS if problem.inputs % size == 0][-2:] or _STEPS[:1]
     for tile_m, tile_k, stages, warpgroups, (split, fold, shared, copying, tile_n), f8 in itertools.product(
-        sorted(few), longest, (2, 3, 4), (1, 2, 3), _BLOCKS, float8):
+        sorted(few), longest, (2, 3, 4), (1, 2, 3, 4), _BLOCKS, float8):
       found.append(configs.Decode(tile_m, tile_k, stages, warpgroups, split, f8, fold, shared, copying, tile_n))
   most, chosen = problem.most_tokens, rule.configuration(problem).tile_m
   # Tiles of one wave or few, whole powers of two, and those beside the rule's.

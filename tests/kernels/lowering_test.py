@@ -55,6 +55,11 @@ class LoweringTest(parameterized.TestCase):
     with tuning.forced(lambda _: config):
       self.assertIn('mosaic_gpu', _lower(_arguments(tokens, outputs, 1024, kernels.Layout.INT4)))
 
+  def test_a_cluster_leaves_room_for_what_waits_for_its_sums(self):
+    layout = kernels.Layout.ROWS
+    arguments = _arguments(64, 5120, 13_824, layout, groups=108, w_offset=True, bias=True)
+    self.assertIn('mosaic_gpu', _lower(arguments, layout=layout))
+
   def test_plain_activations_with_a_result_of_32_bits(self):
     case = next(case for case in kernel_cases.every() if case.name.startswith('W4A16'))
     call = functools.partial(weight_only.lowered, layout=kernels.Layout.INT4_WIDE, w_bits=4, out_dtype=jnp.float32)

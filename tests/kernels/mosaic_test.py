@@ -111,11 +111,11 @@ class MosaicTest(product_cases.TilingCases, integer_weight_cases.IntegerWeightCa
 
   @parameterized.product(
       config=[configs.Decode(48, 128, 3, 2), configs.Prefill(64, 48, 128, 3), configs.Prefill(64, 112, 128, 3)],
-      groups=[1, 8])
-  def test_numbers_of_tokens_land_where_copies_may(self, config, groups):
+      groups=[1, 8], tokens=[40, 130])
+  def test_numbers_of_tokens_land_where_copies_may(self, config, groups, tokens):
     """Rows of which are no multiple of 128 bytes."""
     arguments = product_cases.problem(
-        bits=(8, 4), groups=(1, groups), offsets='both, per token', bias=True, shape=(130, 1024, 384))
+        bits=(8, 4), groups=(1, groups), offsets='both, per token', bias=True, shape=(tokens, 1024, 384))
     with tuning.forced(lambda _: config):
       self.check(arguments, (8, 4), layout=kernels.Layout.INT4)
 
