@@ -2,7 +2,7 @@
 
 A block says itself how many bytes it expects, before any come, and who sends has nothing to say: an arrival at another
 block's barrier waits until all that its thread has stored is seen there, which takes longer than the numbers do.
-They lie as the threads have them, 16 bytes of each side by side, so that none meets another in a bank of memory.
+They lie as the threads have them (`thread_memory`).
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from jax.extend.mlir.dialects import arith
 from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
+from kernels.mosaic import thread_memory
 from kernels.mosaic import threads
 
 
@@ -81,11 +82,11 @@ def send(array, letter, barrier, block) -> None:
     there = lambda address: _ptx(
         'mapa.shared::cluster.u32 $0, $1, $2;', [address, block.registers.item()], threads.i32())
     place, barrier = there(_address(letter)), there(_address(barrier))
-    words = [utils.bitcast(threads.element(pair, i), threads.i32()) for pair in array.registers.flat for i in range(2)]
-    for quad in range(len(words) // threads.QUAD):
-      address = arith.addi(place, arith.muli(threads.quad(threads.number(), quad), threads.constant(4)))
+    words = [utils.bitcast(number, threads.i32()) for number in threads.elements(array.registers.flat)]
+    for first in range(0, len(words), thread_memory.QUAD):
+      offset = arith.muli(thread_memory.place(threads.number(), first, thread_memory.QUAD), threads.constant(4))
       _ptx('st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [$0], {$1, $2, $3, $4}, [$5];',
-           [address, *words[quad * threads.QUAD : (quad + 1) * threads.QUAD], barrier])
+           [arith.addi(place, offset), *words[first : first + thread_memory.QUAD], barrier])
 
   run(array, letter, barrier, jnp.int32(block))
 
@@ -114,12 +115,10 @@ def load(letter, like):
       return_type=plgpu.ShapeDtypeStruct(like.shape, like.dtype, layout=layout))
   def run(ctx, letter, like):
     del ctx
-    of = lambda size: ir.VectorType.get((size,), like.mlir_dtype)
-    registers, numbers = like.registers.copy(), []
-    for quad in range(2 * registers.size // threads.QUAD):
-      loaded = vector.load(of(threads.QUAD), letter, [threads.index(threads.quad(threads.number(), quad))])
-      numbers += [threads.element(loaded, i) for i in range(threads.QUAD)]
-    registers.flat = [vector.from_elements(of(2), numbers[i : i + 2]) for i in range(0, len(numbers), 2)]
+    registers, pair = like.registers.copy(), ir.VectorType.get((2,), like.mlir_dtype)
+    numbers = [number for first in range(0, 2 * registers.size, thread_memory.QUAD)
+               for number in thread_memory.load(letter, threads.number(), first, thread_memory.QUAD)]
+    registers.flat = [vector.from_elements(pair, numbers[i : i + 2]) for i in range(0, len(numbers), 2)]
     return mgpu.FragmentedArray(_registers=registers, _layout=like.layout, _is_signed=like.is_signed)
 
   return run(letter, like)

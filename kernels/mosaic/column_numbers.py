@@ -41,7 +41,7 @@ def over_rows(array, kind: str, scratch):
       return_type=plgpu.ShapeDtypeStruct((COLUMNS,), jnp.float32, layout=_OF_COLUMNS))
   def reduce(ctx, array, scratch):
     del ctx
-    pairs = [[threads.element(register, i) for i in range(2)] for register in array.registers.flat]
+    pairs = [threads.elements([register]) for register in array.registers.flat]
     found = _of_warpgroup([functools.reduce(_KINDS[kind], column) for column in zip(*pairs)], kind, scratch)
     layout = _OF_COLUMNS.to_mgpu()
     registers = mgpu.FragmentedArray.splat(mgpu.c(0.0, ir.F32Type.get()), (COLUMNS,), layout).registers.copy()

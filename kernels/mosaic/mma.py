@@ -73,7 +73,7 @@ def multiply(sums, weights, x, first: int, fold: int):
       for tile, block in itertools.product(range(len(operands)), blocks):
         words = [utils.bitcast(register, threads.i32()) for register in operands[tile, 2 * i : 2 * i + 2].flat]
         pair = results[i % len(results)][tile, block]
-        before = [threads.element(register, j) for register in pair for j in range(2)]
+        before = threads.elements(pair)
         after = instruction(dtype, words + loaded[block][2 * half : 2 * half + 2], before)
         pair[:] = [vector.from_elements(pair[0].type, numbers) for numbers in (after[:2], after[2:])]
     return [mgpu.FragmentedArray(

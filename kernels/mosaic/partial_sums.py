@@ -15,6 +15,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 from jax.extend.mlir.dialects import vector
 
+from kernels.mosaic import thread_memory
 from kernels.mosaic import threads
 
 
@@ -42,11 +43,8 @@ def publish(sums, buffer) -> None:
   @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA, plgpu.RefType()))
   def write(ctx, array, buffer):
     del ctx
-    thread = threads.number()
-    for block, pair in enumerate(array.registers.reshape(-1, 2)):  # by 8 columns and half of the rows
-      numbers = [threads.element(register, i) for register in pair for i in range(2)]
-      vector.store(vector.from_elements(_vector(array), numbers), buffer,
-                   [threads.index(threads.quad(thread, block))])
+    # By 8 columns and half of the rows, pairs.
+    thread_memory.store(threads.elements(array.registers.flat), thread_memory.QUAD, buffer, threads.number())
 
   write(sums, buffer)
 
@@ -56,7 +54,7 @@ def add_up(sums, buffer, fold: int, count: int):
 
   Args:
     sums: this warpgroup's, as above.
-    buffer: shared memory of at least `count` warpgroups' sums, [..., rows * tokens].
+    buffer: shared memory of at least `count` sums of others, of warpgroups or blocks, [..., rows * tokens].
     fold: runs of inputs; of more than one, this warpgroup's own sums are in the buffer, too.
     count: how many are there.
   """
@@ -75,13 +73,11 @@ def add_up(sums, buffer, fold: int, count: int):
     own = array.registers.reshape(-1, 2)
     results = []
     for block, pair in enumerate(own):
-      found = [] if fold > 1 else [[threads.element(register, i) for register in pair for i in range(2)]]
+      found = [] if fold > 1 else [threads.elements(pair)]
       for source in range(count):
         for run in range(fold):
-          index = threads.index(threads.quad(arith.addi(first, threads.constant(run * of_run)), block))
-          row = arith.constant(ir.IndexType.get(), source)
-          loaded = vector.load(_vector(array), buffer, [row, index])
-          found.append([threads.element(loaded, i) for i in range(4)])
+          other, row = arith.addi(first, threads.constant(run * of_run)), arith.constant(ir.IndexType.get(), source)
+          found.append(thread_memory.load(buffer, other, thread_memory.QUAD * block, thread_memory.QUAD, row))
       numbers = functools.reduce(lambda a, b: [add(*pair) for pair in zip(a, b)], found)
       kind = ir.VectorType.get((2,), array.mlir_dtype)
       results += [vector.from_elements(kind, numbers[:2]), vector.from_elements(kind, numbers[2:])]
@@ -140,7 +136,3 @@ def of_runs(vectors, shape):
     return mgpu.FragmentedArray(_registers=registers, _layout=layout.to_mgpu(), _is_signed=first.is_signed)
 
   return choose(*vectors)
-
-
-def _vector(array):
-  return ir.VectorType.get((threads.QUAD,), array.mlir_dtype)

@@ -9,8 +9,6 @@ from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
 LANES, WARPS, WARPGROUP = 32, 4, 128
-# Numbers of 32 bits that a thread stores, sends or loads at once.
-QUAD = 4
 
 
 def i32():
@@ -44,11 +42,6 @@ def number():
   return arith.remui(utils.thread_idx(), constant(WARPGROUP))
 
 
-def quad(thread, which: int):
-  """Where four numbers of a thread of a warpgroup lie, a word: side by side, and those of its neighbors beside them."""
-  return arith.muli(arith.addi(thread, constant(which * WARPGROUP)), constant(QUAD))
-
-
 def index(word):
   """A word as an index into memory."""
   return arith.index_cast(ir.IndexType.get(), word)
@@ -57,6 +50,11 @@ def index(word):
 def element(register, place: int):
   """An element of a vector."""
   return vector.extract(register, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([place]))
+
+
+def elements(registers):
+  """All elements of vectors, one after another."""
+  return [element(register, i) for register in registers for i in range(ir.VectorType(register.type).shape[0])]
 
 
 def each(registers):

@@ -119,8 +119,7 @@ def total(values, power: int, places: token_registers.Places, scratch):
   def add(ctx, array, scratch):
     del ctx
     # A sum for each load, since they are added up at the same time.
-    sums = [_sum_of_powers([threads.element(register, i) for i in range(places.width)], power)
-            for register in array.registers.flat]
+    sums = [_sum_of_powers(threads.elements([register]), power) for register in array.registers.flat]
     number = functools.reduce(arith.addf, sums)
     for distance in (1, 2, 4, 8, 16):
       number = arith.addf(number, utils.shfl_bfly(number, distance))
@@ -172,22 +171,18 @@ def combined(arrays, kinds: tuple[str, ...], places: token_registers.Places, scr
 def _of_thread(array, kind, places):
   """A word of a thread: its sum, or the bits of its extreme as an integer of the same order."""
   if kind == 'sum':
-    return functools.reduce(
-        arith.addi, [threads.element(register, i) for register in array.registers.flat for i in range(places.width)])
+    return functools.reduce(arith.addi, threads.elements(array.registers.flat))
   registers = list(array.registers.flat)
   wide = functools.partial(_asm, f'{_EXTREMES[kind]}.f32')
   if array.mlir_dtype == ir.F32Type.get():
     vectors = functools.reduce(
-        lambda a, b: [wide(*pair) for pair in zip(a, b)],
-        [[threads.element(register, i) for i in range(places.width)] for register in registers])
+        lambda a, b: [wide(*pair) for pair in zip(a, b)], [threads.elements([register]) for register in registers])
     number = functools.reduce(wide, vectors)
   else:
     name = 'bf16x2' if array.mlir_dtype == ir.BF16Type.get() else 'f16x2'
     words = ir.VectorType.get((places.width // 2,), threads.i32())
     split = [utils.bitcast(register, words) for register in registers]
-    packed = functools.reduce(
-        functools.partial(_asm, f'{_EXTREMES[kind]}.{name}'),
-        [threads.element(register, i) for register in split for i in range(places.width // 2)])
+    packed = functools.reduce(functools.partial(_asm, f'{_EXTREMES[kind]}.{name}'), threads.elements(split))
     pair = utils.bitcast(packed, ir.VectorType.get((2,), array.mlir_dtype))
     number = wide(*(arith.extf(ir.F32Type.get(), threads.element(pair, i)) for i in range(2)))
   bits = utils.bitcast(number, threads.i32())

@@ -11,6 +11,7 @@ from jax.extend.mlir.dialects import arith
 from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
+from kernels.mosaic import thread_memory
 from kernels.mosaic import threads
 
 
@@ -86,8 +87,7 @@ def keep(values, places: Places, scratch) -> None:
   @plgpu.inline_mgpu(arg_types=(places.layout(), plgpu.RefType()))
   def store(ctx, array, scratch):
     del ctx
-    numbers = [threads.element(register, i) for register in array.registers.flat for i in range(places.width)]
-    store_numbers(numbers, at_once(places.width), scratch, threads.number())
+    thread_memory.store(threads.elements(array.registers.flat), at_once(places.width), scratch, threads.number())
 
   store(values, scratch)
 
@@ -105,7 +105,7 @@ def kept(places: Places, scratch):
     registers, thread = zeros.registers.copy(), threads.number()
     size, width = at_once(places.width), places.width
     numbers = [number for first in range(0, registers.size * width, size)
-               for number in load_numbers(scratch, thread, first, size)]
+               for number in thread_memory.load(scratch, thread, first, size)]
     registers.flat = [vector.from_elements(register.type, numbers[i * width : (i + 1) * width])
                       for i, register in enumerate(registers.flat)]
     return mgpu.FragmentedArray(_registers=registers, _layout=zeros.layout, _is_signed=None)
@@ -116,29 +116,6 @@ def kept(places: Places, scratch):
 def at_once(width: int) -> int:
   """Numbers of float32 that a thread moves at once."""
   return min(4, width)
-
-
-def store_numbers(numbers, size: int, scratch, thread) -> None:
-  """Writes the float32 numbers of a thread to shared memory, so many at a time, those of threads side by side."""
-  for first in range(0, len(numbers), size):
-    vector.store(vector.from_elements(_words(size), numbers[first : first + size]), scratch,
-                 [_index(thread, first, size)])
-
-
-def load_numbers(scratch, thread, first: int, size: int):
-  """`size` numbers from a thread's number `first` on, that `store_numbers` has written."""
-  loaded = vector.load(_words(size), scratch, [_index(thread, first, size)])
-  return [threads.element(loaded, element) for element in range(size)]
-
-
-def _words(count: int):
-  return ir.VectorType.get((count,), ir.F32Type.get())
-
-
-def _index(thread, first: int, size: int):
-  """Where a thread's numbers from `first` on lie."""
-  return threads.index(arith.addi(
-      arith.muli(thread, threads.constant(size)), threads.constant(first * threads.WARPGROUP)))
 
 
 def grouped(codes, places: Places, group_size: int):

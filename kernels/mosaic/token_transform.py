@@ -20,6 +20,7 @@ from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
 
 from kernels.mosaic import mma
+from kernels.mosaic import thread_memory
 from kernels.mosaic import threads
 from kernels.mosaic import token_arithmetic
 from kernels.mosaic import token_registers
@@ -79,7 +80,7 @@ def _transformed(tiles, places, block: int, terms: int, scratch=None):
     numbers = numbers if distance < _TILE else _sums(numbers, distance)
   if scratch is not None:
     size = token_registers.at_once(width)
-    token_registers.store_numbers(numbers, size, scratch, threads.number())
+    thread_memory.store(numbers, size, scratch, threads.number())
     utils.warpgroup_barrier()
     if places.behind(block) != places:
       numbers = _transposed(len(numbers), size, scratch, distances['thread'], width)
@@ -93,11 +94,10 @@ def _tiles(array, width: int, dtype, terms: int):
   count = -(-array.registers.size * width // _TILE)
   if jnp.dtype(dtype) == jnp.bfloat16:
     pairs = ir.VectorType.get((width // 2,), threads.i32())
-    words = [threads.element(utils.bitcast(register, pairs), i)
-             for register in array.registers.flat for i in range(width // 2)]
+    words = threads.elements(utils.bitcast(register, pairs) for register in array.registers.flat)
     words += [threads.constant(0)] * (count * _TILE // 2 - len(words))
     return [[words[first : first + _TILE // 2]] for first in range(0, len(words), _TILE // 2)]
-  numbers = [threads.element(register, i) for register in array.registers.flat for i in range(width)]
+  numbers = threads.elements(array.registers.flat)
   if jnp.dtype(dtype) != jnp.float32:
     numbers = [arith.extf(ir.F32Type.get(), number) for number in numbers]
   numbers += [_number(0.0)] * (count * _TILE - len(numbers))
@@ -183,7 +183,7 @@ def _transposed(count: int, size: int, scratch, distances, width: int):
   source = arith.addi(lane, arith.muli(warp, threads.constant(width // size * threads.WARPGROUP)))
   result = [None] * count
   for run, place in itertools.product(range(0, count, threads.WARPS * width), range(0, width, size)):
-    loaded = [number for other in range(threads.WARPS) for number in token_registers.load_numbers(
+    loaded = [number for other in range(threads.WARPS) for number in thread_memory.load(
         scratch, arith.addi(source, threads.constant(other * threads.LANES)), run + place, size)]
     for distance in distances:
       loaded = _sums(loaded, distance // threads.LANES * size)
@@ -201,7 +201,7 @@ def _across_warps(numbers, size: int, scratch, distances):
   other = lambda of, distance: arith.xori(of, threads.constant(distance))
   result = []
   for first in range(0, len(numbers), size):
-    read = lambda of_thread, first=first: token_registers.load_numbers(scratch, of_thread, first, size)
+    read = lambda of_thread, first=first: thread_memory.load(scratch, of_thread, first, size)
     mine = combine(numbers[first : first + size], read(other(thread, distances[0])), signs[0])
     if len(distances) > 1:
       far = other(thread, distances[1])

@@ -10,6 +10,7 @@ import numpy as np
 
 from kernels import before
 from kernels.mosaic import mma
+from kernels.mosaic import thread_memory
 from kernels.mosaic import token_arithmetic
 from kernels.mosaic import token_blocks
 from kernels.mosaic import token_registers
@@ -60,7 +61,7 @@ def _load(scratch, thread, first, size):
 def _emulated():
   """What the transform emits, done to arrays."""
   with mock.patch.object(mma, 'instruction', _instruction), mock.patch.object(token_arithmetic, 'rounded', _rounded):
-    with mock.patch.multiple(token_registers, store_numbers=_store, load_numbers=_load):
+    with mock.patch.multiple(thread_memory, store=_store, load=_load):
       with emulation.emulated(token_transform, _number=lambda value: np.full(128, value, np.float32)):
         yield
 
