@@ -46,12 +46,14 @@ def _few(problem: problems.Problem):
   elif halved and plain:
     found = _deepest(
         problem, dataclasses.replace(config, warpgroups=4, shared=True, copying=False), (256,), range(2, 4))
+  elif 2 * blocks > configs.CORES and not halved:
+    found = _apart(problem, config)
   if found is not None:
     return found
   # Long steps: what a step costs beside its bytes is then paid less often.
   tile_k = next((size for size in (512, 256) if problem.inputs % size == 0), 128)
   split = 1
-  while split < 8 and 2 * split * blocks <= configs.CORES * 4 // 3 and problem.inputs // tile_k > 16 * split:
+  while split < 8 and 2 * split * blocks <= configs.CORES and problem.inputs // tile_k > 16 * split:
     split *= 2
   # Long steps of one warpgroup before shorter ones of two: of 64 tokens a tile, 12.4 us and 13.8 for 4096 x 14336.
   for size, warpgroups in itertools.product((tile_k, 256, 128), (2, 1)):
@@ -101,6 +103,23 @@ def _folded(problem: problems.Problem, config: configs.Decode) -> configs.Decode
   return _deepest(
       problem, dataclasses.replace(config, warpgroups=1 if alone else 2, shared=True, copying=not alone, **way),
       _long(problem), range(2, 5 if alone else 3))
+
+
+def _apart(problem: problems.Problem, config: configs.Decode) -> configs.Decode | None:
+  """More than half of the multiprocessors have a block each, which has more in flight for those that have none."""
+  layout, copying = problem.layout, problem.layout is layouts.Layout.DINT4
+  # Small groups were measured with few tokens by plain codes only.
+  few = layout is layouts.Layout.INT4 and problem.scaled == 64 and config.tile_m <= 16
+  if problem.scaled in (32, 64) and not few:
+    return None
+  config = dataclasses.replace(config, shared=not copying, copying=copying)
+  deeper, found = dataclasses.replace(config, warpgroups=3), None
+  if layout is layouts.Layout.INT4_WIDE:
+    found = _deepest(problem, deeper, (512,), range(2, 3))
+  elif _plain(problem) and config.tile_m == 48:
+    found = _deepest(problem, deeper, (256,), range(2, 4))
+  return (found or _deepest(problem, config, (512,), range(2, 4))
+          or _deepest(problem, config, (256,), range(2, 5)))
 
 
 def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Decode | configs.Prefill | None:

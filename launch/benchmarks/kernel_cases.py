@@ -17,6 +17,7 @@ from kernels.mosaic import matmul
 from kernels.mosaic import weight_only
 
 _SIZES = ((4096, 4096), (14336, 4096), (4096, 14336))  # outputs, inputs
+_APART = 5120, 13_824  # more than half of the multiprocessors have a block
 _GATE = 22_016, 4096  # a gate and what it multiplies
 _TOKENS = (1, 16, 64, 256, 8192)
 # Bits of the integers that codes of a layout stand for.
@@ -76,6 +77,10 @@ def every() -> list[Case]:
       *itertools.starmap(_codes, itertools.product(_SIZES[1:], [40], [int4, dint4])),
       *itertools.starmap(_codes, itertools.product([_SIZES[1]], [40], [int4, dint4], [128, 64], [True])),
       *itertools.starmap(_two_level, itertools.product([_SIZES[1]], [40], [128, 64])),
+      *itertools.starmap(_codes, itertools.product([_APART], [few, 40, 64], BITS)),
+      *itertools.starmap(_codes, itertools.product([_APART], [few], [int4, dint4], [128, 64], [True])),
+      *itertools.starmap(_two_level, itertools.product([_APART], [few], [128])),
+      *itertools.starmap(_plain, itertools.product([_APART], [few, 64], [128], [True])),
       # Tiles between few tokens and many, of one warpgroup and of two.
       *itertools.starmap(_codes, itertools.product(_SIZES[:2], [80, 192], [int4, dint4])),
       *itertools.starmap(_codes, itertools.product([small], [128], BITS)),

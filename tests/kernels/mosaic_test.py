@@ -29,7 +29,7 @@ _DECODE = [
 ] + [
     configs.Decode(tile_m, tile_k, 2, warpgroups, split, fold=fold, shared=True, copying=False)
     for tile_m, tile_k, warpgroups, split, fold in (
-        (8, 256, 1, 1, 1), (16, 128, 2, 1, 2), (64, 128, 4, 1, 1), (64, 256, 2, 2, 1))
+        (8, 256, 1, 1, 1), (16, 128, 2, 1, 2), (48, 256, 3, 1, 1), (64, 128, 4, 1, 1), (64, 256, 2, 2, 1))
 ] + [
     configs.Decode(tile_m, tile_k, 2, warpgroups, split, shared=True, tile_n=128)
     for tile_m, tile_k, warpgroups, split in ((8, 256, 1, 1), (16, 128, 2, 2), (16, 256, 3, 1))]

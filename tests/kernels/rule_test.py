@@ -19,7 +19,7 @@ _GROUPS = None, 128, 64, 32
 class RuleTest(parameterized.TestCase):
 
   @parameterized.product(
-      size=[(4096, 4096), (4096, 14336), (128, 128), (32000, 11008), (14336, 4096), (6144, 11136)],
+      size=[(4096, 4096), (4096, 14336), (128, 128), (32000, 11008), (14336, 4096), (6144, 11136), (5120, 13824)],
       case=[*itertools.product(_TOKENS, kernel_cases.BITS, _GROUPS, [False]),
             *itertools.product(_TOKENS, [kernels.Layout.INT4], _GROUPS[1:], [True]),
             # XLA multiplies plain activations of more tokens.
@@ -55,6 +55,15 @@ class RuleTest(parameterized.TestCase):
       (64, (14_336, 4096), dict(tile_n=64, tile_m=64, tile_k=512, stages=3), kernels.Layout.DINT4),
       (64, (14_336, 4096), dict(tile_k=256, split=1, copying=False), kernels.Layout.INT4_WIDE),
       (64, (22_016, 4096), dict(tile_k=256, split=1, copying=False)),
+      (1, (5120, 13_824), dict(tile_k=512, stages=3, warpgroups=2, split=1, copying=False)),
+      (16, (5120, 13_824), dict(tile_k=512, stages=3, warpgroups=2, split=1, copying=True), kernels.Layout.DINT4),
+      (16, (5120, 13_824), dict(tile_k=512, stages=2, warpgroups=3, split=1, copying=False), kernels.Layout.INT4_WIDE),
+      (16, (6144, 4096), dict(tile_k=512, stages=3, warpgroups=2, copying=False), kernels.Layout.INT4, 64),
+      (32, (6144, 4096), dict(tile_k=512, stages=2, warpgroups=2, copying=True), kernels.Layout.INT4, 64),
+      (40, (5120, 13_824), dict(tile_k=256, stages=3, warpgroups=3, split=1, copying=False)),
+      (64, (5120, 13_824), dict(tile_k=512, stages=2, warpgroups=2, split=1, copying=False)),
+      (64, (8192, 11_008), dict(tile_k=256, stages=4, warpgroups=2, copying=False), kernels.Layout.INT4, 128),
+      (64, (5120, 13_824), dict(tile_k=256, stages=3, warpgroups=2, split=1, copying=False), kernels.Layout.ROWS),
       (1, (14_336, 4096), dict(tile_n=128, tile_k=512, stages=3, warpgroups=1)),
       (16, (14_336, 4096), dict(tile_n=128, tile_k=512, stages=2, warpgroups=2), kernels.Layout.DINT4),
       (16, (14_336, 4096), dict(tile_n=64, copying=False), kernels.Layout.ROWS),
