@@ -44,8 +44,7 @@ def _few(problem: problems.Problem):
   elif 2 * blocks <= configs.CORES and tile_m <= most and problem.scaled != 32:
     found = _folded(problem, config)
   elif halved and plain:
-    found = _deepest(
-        problem, dataclasses.replace(config, warpgroups=4, shared=True, copying=False), (256,), range(2, 4))
+    found = _deepest(problem, _copying_their_own(config, 4), (256,), range(2, 4))
   elif 2 * blocks > configs.CORES and not halved:
     found = _apart(problem, config)
   if found is not None:
@@ -113,14 +112,14 @@ def _apart(problem: problems.Problem, config: configs.Decode) -> configs.Decode 
   if problem.scaled in (32, 64) and not few:
     return None
   # dINT's warpgroups, which take the longest to unpack a step, would start the next copies late.
-  copying = layout is layouts.Layout.DINT4
-  config = dataclasses.replace(config, shared=not copying, copying=copying)
+  if layout is not layouts.Layout.DINT4:
+    config = _copying_their_own(config, 2)
+  found = None
   # Three gain by 16-bit activations, and by 33 to 48 tokens, of which two have fewer bytes on their way.
-  deeper, found = dataclasses.replace(config, warpgroups=3), None
   if layout is layouts.Layout.INT4_WIDE:
-    found = _deepest(problem, deeper, (512,), range(2, 3))
+    found = _deepest(problem, _copying_their_own(config, 3), (512,), range(2, 3))
   elif _plain(problem) and config.tile_m == 48:
-    found = _deepest(problem, deeper, (256,), range(2, 4))
+    found = _deepest(problem, _copying_their_own(config, 3), (256,), range(2, 4))
   return (found or _deepest(problem, config, (512,), range(2, 4))
           or _deepest(problem, config, (256,), range(2, 5)))
 
@@ -139,6 +138,11 @@ def _one_wave(problem: problems.Problem, config: configs.Decode) -> configs.Deco
       _long(problem), range(2, 4))
 
 
+def _copying_their_own(config: configs.Decode, warpgroups: int) -> configs.Decode:
+  """The same by so many warpgroups, each of which starts its own copies, and which leave registers to other blocks."""
+  return dataclasses.replace(config, warpgroups=warpgroups, shared=True, copying=False)
+
+
 def _long(problem: problems.Problem) -> tuple[int, ...]:
   """Inputs of a step, the best first: scales of many small groups at once take more registers than there are."""
   return (512, 256) if problem.scaled in (None, 128) else (256,)
@@ -151,7 +155,7 @@ def _beside(problem: problems.Problem, config: configs.Decode, blocks: int) -> c
   long = small or not packed and problem.scaled in (None, 128)
   # Of small steps few are enough: more blocks do more than deeper ones.
   return _deepest(
-      problem, dataclasses.replace(config, warpgroups=1, shared=True, copying=False), (512, 256) if long else (256,),
+      problem, _copying_their_own(config, 1), (512, 256) if long else (256,),
       range(2, 4) if small else range(2, 9), min(configs.MOST_BLOCKS, math.ceil(blocks / configs.CORES)))
 
 
